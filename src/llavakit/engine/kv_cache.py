@@ -1,0 +1,113 @@
+"""The key-value cache: allocated once, one row per sequence, position = slot.
+
+No padding exists anywhere: a sequence's token t lives in slot t of its row, whatever its neighbours do.
+Prompts are therefore computed exactly as if alone, and rows of different lengths decode together under a
+mask over the unused slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llavakit.core.config import TextConfig
+
+__all__ = ["DecodeView", "KVCache", "PrefillView"]
+
+
+class KVCache:
+    """Keys and values of every layer.
+
+    Parameters
+    ----------
+    config : TextConfig
+    num_rows : int
+        Sequences that can live side by side.
+    max_len : int
+        Slots of a row.
+
+    Notes
+    -----
+    Memory is reserved, not touched: the operating system commits a page when its first slot is written.
+    """
+
+    def __init__(self, config: TextConfig, *, num_rows: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.num_rows = num_rows
+        self.max_len = max_len
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` slots of one row to another."""
+        for store in (self.keys, self.values):
+            store[:, target, :, :length] = store[:, source, :, :length]
+
+    def gather_rows(self, rows: Tensor, length: int) -> None:
+        """Make row i a copy of row ``rows[i]`` (beam search), ``length`` slots of each."""
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[: len(rows), :, :length] = layer[rows, :, :length]
+
+
+class PrefillView:
+    """Writes a run of tokens of one sequence, and shows it everything up to them."""
+
+    def __init__(self, cache: KVCache, *, row: int, start: int) -> None:
+        self._cache = cache
+        self._row = row
+        self._start = start
+
+    def update(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (1, K, T, E) at slots start..start+T; return slots 0..start+T."""
+        end = self._start + key.shape[2]
+        keys = self._cache.keys[layer_idx, self._row : self._row + 1]
+        values = self._cache.values[layer_idx, self._row : self._row + 1]
+        keys[:, :, self._start : end] = key
+        values[:, :, self._start : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def mask(self, num_tokens: int) -> Tensor | None:
+        """Return the causal mask (T, start + T) of a run that does not begin the sequence; None if it does."""
+        if self._start == 0 or num_tokens == 1:
+            return None
+        device = self._cache.keys.device
+        slots = torch.arange(self._start + num_tokens, device=device)
+        own = torch.arange(self._start, self._start + num_tokens, device=device)
+        return slots <= own[:, None]
+
+
+class DecodeView:
+    """Writes one token of each of the first n rows, at each row's own position."""
+
+    def __init__(self, cache: KVCache, lengths: list[int]) -> None:
+        self._cache = cache
+        self._num_rows = len(lengths)
+        self._max_end = max(lengths) + 1
+        self._rows = torch.arange(len(lengths), device=cache.keys.device)
+        self._slots = torch.tensor(lengths, device=cache.keys.device)
+        self._is_uniform = min(lengths) == max(lengths)
+
+    def update(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (n, K, 1, E); return (n, K, S, E) with S the longest row."""
+        keys = self._cache.keys[layer_idx, : self._num_rows]
+        values = self._cache.values[layer_idx, : self._num_rows]
+        if self._is_uniform:
+            keys[:, :, self._max_end - 1] = key[:, :, 0]
+            values[:, :, self._max_end - 1] = value[:, :, 0]
+        else:
+            keys[self._rows, :, self._slots] = key[:, :, 0]
+            values[self._rows, :, self._slots] = value[:, :, 0]
+        return keys[:, :, : self._max_end], values[:, :, : self._max_end]
+
+    def mask(self) -> Tensor | None:
+        """Return the mask (n, 1, 1, S) that hides unused slots; None when every row is equally long."""
+        if self._is_uniform:
+            return None
+        slots = torch.arange(self._max_end, device=self._slots.device)
+        return (slots <= self._slots[:, None])[:, None, None]
+
+    @property
+    def positions(self) -> Tensor:
+        """Position of the new token of each row, (n, 1)."""
+        return self._slots[:, None]

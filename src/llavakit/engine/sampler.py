@@ -1,0 +1,142 @@
+"""Choosing the next token of one request.
+
+The order is transformers': penalties, temperature, top-k, top-p, min-p. Every request has its own random
+generator, so its tokens do not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llavakit.core.errors import NonFiniteError
+from llavakit.core.types import SamplingParams, TokenLogprob
+
+__all__ = ["Sampler", "apply_penalties", "filter_min_p", "filter_top_k", "filter_top_p"]
+
+
+def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tensor, generated: Sequence[int]) -> Tensor:
+    """Apply repetition and presence penalties to logits or log-probabilities of (V,); the input is left alone.
+
+    The repetition penalty looks at prompt and answer, the presence penalty at the answer only.
+    """
+    generated_ids = torch.tensor(generated, dtype=torch.int64, device=scores.device)
+    if params.repetition_penalty != 1.0:
+        seen_ids = torch.cat((prompt_ids, generated_ids)).unique()
+        seen = scores[seen_ids]
+        penalized = torch.where(seen < 0, seen * params.repetition_penalty, seen / params.repetition_penalty)
+        scores = scores.index_copy(0, seen_ids, penalized)
+    if params.presence_penalty != 0.0 and generated:
+        ids = generated_ids.unique()
+        scores = scores.index_add(0, ids, torch.full(ids.shape, -params.presence_penalty, device=scores.device))
+    return scores
+
+
+def filter_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest logits of (V,), and those equal to the k-th."""
+    k = min(k, logits.shape[-1])
+    return logits.masked_fill(logits < torch.topk(logits, k).values[-1], -torch.inf)
+
+
+def filter_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens of (V,) whose probabilities reach ``p``."""
+    ascending, order = torch.sort(logits)
+    is_tail = ascending.softmax(-1).cumsum(-1) <= 1.0 - p
+    is_tail[-1] = False
+    return logits.masked_fill(is_tail.scatter(0, order, is_tail), -torch.inf)
+
+
+def filter_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens of (V,) with at least ``p`` times the highest probability."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
+
+
+class Sampler:
+    """Sampling state of one request.
+
+    Parameters
+    ----------
+    params : SamplingParams
+    prompt_ids : tensor of shape (T,)
+        Ids of the prompt that count for the repetition penalty.
+    suppressed_ids : tensor of shape (n,), optional
+        Tokens that must never be chosen.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Tensor, *, suppressed_ids: Tensor | None = None) -> None:
+        self._params = params
+        self._suppressed_ids = suppressed_ids
+        self._prompt_ids = prompt_ids
+        self._generated: list[int] = []
+        self._generator: torch.Generator | None = None
+        if not params.is_greedy:
+            self._generator = torch.Generator(device=prompt_ids.device)
+            if params.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(params.seed)
+
+    def choose(self, logits: Tensor) -> tuple[int, TokenLogprob | None]:
+        """Choose a token.
+
+        Parameters
+        ----------
+        logits : float32 tensor of shape (V,)
+
+        Returns
+        -------
+        token_id : int
+        logprob : TokenLogprob or None
+            When asked for: of the model's own distribution, before temperature and filters.
+
+        Raises
+        ------
+        NonFiniteError
+            If the logits hold NaN: weights or input are damaged.
+        """
+        scores = logits
+        if self._suppressed_ids is not None:
+            scores = scores.index_fill(0, self._suppressed_ids, -torch.inf)
+        scores = apply_penalties(scores, self._params, prompt_ids=self._prompt_ids, generated=self._generated)
+        if self._params.is_greedy:
+            token_id = int(scores.argmax())
+        else:
+            probabilities = self._filter(scores / self._params.temperature).softmax(-1)
+            _check_finite(probabilities)
+            token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        if not torch.isfinite(logits[token_id]):
+            _raise_non_finite()
+        self._generated.append(token_id)
+        return token_id, self._report(logits, token_id)
+
+    def _filter(self, scores: Tensor) -> Tensor:
+        if self._params.top_k is not None:
+            scores = filter_top_k(scores, self._params.top_k)
+        if self._params.top_p is not None and self._params.top_p < 1.0:
+            scores = filter_top_p(scores, self._params.top_p)
+        if self._params.min_p is not None:
+            scores = filter_min_p(scores, self._params.min_p)
+        return scores
+
+    def _report(self, logits: Tensor, token_id: int) -> TokenLogprob | None:
+        if self._params.num_top_logprobs is None:
+            return None
+        logprobs = logits.log_softmax(-1)
+        best = torch.topk(logprobs, self._params.num_top_logprobs)
+        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return TokenLogprob(token_id=token_id, logprob=float(logprobs[token_id]), top=top)
+
+
+def _check_finite(probabilities: Tensor) -> None:
+    if not bool(torch.isfinite(probabilities).all()):
+        _raise_non_finite()
+
+
+def _raise_non_finite() -> None:
+    raise NonFiniteError(
+        "the model's output holds NaN or infinity, so no token can be chosen. The weights are damaged or the dtype "
+        "overflows: run `llavakit verify`, or load with dtype='float32'."
+    )

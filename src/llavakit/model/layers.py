@@ -1,0 +1,95 @@
+"""The pieces the towers share: linear layers, RMS norm, rotary positions, attention.
+
+Every step keeps transformers' order of roundings, so that reduced-precision results agree bit for bit
+where the shapes agree (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
+
+
+class Linear(nn.Linear):
+    """``y = x @ weight.T + bias``, allocated without being initialised: a loader fills it.
+
+    float16 on a CPU is widened to float32 for the product: torch has no fast half-precision product
+    there, and float32 accumulation is the more exact of the two.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory untouched; random initial values would cost seconds at real sizes."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, the weight applied after rounding to the input's dtype.
+
+    Source: LLaMA (arXiv 2302.13971); the place of the rounding as in transformers' LlamaRMSNorm.
+    """
+
+    def __init__(self, hidden_size: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; shape and dtype are kept."""
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of rotary positions, computed in float32 for the positions asked for."""
+
+    def __init__(self, head_dim: int, *, rope_theta: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.rope_theta = rope_theta
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, each of shape (B, 1, T, head_dim), for integer positions of shape (B, T)."""
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim
+        inv_freq = 1.0 / (self.rope_theta**exponents)
+        angles = positions[:, None, :, None].float() * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs of ``x`` (B, H, T, E) by the angles of their positions."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos) + (torch.cat((-second, first), dim=-1) * sin)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Scaled dot-product attention.
+
+    Parameters
+    ----------
+    query : tensor of shape (B, H, T, E)
+    key, value : tensors of shape (B, K, S, E)
+        K divides H; groups of query heads share a key head.
+    mask : bool tensor broadcastable to (B, H, T, S), optional
+        True where attention is allowed.
+    is_causal : bool
+        Position t sees keys 0..t; only with T == S and no mask.
+
+    Returns
+    -------
+    tensor of shape (B, T, H * E)
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+    return out.transpose(1, 2).flatten(2)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of GELU: ``x * sigmoid(1.702 x)``."""
+    return x * torch.sigmoid(1.702 * x)
