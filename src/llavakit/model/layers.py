@@ -13,15 +13,38 @@ from torch import Tensor, nn
 __all__ = ["Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
 
 
+# Below this many rows torch's half-precision matrix-vector product runs at memory speed; above it, on a CPU
+# without half-precision arithmetic, its product falls to a quarter of the float32 rate (docs/numerics.md).
+_MAX_HALF_ROWS = 2
+# Weight rows widened at a time: a slice of 256 rows of a 13B layer is 14 MiB in float32 and stays in the cache.
+_WIDEN_ROWS = 256
+
+
 class Linear(nn.Linear):
     """``y = x @ weight.T + bias``, allocated without being initialised: a loader fills it.
 
-    float16 on a CPU is widened to float32 for the product: torch has no fast half-precision product
-    there, and float32 accumulation is the more exact of the two.
+    float16 weights on a CPU are widened slice by slice to float32 for the product of more than a few rows,
+    which is about four times as fast there as torch's half-precision product, and accumulates in float32.
     """
 
     def reset_parameters(self) -> None:
         """Leave the memory untouched; random initial values would cost seconds at real sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features) in the dtype of ``x``."""
+        is_half_on_cpu = self.weight.dtype == torch.float16 and self.weight.device.type == "cpu"
+        if is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features and not torch.is_grad_enabled():
+            return self._forward_widened(x)
+        return F.linear(x, self.weight, self.bias)
+
+    def _forward_widened(self, x: Tensor) -> Tensor:
+        out = x.new_empty((*x.shape[:-1], self.out_features))
+        wide = x.float()
+        for start in range(0, self.out_features, _WIDEN_ROWS):
+            rows = slice(start, start + _WIDEN_ROWS)
+            bias = None if self.bias is None else self.bias[rows].float()
+            out[..., rows] = F.linear(wide, self.weight[rows].float(), bias)
+        return out
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,135 @@
+"""From a model's name to a model ready to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llavakit.api.loaded_model import LoadedModel
+from llavakit.core.errors import CapacityError, ConfigError
+from llavakit.model.loader import load_model
+from llavakit.processing.presets import default_preset_name, load_presets
+from llavakit.processing.sources import SourcePolicy
+from llavakit.processing.tokenizer import Tokenizer
+from llavakit.weights.checkpoint import Checkpoint, open_checkpoint
+from llavakit.weights.store import resolve
+
+__all__ = ["choose_device", "choose_dtype", "load"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Models up to this size in float32 are widened on a CPU: exact, and much the fastest there for float16 files.
+_MAX_WIDENED_BYTES = 2 * 1024**3
+
+
+def load(
+    model: str | Path = "llava:tiny",
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | int | torch.device | None = None,
+    preset: str | None = None,
+    policy: SourcePolicy | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """Load a model and everything it needs to answer.
+
+    Parameters
+    ----------
+    model : str or Path, default "llava:tiny"
+        ``llava:tiny`` (embedded), ``llava:7b``, ``llava:13b``, a Hugging Face id, or a folder.
+    dtype : str or torch.dtype, optional
+        ``float32``, ``float16`` or ``bfloat16``. By default the weights stay as stored, mapped and not
+        copied, except that on a CPU models under 2 GiB are widened to float32. Both are exact.
+    device : str, int or torch.device, optional
+        By default the first GPU if there is one, else the CPU.
+    preset : {"original", "hf"}, optional
+        How pictures and prompts are prepared; by default what the model's folder says, else ``original``.
+    policy : SourcePolicy, optional
+        Which picture sources are allowed, and their limits.
+    on_progress : callable, optional
+        Called with tensors done and tensors in all.
+
+    Returns
+    -------
+    LoadedModel
+
+    Raises
+    ------
+    StoreError
+        If the model cannot be found or fetched.
+    WeightsError, ConfigError
+        If its files cannot be used.
+    CapacityError
+        If the device is not there.
+    """
+    started = time.perf_counter()
+    target_device = choose_device(device)
+    found = resolve(model)
+    checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
+    target_dtype = choose_dtype(dtype, checkpoint, target_device)
+    config = checkpoint.config
+    presets = load_presets(found.folder, config)
+    name = preset if preset is not None else default_preset_name(found.folder)
+    if name not in presets:
+        raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(presets))}.")
+    tokenizer = Tokenizer.from_folder(found.folder, config=config)
+    llava = load_model(config, checkpoint.tensors, dtype=target_dtype, device=target_device, on_progress=on_progress)
+    return LoadedModel(
+        model=llava,
+        tokenizer=tokenizer,
+        presets=presets,
+        preset_name=name,
+        policy=policy if policy is not None else SourcePolicy(),
+        name=found.name,
+        folder=found.folder,
+        load_s=time.perf_counter() - started,
+    )
+
+
+def choose_device(device: str | int | torch.device | None) -> torch.device:
+    """Turn what a user names as device into one that is there.
+
+    Raises
+    ------
+    ConfigError
+        If the name is no device.
+    CapacityError
+        If this machine does not have it.
+    """
+    if device is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not known; use 'cpu', 'cuda' or 'cuda:N'.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise CapacityError(f"device {device!r} needs a CUDA GPU, and torch finds none here. Use device='cpu'.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise CapacityError(
+            f"device {device!r} was asked for, but this machine has {torch.cuda.device_count()} GPUs, counted from 0."
+        )
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device {device!r} is not supported; use 'cpu' or 'cuda'.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """Turn what a user names as dtype into a torch dtype; see `load` for the default.
+
+    Raises
+    ------
+    ConfigError
+        If the dtype is not one of the three supported ones.
+    """
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype is None or dtype == "auto":
+        stored = _DTYPES[checkpoint.config.dtype]
+        num_parameters = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values()) // stored.itemsize
+        is_small = num_parameters * torch.float32.itemsize <= _MAX_WIDENED_BYTES
+        return torch.float32 if device.type == "cpu" and is_small else stored
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not supported; use one of {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]

@@ -1,0 +1,116 @@
+"""Fill a model with the tensors of an opened checkpoint.
+
+The checkpoint has already accounted for every name and shape. Where the stored dtype is the wanted one and
+the device is the CPU, parameters *are* the mapped file: loading costs no time and no memory of its own.
+Otherwise tensors are converted one by one and the file's pages are given back as soon as they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llavakit.core.config import LlavaConfig
+from llavakit.core.errors import MissingTensorError, NonFiniteError
+from llavakit.model.llava import Llava
+
+__all__ = ["StoredTensor", "build_meta_model", "load_model"]
+
+# Tensors up to this size are checked for NaN and infinity at load: norms, biases, positions. Checking all
+# weights would read the whole file, which is what mapping it avoids; a NaN elsewhere is met at the first token.
+_MAX_CHECKED_BYTES = 1 << 22
+
+
+class StoredTensor(Protocol):
+    """One tensor of a checkpoint (``weights.checkpoint.RawTensor``)."""
+
+    @property
+    def dtype(self) -> str:
+        """``float32``, ``float16`` or ``bfloat16``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+
+    @property
+    def data(self) -> np.ndarray:
+        """The bytes, as a writable uint8 view of the file."""
+
+    def release(self) -> None:
+        """Give the pages back to the operating system; they can be read again."""
+
+
+def build_meta_model(config: LlavaConfig) -> Llava:
+    """Build the module tree without memory for its weights."""
+    with torch.device("meta"):
+        return Llava(config).eval()
+
+
+def load_model(
+    config: LlavaConfig,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Llava:
+    """Build a model and fill it.
+
+    Parameters
+    ----------
+    config : LlavaConfig
+    tensors : mapping from parameter name to StoredTensor
+        Exactly the model's parameters, with their shapes.
+    dtype : torch.dtype
+        Of the weights in memory.
+    device : torch.device
+    on_progress : callable, optional
+        Called with tensors done and tensors in all.
+
+    Returns
+    -------
+    Llava
+        In evaluation mode, without gradients.
+
+    Raises
+    ------
+    NonFiniteError
+        If a small tensor holds NaN or infinity.
+    MissingTensorError
+        If ``tensors`` lacks a parameter.
+    """
+    model = build_meta_model(config)
+    names = [name for name, _ in model.named_parameters()]
+    if missing := [name for name in names if name not in tensors]:
+        raise MissingTensorError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}.")
+    for done, name in enumerate(names, start=1):
+        tensor = _convert(name, tensors[name], dtype=dtype, device=device)
+        _assign(model, name, nn.Parameter(tensor, requires_grad=False))
+        if on_progress is not None:
+            on_progress(done, len(names))
+    if config.text_config.tie_word_embeddings:
+        model.lm_head.weight = model.language_model.embed_tokens.weight
+    return model
+
+
+def _convert(name: str, stored: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(stored.data).view(getattr(torch, stored.dtype)).view(stored.shape)
+    if tensor.nbytes <= _MAX_CHECKED_BYTES and not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"tensor {name!r} of the checkpoint holds NaN or infinity; finite numbers are needed. "
+            "The file is damaged or its training diverged: fetch it again."
+        )
+    if tensor.dtype == dtype and device.type == "cpu":
+        return tensor
+    converted = tensor.to(device=device, dtype=dtype)
+    stored.release()
+    return converted
+
+
+def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module_name, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module_name), leaf, parameter)
