@@ -178,15 +178,11 @@ class Engine:
                 f"{self.model.config.num_image_tokens} each included), but the model's context is {context}, which must "
                 "also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
             )
-        is_image = self.model.config.image_token_id
-        text_ids = [token_id for token_id in prompt.token_ids if token_id != is_image]
         return Generation(
             request_idx=request_idx,
             prompt=prompt,
             params=params,
-            sampler=Sampler(
-                params, torch.tensor(text_ids, device=self._device), suppressed_ids=self._suppressed_ids
-            ),
+            sampler=Sampler(params, self._vocabulary_ids(prompt), suppressed_ids=self._suppressed_ids),
             stream=TextStream(self._make_decoder(), params.stop),
             max_new_tokens=min(params.max_new_tokens, room),
             timings=Timings(
@@ -196,6 +192,11 @@ class Engine:
                 num_prompt_tokens=num_prompt_tokens,
             ),
         )
+
+    def _vocabulary_ids(self, prompt: EnginePrompt) -> Tensor:
+        """Ids of the prompt that have a logit: the image token of original checkpoints has none."""
+        vocab_size = self.model.config.text_config.vocab_size
+        return torch.tensor([i for i in prompt.token_ids if i < vocab_size], dtype=torch.int64, device=self._device)
 
     # One sequence, on a row that outlives the call.
 
@@ -275,8 +276,7 @@ class Engine:
         )
         logits = self._prefill(generation, cache, row=0, num_cached=0)
         started = time.perf_counter()
-        text_ids = [i for i in generation.prompt.token_ids if i != self.model.config.image_token_id]
-        prompt_ids = torch.tensor(text_ids, device=self._device)
+        prompt_ids = self._vocabulary_ids(generation.prompt)
         while True:
             if should_stop is not None and should_stop():
                 yield self._cancel(generation)
