@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,8 @@ __all__ = ["Engine", "EnginePrompt", "Generation"]
 _FEATURE_CACHE_BYTES = 256 * 1024**2
 # A prompt position's identity: a token id, or a picture's digest with the offset inside the picture.
 PositionKey = int | tuple[str, int]
+# Called before each choice with the request's number, the logits (V,) and the scores (V,) chosen from.
+StepObserver = Callable[[int, Tensor, Tensor], None]
 
 
 class EnginePrompt(Protocol):
@@ -69,6 +71,8 @@ class Generation:
     stream: TextStream
     max_new_tokens: int
     timings: Timings
+    eos_token_ids: frozenset[int]
+    on_step: StepObserver | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -134,15 +138,38 @@ class Engine:
         self._solo_cache = None
         self._solo_keys = []
 
-    def submit(self, prompts: Sequence[EnginePrompt], params: Sequence[SamplingParams]) -> list[Generation]:
+    def submit(
+        self,
+        prompts: Sequence[EnginePrompt],
+        params: Sequence[SamplingParams],
+        *,
+        eos_token_ids: Collection[int] | None = None,
+        on_step: StepObserver | None = None,
+    ) -> list[Generation]:
         """Check prompts against the context and make them ready to run.
+
+        Parameters
+        ----------
+        prompts : sequence of EnginePrompt
+        params : sequence of SamplingParams
+            One per prompt.
+        eos_token_ids : collection of int, optional
+            Tokens that end an answer; by default the model's one.
+        on_step : callable, optional
+            Called before each choice with the request's number, its float32 logits (V,) and the scores (V,)
+            that the token is chosen from. Not called in beam search.
 
         Raises
         ------
         ContextOverflowError
             If a prompt leaves no room for an answer; nothing has been computed then.
         """
-        return [self._admit(idx, *pair) for idx, pair in enumerate(zip(prompts, params, strict=True))]
+        ends = frozenset((self.model.config.eos_token_id,) if eos_token_ids is None else eos_token_ids)
+        pairs = zip(prompts, params, strict=True)
+        return [
+            self._admit(idx, prompt, settings, eos_token_ids=ends, on_step=on_step)
+            for idx, (prompt, settings) in enumerate(pairs)
+        ]
 
     @torch.inference_mode()
     def run(self, generations: Sequence[Generation], *, should_stop: Callable[[], bool] | None = None) -> Iterator[TokenEvent]:
@@ -168,7 +195,15 @@ class Engine:
         elif plain:
             yield from self._run_batch(plain, should_stop)
 
-    def _admit(self, request_idx: int, prompt: EnginePrompt, params: SamplingParams) -> Generation:
+    def _admit(
+        self,
+        request_idx: int,
+        prompt: EnginePrompt,
+        params: SamplingParams,
+        *,
+        eos_token_ids: frozenset[int],
+        on_step: StepObserver | None,
+    ) -> Generation:
         context = self.model.config.max_context_tokens
         num_prompt_tokens = len(prompt.token_ids)
         room = context - num_prompt_tokens
@@ -191,6 +226,8 @@ class Engine:
                 num_images=len(prompt.image_keys),
                 num_prompt_tokens=num_prompt_tokens,
             ),
+            eos_token_ids=eos_token_ids,
+            on_step=on_step,
         )
 
     def _vocabulary_ids(self, prompt: EnginePrompt) -> Tensor:
@@ -272,7 +309,7 @@ class Engine:
             num_beams=params.num_beams,
             length_penalty=params.length_penalty,
             max_new_tokens=generation.max_new_tokens,
-            is_finished=lambda ids: self._ends(ids, params),
+            is_finished=lambda ids: self._ends(ids, generation),
         )
         logits = self._prefill(generation, cache, row=0, num_cached=0)
         started = time.perf_counter()
@@ -302,8 +339,9 @@ class Engine:
             [apply_penalties(row, params, prompt_ids=prompt_ids, generated=beam.token_ids) for row, beam in pairs]
         )
 
-    def _ends(self, token_ids: tuple[int, ...], params: SamplingParams) -> bool:
-        if token_ids[-1] == self.model.config.eos_token_id and not params.ignore_eos:
+    def _ends(self, token_ids: tuple[int, ...], generation: Generation) -> bool:
+        params = generation.params
+        if token_ids[-1] in generation.eos_token_ids and not params.ignore_eos:
             return True
         if not params.stop:
             return False
@@ -412,6 +450,8 @@ class Engine:
 
     def _advance(self, generation: Generation, logits: Tensor) -> TokenEvent:
         """Choose the next token from float32 logits (V,) and update the answer."""
+        if generation.on_step is not None:
+            generation.on_step(generation.request_idx, logits, generation.sampler.process(logits))
         token_id, logprob = generation.sampler.choose(logits)
         if logprob is not None:
             generation.logprobs.append(logprob)
@@ -430,7 +470,7 @@ class Engine:
 
     def _append(self, generation: Generation, token_id: int) -> str:
         generation.token_ids.append(token_id)
-        if token_id == self.model.config.eos_token_id and not generation.params.ignore_eos:
+        if token_id in generation.eos_token_ids and not generation.params.ignore_eos:
             generation.finish_reason = FinishReason.STOP
             return generation.stream.finish()
         text, is_stopped = generation.stream.push(token_id)

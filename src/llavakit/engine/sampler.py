@@ -79,6 +79,14 @@ class Sampler:
             else:
                 self._generator.manual_seed(params.seed)
 
+    def process(self, logits: Tensor) -> Tensor:
+        """Return the scores (V,) that the next token is chosen from: the logits after penalties, temperature and filters."""
+        scores = logits
+        if self._suppressed_ids is not None:
+            scores = scores.index_fill(0, self._suppressed_ids, -torch.inf)
+        scores = apply_penalties(scores, self._params, prompt_ids=self._prompt_ids, generated=self._generated)
+        return scores if self._params.is_greedy else self._filter(scores / self._params.temperature)
+
     def choose(self, logits: Tensor) -> tuple[int, TokenLogprob | None]:
         """Choose a token.
 
@@ -97,14 +105,11 @@ class Sampler:
         NonFiniteError
             If the logits hold NaN: weights or input are damaged.
         """
-        scores = logits
-        if self._suppressed_ids is not None:
-            scores = scores.index_fill(0, self._suppressed_ids, -torch.inf)
-        scores = apply_penalties(scores, self._params, prompt_ids=self._prompt_ids, generated=self._generated)
+        scores = self.process(logits)
         if self._params.is_greedy:
             token_id = int(scores.argmax())
         else:
-            probabilities = self._filter(scores / self._params.temperature).softmax(-1)
+            probabilities = scores.softmax(-1)
             _check_finite(probabilities)
             token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
         if not torch.isfinite(logits[token_id]):
