@@ -1,0 +1,1 @@
+"""How `llava:tiny` is made: scenes, questions, training in four stages, evaluation. See README.md."""

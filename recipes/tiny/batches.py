@@ -1,0 +1,127 @@
+"""Batches of every stage. Batch i of a stage is a function of i alone, so a resumed run sees the same data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llavakit.core.config import LlavaConfig
+from recipes.tiny.conversations import Encoded, Turns, encode, encode_caption, image_turns, story_turns, text_turns
+from recipes.tiny.dense_labels import dense_labels
+from recipes.tiny.questions import caption
+from recipes.tiny.scenes import Scene, draw_scene, make_scene
+from recipes.tiny.vocabulary import IGNORE, Vocabulary
+
+__all__ = ["TextBatch", "VisionBatch", "caption_batch", "instruction_batch", "language_batch", "pixels_of", "vision_batch"]
+
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+# Stages draw from separate ranges of the training split: no picture is seen in two stages.
+_STAGE_STRIDE = 100_000_000
+_TEXT_LEN = 208
+
+
+@dataclass(frozen=True)
+class VisionBatch:
+    """Pixels (N, 3, S, S), patch targets (N, targets, P), words (N, letters)."""
+
+    pixels: Tensor
+    patches: Tensor
+    words: Tensor
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Ids and labels (B, T); pixels (N, 3, S, S) of the pictures, in the order of their image tokens, or None."""
+
+    ids: Tensor
+    labels: Tensor
+    pixels: Tensor | None
+
+
+def pixels_of(image: Image.Image, image_size: int) -> np.ndarray:
+    """Preprocess as the ``original`` preset does."""
+    side = max(image.size)
+    if image.width != image.height:
+        square = Image.new("RGB", (side, side), (122, 116, 104))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    scaled = np.asarray(resized).astype(np.float64) * (1 / 255)
+    return ((scaled - _MEAN) / _STD).astype(np.float32).transpose(2, 0, 1)
+
+
+def vision_batch(config: LlavaConfig, step: int, batch_size: int) -> VisionBatch:
+    """Pictures with dense labels."""
+    vision = config.vision_config
+    scenes = [make_scene("train", index) for index in _indices(0, step, batch_size)]
+    labels = [dense_labels(s, image_size=vision.image_size, patch_size=vision.patch_size) for s in scenes]
+    return VisionBatch(
+        _pixels(scenes, vision.image_size),
+        torch.from_numpy(np.stack([label.patches for label in labels])),
+        torch.from_numpy(np.stack([label.word for label in labels])),
+    )
+
+
+def language_batch(vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:
+    """Conversations about described scenes, and small talk; no pictures."""
+    rows = []
+    for index in _indices(1, step, batch_size):
+        rng = np.random.default_rng((index, 7))
+        turns = text_turns(rng) if rng.random() < 0.15 else story_turns(make_scene("train", index), rng)
+        rows.append(_fitting(vocabulary, turns, None))
+    return _stack(vocabulary, rows, None)
+
+
+def caption_batch(config: LlavaConfig, vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:
+    """Pictures and captions in LLaVA's plain form."""
+    scenes = [make_scene("train", index) for index in _indices(2, step, batch_size)]
+    rows = [encode_caption(vocabulary, caption(s), num_image_tokens=config.num_image_tokens) for s in scenes]
+    return _stack(vocabulary, rows, _pixels(scenes, config.vision_config.image_size))
+
+
+def instruction_batch(config: LlavaConfig, vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:
+    """Conversations about pictures, and one in twenty without."""
+    rows, scenes = [], []
+    for index in _indices(3, step, batch_size):
+        rng = np.random.default_rng((index, 7))
+        if rng.random() < 0.05:
+            rows.append(_fitting(vocabulary, text_turns(rng), None))
+            continue
+        scene = make_scene("train", index)
+        scenes.append(scene)
+        rows.append(_fitting(vocabulary, image_turns(scene, rng), config.num_image_tokens))
+    return _stack(vocabulary, rows, _pixels(scenes, config.vision_config.image_size))
+
+
+def _indices(stage: int, step: int, batch_size: int) -> range:
+    first = stage * _STAGE_STRIDE + step * batch_size
+    return range(first, first + batch_size)
+
+
+def _pixels(scenes: list[Scene], image_size: int) -> Tensor:
+    return torch.from_numpy(np.stack([pixels_of(draw_scene(scene), image_size) for scene in scenes]))
+
+
+def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None) -> Encoded:
+    """Encode, dropping the last turns of a conversation that is too long."""
+    while True:
+        encoded = encode(vocabulary, turns, num_image_tokens=num_image_tokens)
+        if len(encoded.ids) <= _TEXT_LEN or len(turns) == 1:
+            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN])
+        turns = turns[:-1]
+
+
+def _stack(vocabulary: Vocabulary, rows: list[Encoded], pixels: Tensor | None) -> TextBatch:
+    # Few distinct lengths, so that a compiled step is compiled few times.
+    length = _TEXT_LEN if max(len(row.ids) for row in rows) > 112 else 112
+    ids = torch.full((len(rows), length), vocabulary.pad_id)
+    labels = torch.full((len(rows), length), IGNORE)
+    for idx, row in enumerate(rows):
+        ids[idx, : len(row.ids)] = torch.tensor(row.ids)
+        labels[idx, : len(row.labels)] = torch.tensor(row.labels)
+    return TextBatch(ids, labels, pixels)

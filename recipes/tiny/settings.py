@@ -1,0 +1,47 @@
+"""Sizes and budgets of `llava:tiny`, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llavakit.core.config import LlavaConfig, TextConfig, VisionConfig
+
+__all__ = ["Budget", "Stage", "llava_config"]
+
+
+def llava_config(*, vocab_size: int, image_token_id: int, pad_token_id: int) -> LlavaConfig:
+    """Return the architecture: LLaVA-1.5 in small, 64 patches of 14 pixels."""
+    return LlavaConfig(
+        text_config=TextConfig(
+            vocab_size=vocab_size, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
+            num_key_value_heads=8, head_dim=32, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0,
+            hidden_act="silu", tie_word_embeddings=False,
+        ),
+        vision_config=VisionConfig(
+            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6, num_channels=3,
+            image_size=112, patch_size=14, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        ),
+        image_token_id=image_token_id, vision_feature_layer=-2, vision_feature_select_strategy="default",
+        projector_hidden_act="gelu", multimodal_projector_bias=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=pad_token_id, dtype="float16",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training."""
+
+    num_steps: int
+    batch_size: int
+    peak_lr: float
+    num_warmup_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Every stage. The default made the shipped weights: about 80 minutes on two shared CPU cores."""
+
+    vision: Stage = Stage(num_steps=2100, batch_size=48, peak_lr=1e-3, num_warmup_steps=150)
+    language: Stage = Stage(num_steps=260, batch_size=32, peak_lr=1.5e-3, num_warmup_steps=30)
+    alignment: Stage = Stage(num_steps=200, batch_size=32, peak_lr=2e-3, num_warmup_steps=20)
+    instruction: Stage = Stage(num_steps=2000, batch_size=32, peak_lr=1e-3, num_warmup_steps=60)

@@ -1,0 +1,223 @@
+"""Make `llava:tiny` from nothing: ``python -m recipes.tiny.train``. Run it again after a kill and it goes on.
+
+Four stages, as LLaVA in small: the vision tower learns to see (dense labels of the renderer), the language model
+learns to talk (text only), the projector is aligned on captions, and projector and language model are tuned on
+conversations about pictures. Then the model is written as a folder and evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llavakit.core.config import LlavaConfig
+from llavakit.model.llava import Llava
+from recipes.tiny.batches import TextBatch, caption_batch, instruction_batch, language_batch, vision_batch
+from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
+from recipes.tiny.dense_labels import DenseHeads
+from recipes.tiny.questions import describe
+from recipes.tiny.scenes import make_scene
+from recipes.tiny.settings import Budget, Stage, llava_config
+from recipes.tiny.vocabulary import Vocabulary, build_tokenizer_json
+
+__all__ = ["Trainer", "main"]
+
+_SAVE_EVERY_S = 120.0
+_LOG_EVERY = 20
+
+
+class Trainer:
+    """One training run in one folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoints, log and tokenizer.
+    budget : Budget
+    config : LlavaConfig, optional
+        Another architecture (tests).
+    is_compiled : bool
+        Compile the language model's step: a third faster after a minute of compiling.
+    """
+
+    def __init__(self, folder: Path, budget: Budget, *, config: LlavaConfig | None = None, is_compiled: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.budget = budget
+        self.vocabulary = load_vocabulary(folder)
+        self.config = config or llava_config(
+            vocab_size=-(-self.vocabulary.size // 64) * 64,
+            image_token_id=self.vocabulary.image_id,
+            pad_token_id=self.vocabulary.pad_id,
+        )
+        torch.manual_seed(0)
+        self.model = Llava(self.config)
+        self.heads = DenseHeads(self.config.vision_config.hidden_size)
+        _initialize(self.model)
+        self._run_language: Callable[..., Tensor] = self.model.language_model
+        if is_compiled:
+            self._run_language = torch.compile(self.model.language_model)
+
+    def run(self) -> None:
+        """Run what is left of every stage."""
+        budget, model = self.budget, self.model
+        self._stage("vision", budget.vision, [model.vision_tower, self.heads], self._vision_loss)
+        self._stage("language", budget.language, [model.language_model, model.lm_head], self._language_loss)
+        self._stage("alignment", budget.alignment, [model.multi_modal_projector], self._caption_loss)
+        tuned = [model.multi_modal_projector, model.language_model, model.lm_head]
+        self._stage("instruction", budget.instruction, tuned, self._instruction_loss)
+
+    def _stage(self, name: str, stage: Stage, trained: list[nn.Module], loss_of: Callable[[int, Stage], Any]) -> None:
+        file = self.folder / f"{name}.pt"
+        parameters = [p for module in trained for p in module.parameters()]
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(_groups(parameters), lr=stage.peak_lr, betas=(0.9, 0.98), eps=1e-8)
+        step = self._resume(file, optimizer)
+        saved = time.monotonic()
+        while step < stage.num_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = stage.peak_lr * _schedule(step, stage)
+            started = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, extra = loss_of(step, stage)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if torch.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if step % _LOG_EVERY == 0 or step == stage.num_steps:
+                self._log(stage=name, step=step, loss=loss.item(), step_s=time.perf_counter() - started, **extra)
+            if time.monotonic() - saved > _SAVE_EVERY_S or step == stage.num_steps:
+                self._save(file, step, optimizer)
+                saved = time.monotonic()
+
+    def _resume(self, file: Path, optimizer: torch.optim.Optimizer) -> int:
+        if not file.exists():
+            return 0
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def _save(self, file: Path, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint; a kill leaves either the old one or the new one."""
+        partial = file.with_suffix(".part")
+        state = {"model": self.model.state_dict(), "heads": self.heads.state_dict(),
+                 "optimizer": optimizer.state_dict(), "step": step}  # fmt: skip
+        torch.save(state, partial)
+        os.replace(partial, file)
+
+    def _log(self, **entry: Any) -> None:
+        line = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in entry.items()})
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+    def _vision_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        batch = vision_batch(self.config, step, stage.batch_size)
+        return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
+
+    def _language_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        return self._text_loss(language_batch(self.vocabulary, step, stage.batch_size))
+
+    def _caption_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        return self._text_loss(caption_batch(self.config, self.vocabulary, step, stage.batch_size))
+
+    def _instruction_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        return self._text_loss(instruction_batch(self.config, self.vocabulary, step, stage.batch_size))
+
+    def _text_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, float]]:
+        features = None
+        if batch.pixels is not None:
+            with torch.no_grad():
+                patches = self.model.vision_tower(batch.pixels)
+            features = self.model.multi_modal_projector(patches)
+        embeds = self.model.embed(batch.ids, features)
+        hidden = self._run_language(embeds, torch.arange(batch.ids.shape[1])[None])[:, :-1]
+        wanted = batch.labels[:, 1:]
+        is_learnt = wanted != -100
+        logits, target = self.model.lm_head(hidden[is_learnt]).float(), wanted[is_learnt]
+        accuracy = (logits.argmax(-1) == target).float().mean().item()
+        return F.cross_entropy(logits, target), {"accuracy": accuracy}
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """Train the tokenizer on the sentences of the generators, once."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        sentences = []
+        for index in range(4000):
+            rng = np.random.default_rng((index, 11))
+            scene = make_scene("train", index)
+            if scene.sign is None:  # words on signs stay spelled
+                sentences += [f"USER: {q} ASSISTANT: {a}" for q, a in image_turns(scene, rng)]
+                sentences.append(describe(scene))
+            sentences += [f"{q} {a}" for q, a in text_turns(rng)]
+            sentences += [SYSTEM] * (index % 10 == 0) + list(_SIGN_SENTENCES)
+        content = build_tokenizer_json(sentences, vocab_size=1024)
+        file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return Vocabulary(file)
+
+
+_SIGN_SENTENCES = (
+    "What does the sign say? The sign says", "What is the first letter of the word? The first letter is",
+    "What word is written in the picture? Read the word. Which word is shown?", "What is written here? Is the word",
+    "A sign that says",
+)  # fmt: skip
+
+
+def _initialize(model: Llava) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.ones_(parameter) if "norm" in name and name.endswith("weight") else nn.init.zeros_(parameter)
+        elif "patch_embedding" in name:
+            nn.init.normal_(parameter, std=0.04)
+        else:
+            nn.init.normal_(parameter, std=0.02 if "embed" in name or "lm_head" in name else parameter.shape[-1] ** -0.5 * 0.5)
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Weight decay on matrices only."""
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.02},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, stage: Stage) -> float:
+    """Linear warm-up, then a cosine to 2 %."""
+    if step < stage.num_warmup_steps:
+        return (step + 1) / stage.num_warmup_steps
+    done = (step - stage.num_warmup_steps) / max(1, stage.num_steps - stage.num_warmup_steps)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def main() -> None:
+    """Train, write the folder, evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("recipes/tiny/runs/default"), help="folder of this run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
+    parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Trainer(args.run, Budget(), is_compiled=not args.no_compile).run()
+
+
+if __name__ == "__main__":
+    main()
