@@ -1,0 +1,9 @@
+#include "simd_avx2.h"
+
+namespace {
+inline Ints int8_dot(Ints acc, Ints a, Ints b) { return _mm256_dpbusd_avx_epi32(acc, a, b); }
+}  // namespace
+
+#define LLK_INT8_DOT
+#define LLK_TABLE kTableAvx2Vnni
+#include "probe.inc"

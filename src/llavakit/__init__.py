@@ -1,0 +1,76 @@
+"""LLaVA-1.5: ask questions about pictures.
+
+``import llavakit`` is cheap: it loads no torch and none of its own layers. A name below is imported from
+its home when it is first used (PEP 562), so that the command line can print its help at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llavakit.core.version import __version__
+
+if TYPE_CHECKING:
+    from llavakit.api import LoadedModel as LoadedModel
+    from llavakit.api import load as load
+    from llavakit.core.errors import BadImageError as BadImageError
+    from llavakit.core.errors import CapacityError as CapacityError
+    from llavakit.core.errors import ConfigError as ConfigError
+    from llavakit.core.errors import ContextOverflowError as ContextOverflowError
+    from llavakit.core.errors import DiskFullError as DiskFullError
+    from llavakit.core.errors import DownloadError as DownloadError
+    from llavakit.core.errors import FormatError as FormatError
+    from llavakit.core.errors import ImageSourceError as ImageSourceError
+    from llavakit.core.errors import LlavakitError as LlavakitError
+    from llavakit.core.errors import MissingDependencyError as MissingDependencyError
+    from llavakit.core.errors import MissingTensorError as MissingTensorError
+    from llavakit.core.errors import ModelNotFoundError as ModelNotFoundError
+    from llavakit.core.errors import NonFiniteError as NonFiniteError
+    from llavakit.core.errors import PromptError as PromptError
+    from llavakit.core.errors import RequestError as RequestError
+    from llavakit.core.errors import SamplingError as SamplingError
+    from llavakit.core.errors import ShapeError as ShapeError
+    from llavakit.core.errors import StoreError as StoreError
+    from llavakit.core.errors import UnexpectedTensorError as UnexpectedTensorError
+    from llavakit.core.errors import WeightsError as WeightsError
+    from llavakit.core.types import GenerationResult as GenerationResult
+    from llavakit.core.types import SamplingParams as SamplingParams
+    from llavakit.dropin import AutoProcessor as AutoProcessor
+    from llavakit.dropin import BitsAndBytesConfig as BitsAndBytesConfig
+    from llavakit.dropin import LlavaForConditionalGeneration as LlavaForConditionalGeneration
+    from llavakit.dropin import pipeline as pipeline
+
+_ERRORS = (
+    "BadImageError", "CapacityError", "ConfigError", "ContextOverflowError", "DiskFullError", "DownloadError",
+    "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError", "MissingTensorError",
+    "ModelNotFoundError", "NonFiniteError", "PromptError", "RequestError", "SamplingError", "ShapeError", "StoreError",
+    "UnexpectedTensorError", "WeightsError",
+)  # fmt: skip
+
+_HOMES = {
+    "AutoProcessor": "llavakit.dropin",
+    "BitsAndBytesConfig": "llavakit.dropin",
+    "GenerationResult": "llavakit.core.types",
+    "LlavaForConditionalGeneration": "llavakit.dropin",
+    "LoadedModel": "llavakit.api",
+    "SamplingParams": "llavakit.core.types",
+    "load": "llavakit.api",
+    "pipeline": "llavakit.dropin",
+    **dict.fromkeys(_ERRORS, "llavakit.core.errors"),
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'llavakit' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,239 @@
+"""Find, load and check the native library.
+
+In: nothing but the installed package. Out: a `KernelLibrary` with typed methods over the C interface of
+``csrc/llavakit_kernels.h``. Guaranteed: the library belongs to this release, and every status becomes an
+exception. It keeps no settings: the instruction set is an argument of each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+
+from llavakit.core.errors import CapacityError, ConfigError, MissingDependencyError
+from llavakit.core.version import __version__
+
+__all__ = ["ABI_VERSION", "InstructionSet", "KernelLibrary", "Rate", "find_library", "load_library"]
+
+ABI_VERSION = 1
+
+_FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
+_BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
+
+
+class InstructionSet(IntEnum):
+    """Levels the library can be built for, lowest first; the values are those of the C header."""
+
+    PORTABLE = 0
+    AVX2 = 1
+    AVX2_VNNI = 2
+    AVX512 = 3
+    AVX512_VNNI = 4
+    AVX512_BF16 = 5
+
+
+class Rate(IntEnum):
+    """Arithmetic instructions whose rate can be measured; the values are those of the C header."""
+
+    FP32_FMA = 0
+    BF16_DOT = 1
+    INT8_DOT = 2
+
+
+class KernelLibrary:
+    """The loaded native library.
+
+    Parameters
+    ----------
+    path : Path
+        The shared library file.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the file cannot be loaded or belongs to another release of llavakit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise MissingDependencyError(
+                f"the native library {str(path)!r} cannot be loaded: {error}. It was probably built for another "
+                "machine; reinstall llavakit here."
+            ) from error
+        self.path = path
+        self._library = library
+        self._declare()
+        self._check_release()
+
+    def _declare(self) -> None:
+        library, int32, int64, double = self._library, ctypes.c_int32, ctypes.c_int64, ctypes.c_double
+        out = ctypes.POINTER(double)
+        signatures: dict[str, tuple[object, list[object]]] = {
+            "llk_version": (ctypes.c_char_p, []),
+            "llk_abi_version": (int32, []),
+            "llk_isa_name": (ctypes.c_char_p, [int32]),
+            "llk_isa_is_supported": (int32, [int32]),
+            "llk_isa_best": (int32, []),
+            "llk_measure_read": (int32, [int32, int64, int32, int32, double, out]),
+            "llk_measure_rate": (int32, [int32, int32, int32, double, out]),
+        }
+        for name, (result, arguments) in signatures.items():
+            try:
+                function = getattr(library, name)
+            except AttributeError as error:
+                raise MissingDependencyError(
+                    f"the native library {str(self.path)!r} has no function {name}; llavakit {__version__} needs it. "
+                    "Reinstall llavakit."
+                ) from error
+            function.restype, function.argtypes = result, arguments
+
+    def _check_release(self) -> None:
+        version = self._library.llk_version().decode()
+        abi_version = self._library.llk_abi_version()
+        if (version, abi_version) != (__version__, ABI_VERSION):
+            raise MissingDependencyError(
+                f"the native library {str(self.path)!r} is of release {version} (interface {abi_version}), but this is "
+                f"llavakit {__version__} (interface {ABI_VERSION}). Reinstall llavakit so that both are built together."
+            )
+
+    @property
+    def best(self) -> InstructionSet:
+        """The highest instruction set that this build holds and this processor runs."""
+        return InstructionSet(self._library.llk_isa_best())
+
+    @property
+    def supported(self) -> tuple[InstructionSet, ...]:
+        """Every instruction set that this build holds and this processor runs, lowest first."""
+        return tuple(level for level in InstructionSet if self._library.llk_isa_is_supported(level))
+
+    def get_name(self, level: int) -> str:
+        """Return the library's own name of an instruction set."""
+        name = self._library.llk_isa_name(level)
+        if name is None:
+            raise ConfigError(f"instruction set {level} does not exist; known: 0 to {len(InstructionSet) - 1}.")
+        return str(name.decode())
+
+    def measure_read(
+        self, *, num_bytes: int, num_threads: int, num_streams: int, seconds: float, level: InstructionSet | None = None
+    ) -> float:
+        """Measure streaming reads from memory.
+
+        Parameters
+        ----------
+        num_bytes : int
+            Size of the buffer read again and again; several times the last cache, and at least 4 MiB a thread.
+        num_threads : int
+            1 to 4096.
+        num_streams : int
+            Places in which each thread walks at once, 1 to 16.
+        seconds : float
+            At least this long.
+        level : InstructionSet, optional
+            The best one by default.
+
+        Returns
+        -------
+        float
+            10^9 bytes per second, all threads together.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is out of range.
+        CapacityError
+            If the instruction set, the memory or a thread is not to be had.
+        """
+        chosen = self.best if level is None else level
+        result = ctypes.c_double()
+        status = self._library.llk_measure_read(
+            chosen, num_bytes, num_threads, num_streams, seconds, ctypes.byref(result)
+        )
+        what = f"reading {num_bytes} bytes with {num_threads} threads of {num_streams} streams for {seconds} s"
+        _check_status(status, what, chosen)
+        return result.value
+
+    def measure_rate(
+        self, rate: Rate, *, num_threads: int, seconds: float, level: InstructionSet | None = None
+    ) -> float | None:
+        """Measure one arithmetic instruction on registers only.
+
+        Returns
+        -------
+        float or None
+            10^9 operations per second, all threads together; None when the instruction set has no such
+            instruction.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is out of range.
+        CapacityError
+            If a thread is not to be had, or this processor lacks the instruction set.
+        """
+        chosen = self.best if level is None else level
+        if chosen not in self.supported:
+            _check_status(_UNSUPPORTED, f"measuring {rate.name}", chosen)
+        result = ctypes.c_double()
+        status = self._library.llk_measure_rate(chosen, rate, num_threads, seconds, ctypes.byref(result))
+        if status == _UNSUPPORTED:
+            return None
+        _check_status(status, f"measuring {rate.name} with {num_threads} threads for {seconds} s", chosen)
+        return result.value
+
+
+def find_library(folders: Iterable[str | Path] | None = None) -> Path:
+    """Find the shared library of this installation.
+
+    Parameters
+    ----------
+    folders : iterable of str or Path, optional
+        Where to look. By default every folder of this package: an editable installation keeps the compiled
+        file apart from the sources, and both folders are part of the package then.
+
+    Raises
+    ------
+    MissingDependencyError
+        If no folder holds the file.
+    """
+    name = _FILE_NAMES.get(sys.platform, "libllavakit_kernels.so")
+    if folders is None:
+        folders = sys.modules[__package__ or "llavakit.kernels"].__path__
+    searched = [Path(folder) for folder in folders]
+    for folder in searched:
+        if (folder / name).is_file():
+            return folder / name
+    raise MissingDependencyError(
+        f"the native library {name!r} is not in {', '.join(repr(str(folder)) for folder in searched)}. llavakit was not "
+        "installed but only copied: run `pip install .` in its folder (this needs a C++ compiler)."
+    )
+
+
+@functools.cache
+def load_library() -> KernelLibrary:
+    """Load the native library of this installation, once.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is absent, cannot be loaded, or belongs to another release.
+    """
+    return KernelLibrary(find_library())
+
+
+def _check_status(status: int, what: str, level: InstructionSet) -> None:
+    if status == _BAD_ARGUMENT:
+        raise ConfigError(f"{what} is out of range; csrc/llavakit_kernels.h gives the limits.")
+    if status == _UNSUPPORTED:
+        raise CapacityError(f"{what} failed: this machine does not run {level.name.lower()}. Choose a lower level.")
+    if status == _NO_MEMORY:
+        raise CapacityError(f"{what} failed: not enough memory. Free some, or measure with a smaller buffer.")
+    if status == _NO_THREAD:
+        raise CapacityError(f"{what} failed: the system refused a thread. Raise its limit or use fewer threads.")
+    if status:
+        raise CapacityError(f"{what} failed with the unknown status {status}; library and program do not match.")
