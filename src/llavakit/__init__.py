@@ -7,11 +7,14 @@ its home when it is first used (PEP 562), so that the command line can print its
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from llavakit.core.version import __version__
 
+# Type checkers take this name for true. `typing` itself would be half of the import's time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from llavakit.api import LoadedModel as LoadedModel
     from llavakit.api import load as load
     from llavakit.core.errors import BadImageError as BadImageError

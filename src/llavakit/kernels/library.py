@@ -208,9 +208,10 @@ def find_library(folders: Iterable[str | Path] | None = None) -> Path:
     for folder in searched:
         if (folder / name).is_file():
             return folder / name
+    places = ", ".join(repr(str(folder)) for folder in searched)
     raise MissingDependencyError(
-        f"the native library {name!r} is not in {', '.join(repr(str(folder)) for folder in searched)}. llavakit was not "
-        "installed but only copied: run `pip install .` in its folder (this needs a C++ compiler)."
+        f"the native library {name!r} is not in {places}. llavakit was copied rather than installed: "
+        "run `pip install .` in its folder (this needs a C++ compiler)."
     )
 
 

@@ -160,10 +160,8 @@ def _read_quota(folder: Path) -> float | None:
 
 
 def _read_available_bytes(root: Path = Path("/")) -> int | None:
-    limits = []
-    for line in _read_text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) * 1024)
+    lines = _read_text(root / "proc/meminfo").splitlines()
+    limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     for folder in _list_cgroups(root, "memory"):
         for limit_name, usage_name in (
             ("memory.max", "memory.current"),

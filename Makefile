@@ -1,0 +1,55 @@
+# Thin: every target is one or two visible commands. `make demo` on a fresh machine is the first thing to try.
+# Needs Python 3.11 or newer with venv, and a C++ compiler.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test test-all check fmt bench docs tiny clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) src/llavakit/core/version.py
+	@test -n "$(PYTHON)" || { echo "llavakit needs Python 3.11 or newer; none was found. Name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,recipes,verify]'
+	@touch $(INSTALLED)
+
+setup: $(INSTALLED) ## create .venv with the tested versions and install llavakit there, editable
+
+demo: $(INSTALLED) ## ask the embedded model about two pictures
+	@$(BIN)/python tools/demo.py
+
+test: $(INSTALLED) ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED) ## every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## format, lint, types, layers, sizes, freshness of the generated pages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/size_table.py
+	$(BIN)/python tools/make_docs.py --check
+
+fmt: $(INSTALLED) ## format the code and repair what can be repaired
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## where the time goes with the embedded model, as shares of what the machine can do
+	$(BIN)/llavakit bench llava:tiny
+
+docs: $(INSTALLED) ## write the generated pages anew
+	$(BIN)/python tools/make_docs.py
+
+tiny: $(INSTALLED) ## train llava:tiny again from nothing (about three hours on two cores)
+	$(BIN)/python -m recipes.tiny.train
+
+clean: ## remove what can be built again, .venv excepted
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
