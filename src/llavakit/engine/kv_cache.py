@@ -7,6 +7,9 @@ mask over the unused slots.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,13 +31,15 @@ class KVCache:
 
     Notes
     -----
-    Memory is reserved, not touched: the operating system commits a page when its first slot is written.
+    Every slot holds a finite number from the start: a slot hidden by a mask has weight 0, and 0 times a
+    leftover NaN would still be NaN. On a CPU the zeros cost nothing: they are the operating system's fresh
+    pages, committed when a slot is first written.
     """
 
     def __init__(self, config: TextConfig, *, num_rows: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = _reserve_zeros(shape, dtype=dtype, device=device)
+        self.values = _reserve_zeros(shape, dtype=dtype, device=device)
         self.num_rows = num_rows
         self.max_len = max_len
 
@@ -48,6 +53,13 @@ class KVCache:
         for store in (self.keys, self.values):
             for layer in store:
                 layer[: len(rows), :, :length] = layer[rows, :, :length]
+
+
+def _reserve_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes its zeros, which would commit the whole cache; numpy asks for pages that are zero already.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class PrefillView:
