@@ -1,0 +1,115 @@
+"""Pictures to pixel values, by the checkpoint's own preprocessor file and transformers' rules for sources."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llavakit.core.errors import PromptError
+from llavakit.dropin.batch_feature import BatchFeature
+from llavakit.processing.image import ImageProcessing, preprocess
+from llavakit.processing.sources import SourcePolicy, open_image
+
+__all__ = ["LlavaImageProcessor", "flatten_images"]
+
+# Above this no string is a path, and asking the file system about it fails.
+_MAX_PATH_LEN = 4096
+
+
+class LlavaImageProcessor:
+    """Opens and preprocesses pictures.
+
+    Parameters
+    ----------
+    config : ImageProcessing
+        What the checkpoint's files say.
+    policy : SourcePolicy
+        Which sources are allowed, and their limits.
+
+    Notes
+    -----
+    transformers treats sources differently, and so does this class: a picture that is named (path, URL, base64) is
+    turned upright by its EXIF tag and loses its alpha channel; a PIL image is taken as it is, and its alpha channel is
+    laid on white.
+    """
+
+    def __init__(self, config: ImageProcessing, policy: SourcePolicy) -> None:
+        self.config = config
+        self.policy = policy
+        self._named = replace(config, transpose_exif=True, alpha="drop")
+        self._opened = replace(config, transpose_exif=False, alpha="white")
+
+    def __call__(
+        self, images: Any, return_tensors: str | None = None, *, timeout: float | None = None, all_named: bool = False
+    ) -> BatchFeature:
+        """Preprocess one picture or several.
+
+        Parameters
+        ----------
+        images : picture or (nested) list of pictures
+            Path, URL, data URI, base64 string, bytes, PIL image, numpy array or torch tensor (3, H, W).
+        return_tensors : {"pt", "np"}, optional
+        timeout : float, optional
+            Seconds for each URL.
+        all_named : bool, default False
+            Treat PIL images like named sources, as transformers' pipelines do.
+
+        Returns
+        -------
+        BatchFeature
+            ``pixel_values``: float32 (N, 3, S, S), or a list of N arrays.
+
+        Raises
+        ------
+        BadImageError, ImageSourceError
+            If a picture cannot be opened, or may not be.
+        """
+        policy = self.policy if timeout is None else replace(self.policy, timeout_s=timeout)
+        pixels = [self._preprocess(image, policy, all_named=all_named) for image in flatten_images(images)]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def _preprocess(self, source: Any, policy: SourcePolicy, *, all_named: bool) -> np.ndarray:
+        is_named = all_named or isinstance(source, str | Path | bytes)
+        opened = open_image(_normalise(source), policy=policy)
+        return preprocess(opened.image, self._named if is_named else self._opened)
+
+
+def flatten_images(images: Any) -> list[Any]:
+    """Return pictures of any nesting of lists as one list, in order."""
+    if isinstance(images, list | tuple):
+        return [picture for entry in images for picture in flatten_images(entry)]
+    if images is None:
+        raise PromptError("images holds None where a picture should be. Leave the entry out.")
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _normalise(source: Any) -> Any:
+    """Turn what only this surface takes into what `open_image` does: tensors, and strings that are base64."""
+    if isinstance(source, torch.Tensor):
+        array = source.detach().cpu().numpy()
+        is_channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4)
+        return np.ascontiguousarray(array.transpose(1, 2, 0)) if is_channels_first else array
+    if isinstance(source, str) and (decoded := _decode_base64(source)) is not None:
+        return decoded
+    return source
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """Return the bytes of a base64 string; None for a URL, a data URI, a file that exists, or anything else."""
+    if text.startswith(("http://", "https://", "data:", "file:")):
+        return None
+    if len(text) <= _MAX_PATH_LEN and Path(text).is_file():
+        return None
+    compact = "".join(text.split())
+    try:
+        return base64.b64decode(compact, validate=True) or None
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,47 @@
+"""Results of a model call: read by attribute, by name or by position, as in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["ModelOutput"]
+
+
+class ModelOutput(Mapping[str, Any]):
+    """Named results in order; those that are None are attributes but not entries.
+
+    Examples
+    --------
+    >>> out = ModelOutput(loss=None, logits=3)
+    >>> out.logits, out["logits"], out[0], out.loss, list(out)
+    (3, 3, 3, None, ['logits'])
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_values" and name in self._values:
+            return self._values[name]
+        raise AttributeError(f"this output has no {name!r}")
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, int | slice):
+            return self.to_tuple()[key]
+        if self._values.get(key) is None:
+            raise KeyError(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, value in self._values.items() if value is not None)
+
+    def __len__(self) -> int:
+        return sum(value is not None for value in self._values.values())
+
+    def __repr__(self) -> str:
+        return f"ModelOutput({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the entries without their names."""
+        return tuple(self.values())

@@ -1,0 +1,455 @@
+"""``LlavaForConditionalGeneration``: transformers' class over llavakit's model and engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llavakit.core.config import LlavaConfig
+from llavakit.core.errors import ConfigError, PromptError, SamplingError
+from llavakit.dropin.decoding import AnchoredDecoder, DecodingPlan, SilentDecoder, StepRecorder, assemble, make_plan
+from llavakit.dropin.generation_config import GenerationConfig, load_generation_config, merge_generation_config
+from llavakit.dropin.inputs import TensorPrompt, check_input_ids, infer_attention_mask, split_rows
+from llavakit.dropin.loading_arguments import read_model_arguments
+from llavakit.dropin.model_output import ModelOutput
+from llavakit.dropin.placement import parse_dtype, parse_to
+from llavakit.dropin.quantization import check_quantization_possible, quantize_decoder
+from llavakit.engine.engine import Engine, Generation
+from llavakit.engine.text_stream import TokenDecoder
+from llavakit.model.llava import Llava
+from llavakit.model.loader import load_model
+from llavakit.processing.tokenizer import Tokenizer
+from llavakit.weights.checkpoint import open_checkpoint
+from llavakit.weights.store import resolve
+
+__all__ = ["LlavaForConditionalGeneration"]
+
+_LOGGER = logging.getLogger(__name__)
+_IGNORED_LABEL = -100
+# Arguments of transformers' forward and generate that need parts this model does not hand out.
+_REFUSED_INPUTS = {
+    "inputs_embeds": "prompts are given as input_ids",
+    "past_key_values": "the key-value cache belongs to the engine, which reuses it by itself",
+    "position_ids": "positions follow from attention_mask",
+    "mm_encoder_outputs": "picture features are cached by the engine",
+    "logits_processor": "only the settings of GenerationConfig change the scores",
+    "stopping_criteria": "use stop_strings, eos_token_id or max_new_tokens",
+    "prefix_allowed_tokens_fn": "constrained decoding is not part of this release",
+    "assistant_model": "assisted decoding is not part of this release",
+    "negative_prompt_ids": "guidance is not part of this release",
+    "negative_prompt_attention_mask": "guidance is not part of this release",
+    "custom_generate": "no foreign generation code is run",
+    "synced_gpus": "a model is on one device",
+    "vision_feature_layer": "it is fixed by config.json",
+    "vision_feature_select_strategy": "it is fixed by config.json",
+    "output_attentions": "attention weights are never built",
+    "output_hidden_states": "hidden states are not handed out",
+    "cache_position": "positions follow from attention_mask",
+}
+
+
+class LlavaForConditionalGeneration:
+    """A LLaVA-1.5 model with transformers' surface, for inference. Made by `from_pretrained`.
+
+    Attributes
+    ----------
+    config : LlavaConfig
+    generation_config : GenerationConfig
+        Defaults of `generate`; may be changed.
+    model : Llava
+        The torch module.
+    """
+
+    def __init__(self, model: Llava, *, generation_config: GenerationConfig, folder: Path, name: str) -> None:
+        self.model = model
+        self.generation_config = generation_config
+        self.name_or_path = name
+        self.is_quantized = False
+        self._folder = folder
+        self._engine: Engine | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._needs_text = False
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **arguments: Any
+    ) -> LlavaForConditionalGeneration:
+        """Load a model.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or Path
+            A folder, a Hugging Face id, or ``llava:tiny``, ``llava:7b``, ``llava:13b``.
+        dtype, torch_dtype : str or torch.dtype, optional
+            Of the weights in memory; by default (and with ``"auto"``) as the checkpoint stores them.
+        device_map : str, int, torch.device or dict, optional
+            ``"auto"`` is the GPU if there is one, else the CPU; by default the CPU.
+        load_in_4bit, load_in_8bit : bool, optional
+            Quantize the decoder with bitsandbytes; needs a CUDA GPU.
+        quantization_config : BitsAndBytesConfig or dict, optional
+            The same in detail.
+        attn_implementation : str, optional
+            ``"sdpa"``. ``"flash_attention_2"`` (or ``use_flash_attention_2=True``) and ``"eager"`` are served by it.
+        local_files_only : bool, optional
+            Do not ask the Hub.
+        low_cpu_mem_usage : bool, optional
+            Always so, whatever is said.
+
+        Returns
+        -------
+        LlavaForConditionalGeneration
+
+        Raises
+        ------
+        ConfigError
+            For an argument that is unknown or not supported, by name.
+        CapacityError
+            If this machine lacks the device, or what quantization needs.
+        StoreError, WeightsError
+            If the model cannot be found or its files cannot be used.
+        """
+        chosen = read_model_arguments(arguments)
+        if chosen.quantization is not None:
+            check_quantization_possible(chosen.quantization, chosen.device)
+        found = resolve(pretrained_model_name_or_path, allow_download=chosen.allow_download)
+        checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
+        config = checkpoint.config
+        generation_config = load_generation_config(found.folder, config)
+        dtype = parse_dtype(chosen.dtype, stored=config.dtype)
+        first_device = chosen.device if chosen.quantization is None else torch.device("cpu")
+        model = load_model(config, checkpoint.tensors, dtype=dtype, device=first_device)
+        loaded = cls(model, generation_config=generation_config, folder=found.folder, name=found.name)
+        if chosen.quantization is not None:
+            quantize_decoder(model, chosen.quantization, chosen.device)
+            loaded.is_quantized = True
+        return loaded
+
+    @property
+    def config(self) -> LlavaConfig:
+        """The model's numbers."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not quantized."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def training(self) -> bool:
+        """Always False."""
+        return False
+
+    def to(self, *args: Any, **kwargs: Any) -> LlavaForConditionalGeneration:
+        """Move the weights to a device, or convert them to a dtype, in place.
+
+        Raises
+        ------
+        CapacityError
+            If this machine does not have the device.
+        ConfigError
+            If the dtype is not float32, float16 or bfloat16, or the model is quantized.
+        """
+        device, dtype = parse_to(args, kwargs)
+        if dtype is not None:
+            dtype = parse_dtype(dtype, stored=self.config.dtype)
+        if self.is_quantized and (dtype is not None or (device is not None and device != self.device)):
+            raise ConfigError("a quantized model keeps its device and dtype. Choose them in from_pretrained.")
+        self.model.to(device=device, dtype=dtype)
+        self._engine = None  # its caches have the old device and dtype
+        return self
+
+    def half(self) -> LlavaForConditionalGeneration:
+        """Convert to float16."""
+        return self.to(torch.float16)
+
+    def float(self) -> LlavaForConditionalGeneration:
+        """Convert to float32."""
+        return self.to(torch.float32)
+
+    def bfloat16(self) -> LlavaForConditionalGeneration:
+        """Convert to bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def cuda(self, device: int | str | torch.device | None = None) -> LlavaForConditionalGeneration:
+        """Move to a GPU."""
+        return self.to("cuda" if device is None else device)
+
+    def cpu(self) -> LlavaForConditionalGeneration:
+        """Move to the CPU."""
+        return self.to("cpu")
+
+    def eval(self) -> LlavaForConditionalGeneration:
+        """Return the model: it is always in evaluation mode."""
+        return self
+
+    def train(self, mode: bool = True) -> LlavaForConditionalGeneration:
+        """Refuse to train; ``train(False)`` is `eval`.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if mode:
+            raise ConfigError(
+                "this class is for inference and keeps no gradients; training is not part of this release."
+            )
+        return self
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Weights, each once."""
+        return self.model.parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weights with their names."""
+        return self.model.named_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights by name."""
+        return self.model.state_dict()
+
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of the weights."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"LlavaForConditionalGeneration({self.name_or_path!r}, dtype={dtype}, device={str(self.device)!r})"
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool = True,
+        use_cache: bool | None = None,
+        **refused: Any,
+    ) -> Any:
+        """Compute the logits of every position.
+
+        Parameters
+        ----------
+        input_ids : integer tensor of shape (B, T)
+            Pictures expanded to image tokens; padding on either side.
+        pixel_values : floating tensor of shape (N, 3, S, S), optional
+        attention_mask : tensor of shape (B, T), optional
+            0 hides a position; its logits are zero.
+        labels : integer tensor of shape (B, T), optional
+            -100 is not counted. Position t is compared with label t + 1; what a hidden position would predict is not
+            counted either.
+        logits_to_keep : int, default 0
+            Only the last so many positions; 0 keeps all.
+        return_dict : bool, default True
+            False gives a tuple.
+
+        Returns
+        -------
+        ModelOutput
+            ``loss`` (a float32 number, with labels), ``logits`` (B, T, V), ``image_hidden_states`` (N, P, D).
+
+        Raises
+        ------
+        PromptError
+            If shapes, placeholders and pictures do not match.
+        ConfigError
+            For an argument that is not supported, by name.
+        """
+        _refuse_inputs(refused)
+        if use_cache:
+            raise ConfigError(
+                f"use_cache=True is not supported here: {_REFUSED_INPUTS['past_key_values']}. Use generate()."
+            )
+        ids = check_input_ids(input_ids, self.config)
+        prompts = split_rows(ids, attention_mask, pixel_values, self.config)
+        mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+        logits = torch.zeros((*ids.shape, self.config.text_config.vocab_size), dtype=self.dtype, device=self.device)
+        features = [self._encode(prompt) for prompt in prompts]
+        for row, prompt, mine, is_seen in zip(logits, prompts, features, mask, strict=True):
+            row[is_seen.to(self.device)] = self._forward_row(prompt, mine)
+        loss = None if labels is None else _shifted_loss(logits, labels, mask)
+        encoded = [mine for mine in features if mine is not None]
+        output = ModelOutput(
+            loss=loss,
+            logits=logits[:, -logits_to_keep:] if logits_to_keep else logits,
+            past_key_values=None,
+            hidden_states=None,
+            attentions=None,
+            image_hidden_states=torch.cat(encoded) if encoded else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Continue prompts.
+
+        Parameters
+        ----------
+        inputs, input_ids : integer tensor of shape (B, T)
+            One of the two: prompts, pictures expanded to image tokens, padded on the left.
+        generation_config : GenerationConfig, optional
+            Instead of, or below, ``settings``.
+        attention_mask : tensor of shape (B, T), optional
+            0 hides padding; by default padding tokens are hidden.
+        pixel_values : floating tensor of shape (N, 3, S, S), optional
+            The pictures of all prompts, in order.
+        streamer : object with ``put(tensor)`` and ``end()``, optional
+            Gets the prompt, then each new token. One prompt, no beams.
+        tokenizer : optional
+            Accepted with ``stop_strings``; the model's own is used.
+        seed : int, optional
+            Of sampling; by default drawn from torch's generator.
+        **settings
+            Fields of `GenerationConfig`.
+
+        Returns
+        -------
+        int64 tensor of shape (B, T + new tokens)
+            Prompts as given, then new tokens, then padding. With ``return_dict_in_generate`` a `ModelOutput` with
+            ``sequences`` and, if asked for, ``scores`` and ``logits``.
+
+        Raises
+        ------
+        SamplingError
+            For settings that are unknown, not supported, out of range or contradictory.
+        PromptError, ContextOverflowError
+            If the prompts cannot be used.
+        """
+        _refuse_inputs({name: settings.pop(name) for name in list(settings) if name in _REFUSED_INPUTS})
+        config = merge_generation_config(self.generation_config, generation_config, settings)
+        ids = check_input_ids(_one_of(inputs, input_ids), self.config)
+        plan = make_plan(config, num_rows=ids.shape[0], prompt_len=ids.shape[1], seed=seed)
+        _check_streamer(streamer, num_answers=len(plan.params), num_beams=plan.params[0].num_beams)
+        if attention_mask is None:
+            attention_mask = infer_attention_mask(ids, pad_token_id=plan.pad_token_id, eos_token_ids=plan.eos_token_ids)
+        rows = split_rows(ids, attention_mask, pixel_values, self.config)
+        prompts = [prompt for prompt in rows for _ in range(plan.num_answers_per_row)]
+        records_steps = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
+        recorder = StepRecorder(len(prompts)) if records_steps else None
+        generations = self._submit(prompts, plan, recorder, tokenizer)
+        self._run(generations, ids, streamer)
+        sequences = assemble(
+            ids.repeat_interleave(plan.num_answers_per_row, dim=0),
+            [generation.token_ids for generation in generations],
+            fill_id=plan.fill_id,
+        ).to(self.device)
+        if not config.return_dict_in_generate:
+            return sequences
+        return ModelOutput(
+            sequences=sequences,
+            scores=recorder.scores if recorder is not None and config.output_scores else None,
+            logits=recorder.logits if recorder is not None and config.output_logits else None,
+            past_key_values=None,
+        )
+
+    def _submit(
+        self, prompts: list[TensorPrompt], plan: DecodingPlan, recorder: StepRecorder | None, tokenizer: Any
+    ) -> list[Generation]:
+        self._needs_text = bool(plan.params[0].stop)
+        if self._needs_text and self._tokenizer is None:
+            own = getattr(tokenizer, "backend", None)
+            self._tokenizer = (
+                own if isinstance(own, Tokenizer) else Tokenizer.from_folder(self._folder, config=self.config)
+            )
+        if self._engine is None:
+            self._engine = Engine(self.model, make_decoder=self._make_decoder)
+        generations = self._engine.submit(prompts, plan.params, eos_token_ids=plan.eos_token_ids, on_step=recorder)
+        for generation in generations:
+            if generation.max_new_tokens < generation.params.max_new_tokens:
+                _LOGGER.warning(
+                    "%d new tokens were allowed, but a prompt of %d leaves room for %d in the context of %d; "
+                    "the answer ends there.",
+                    generation.params.max_new_tokens, len(generation.prompt.token_ids), generation.max_new_tokens,
+                    self.config.max_context_tokens,
+                )  # fmt: skip
+        return generations
+
+    def _run(self, generations: list[Generation], ids: Tensor, streamer: Any) -> None:
+        assert self._engine is not None  # noqa: S101 - _submit has built it
+        if streamer is not None:
+            streamer.put(ids)
+        for event in self._engine.run(generations):
+            if streamer is not None and event.token_id is not None:
+                streamer.put(torch.tensor([event.token_id]))
+        if streamer is not None:
+            streamer.end()
+
+    def _make_decoder(self) -> TokenDecoder:
+        if self._needs_text and self._tokenizer is not None:
+            return AnchoredDecoder(self._tokenizer)
+        return SilentDecoder()
+
+    def _encode(self, prompt: TensorPrompt) -> Tensor | None:
+        if prompt.pixel_values is None:
+            return None
+        pictures = torch.from_numpy(prompt.pixel_values).to(self.device)
+        return torch.cat([self.model.encode_images(picture[None]) for picture in pictures])
+
+    def _forward_row(self, prompt: TensorPrompt, features: Tensor | None) -> Tensor:
+        """Return logits (T, V) of one prompt without padding."""
+        embeds = self.model.embed(torch.tensor([prompt.token_ids], device=self.device), features)
+        positions = torch.arange(embeds.shape[1], device=self.device)[None]
+        return self.model(embeds, positions)[0]  # type: ignore[no-any-return]
+
+
+def _shifted_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy, float32, of label t + 1 under the logits of position t."""
+    if labels.shape != logits.shape[:2]:
+        raise PromptError(f"labels has shape {tuple(labels.shape)}, but input_ids has {tuple(logits.shape[:2])}.")
+    targets = labels[:, 1:].to(logits.device).masked_fill(~mask[:, :-1].to(logits.device), _IGNORED_LABEL)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED_LABEL)
+
+
+def _one_of(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor | None:
+    if inputs is not None and input_ids is not None:
+        raise PromptError("generate got both inputs and input_ids; they mean the same, give one.")
+    return inputs if inputs is not None else input_ids
+
+
+def _check_streamer(streamer: Any, *, num_answers: int, num_beams: int) -> None:
+    if streamer is None:
+        return
+    if num_answers > 1 or num_beams > 1:
+        raise SamplingError(
+            f"a streamer takes one answer as it grows, but there are {num_answers} answers and {num_beams} beams. "
+            "Stream one prompt at a time, with num_beams=1."
+        )
+
+
+def _refuse_inputs(inputs: dict[str, Any]) -> None:
+    for name, value in inputs.items():
+        if name not in _REFUSED_INPUTS:
+            _raise_unknown(name)
+        if value is not None and value is not False:
+            raise ConfigError(f"{name} is not supported: {_REFUSED_INPUTS[name]}.")
+
+
+def _raise_unknown(name: str) -> NoReturn:
+    raise ConfigError(f"the model does not take an argument {name!r}; check its spelling or leave it out.")
