@@ -39,7 +39,8 @@ import resource, torch
 from llavakit.engine.kv_cache import KVCache
 from tests.tiny.random_model import make_config
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cache = KVCache(make_config().text_config, num_rows=64, max_len=1 << 17, dtype=torch.float32, device=torch.device("cpu"))
+config, cpu = make_config().text_config, torch.device("cpu")
+cache = KVCache(config, num_rows=64, max_len=1 << 17, dtype=torch.float32, device=cpu)
 print(cache.keys.nbytes + cache.values.nbytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
