@@ -1,0 +1,1 @@
+"""The command line. Imports nothing heavy before it knows what was asked."""

@@ -1,0 +1,259 @@
+"""The arguments of every command, their help texts and examples.
+
+argparse and not a richer library: the help must appear as fast as Python starts. Only the parser of the
+command that was asked for is built. ``docs/cli.md`` is written from these parsers.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from llavakit.cli.overview import PROGRAM
+from llavakit.core.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+__all__ = ["build_parser", "parse"]
+
+_HELP_WIDTH = 100
+_MODEL_HELP = (
+    "llava:tiny (comes with llavakit), llava:7b, llava:13b, a Hugging Face id such as "
+    "llava-hf/llava-1.5-7b-hf, or a folder"
+)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Raw examples, and a fixed width where the terminal is wider: long lines of help are hard to read."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+        self._width = min(self._width, _HELP_WIDTH - 2)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises our own error instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.removeprefix(PROGRAM).strip()
+        hint = f"{PROGRAM} {command} --help" if command else f"{PROGRAM} --help"
+        raise ConfigError(f"{message}. `{hint}` shows what is possible.")
+
+
+def _parser(command: str, usage: str, description: str, examples: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"{PROGRAM} {command}",
+        usage=f"{PROGRAM} {command} {usage}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="help", help="show this text and leave")
+    return parser
+
+
+def _add_output_options(parser: argparse.ArgumentParser, *, json_help: str) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help=json_help)
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return group
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format of the weights in memory (default: as stored; float32 for small models on a CPU)",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU, else cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answer")
+    group.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the preset)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 512)")
+    group.add_argument(
+        "--temperature", type=float, metavar="X", help="0 takes the most likely token each time (default: 0)"
+    )
+    group.add_argument("--top-k", type=int, metavar="N", help="draw from the N most likely tokens")
+    group.add_argument("--top-p", type=float, metavar="X", help="draw from the likeliest tokens of total probability X")
+    group.add_argument(
+        "--min-p", type=float, metavar="X", help="draw from tokens at least X times as likely as the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1, seen tokens get less likely (default: 1)"
+    )
+    group.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="taken from the logits of generated tokens (default: 0)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same answer")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before TEXT; may be repeated")
+    group.add_argument("--num-beams", type=int, metavar="N", help="beam search with N beams (default: 1, none)")
+
+
+def _run() -> argparse.ArgumentParser:
+    parser = _parser(
+        "run",
+        "MODEL [PROMPT] [--image SOURCE ...] [options]",
+        "Ask a model about pictures.\n\n"
+        "With a prompt, or with one on standard input, answer once and leave. Without, open a chat; in it, /help\n"
+        "lists what can be done, and dropping a picture into the line attaches it.",
+        '  llavakit run llava:tiny "How many red circles are there?" --image shapes.png\n'
+        '  llavakit run llava:tiny "What differs?" --image before.png --image after.png\n'
+        "  llavakit run llava:tiny --image https://example.com/cat.jpg < question.txt\n"
+        '  curl -s https://example.com/cat.jpg | llavakit run llava:tiny "What is this?" --image -\n'
+        '  llavakit run llava:tiny "Describe the picture." --image shapes.png --json | jq -r .answer\n'
+        "  llavakit run llava:tiny",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", default=[], help="the question; - reads it from standard input. Without: a chat"
+    )
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "--image",
+        action="append",
+        metavar="SOURCE",
+        help="a path, an http(s) URL or a data: URI; - reads a picture from standard input; may be repeated",
+    )
+    pictures.add_argument(
+        "--preset",
+        choices=("original", "hf"),
+        help="how pictures and prompts are prepared: original (pad to a square, prompt of LLaVA's paper) or hf "
+        "(centre crop, as the transformers library); default: what the model's folder says, else original",
+    )
+    pictures.add_argument(
+        "--allow-private-urls", action="store_true", help="fetch pictures from this machine and its local network too"
+    )
+    _add_sampling_options(parser)
+    output = _add_output_options(parser, json_help="print one JSON object instead of the answer's text")
+    output.add_argument(
+        "--logprobs",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="with --json: log-probability of each token, and of the N likeliest instead (0 to 20; default: 0)",
+    )
+    output.add_argument("--no-timings", action="store_true", help="leave out the line of timings")
+    how_much = output.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help="print the answer and errors only")
+    how_much.add_argument("--verbose", action="store_true", help="say what is used: model, dtype, preset, settings")
+    _add_machine_options(parser)
+    return parser
+
+
+def _pull() -> argparse.ArgumentParser:
+    parser = _parser(
+        "pull",
+        "MODEL [options]",
+        "Fetch a model from the Hugging Face Hub into the local store.\n\n"
+        "An interrupted download goes on where it stopped. The disk is checked before the first byte.",
+        "  llavakit pull llava:7b\n  llavakit pull llava-hf/llava-1.5-13b-hf",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    output = _add_output_options(parser, json_help="print one JSON object when done")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _list() -> argparse.ArgumentParser:
+    parser = _parser(
+        "list",
+        "[options]",
+        "List the models in the local store, the embedded one included.",
+        "  llavakit list\n  llavakit list --json",
+    )
+    _add_output_options(parser, json_help="print one JSON object")
+    return parser
+
+
+def _show() -> argparse.ArgumentParser:
+    parser = _parser(
+        "show",
+        "MODEL [options]",
+        "Show what a model is: sizes, number format, presets, templates, licence. Loads no weights.",
+        "  llavakit show llava:tiny\n  llavakit show llava:tiny --json | jq .num_parameters",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_output_options(parser, json_help="print one JSON object")
+    return parser
+
+
+def _rm() -> argparse.ArgumentParser:
+    parser = _parser(
+        "rm",
+        "MODEL [options]",
+        "Remove a model from the local store. Asks before it does.\n\n"
+        "The store is the cache of the huggingface_hub library: programs that share it lose the model too.",
+        "  llavakit rm llava:7b\n  llavakit rm llava-hf/llava-1.5-13b-hf --yes",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model that `llavakit list` shows")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    _add_output_options(parser, json_help="print one JSON object when done; needs --yes")
+    return parser
+
+
+def _verify() -> argparse.ArgumentParser:
+    parser = _parser(
+        "verify",
+        "MODEL [options]",
+        "Run a model beside the transformers library on the same weights, stage by stage, and show how far they\n"
+        "are apart: pixels, token ids, vision features, projected features, logits, tokens. Needs transformers.",
+        "  llavakit verify llava:tiny\n  llavakit verify llava:7b --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_output_options(parser, json_help="print one JSON object")
+    _add_machine_options(parser)
+    return parser
+
+
+def _bench() -> argparse.ArgumentParser:
+    parser = _parser(
+        "bench",
+        "MODEL [options]",
+        "Measure where the time of an answer goes, from the picture file to the last token, and show each part as\n"
+        "a share of what this machine can do.",
+        "  llavakit bench llava:tiny\n  llavakit bench llava:7b --dtype bfloat16 --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_output_options(parser, json_help="print one JSON object")
+    _add_machine_options(parser)
+    return parser
+
+
+_BUILDERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "run": _run,
+    "pull": _pull,
+    "list": _list,
+    "show": _show,
+    "rm": _rm,
+    "verify": _verify,
+    "bench": _bench,
+}
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    return _BUILDERS[command]()
+
+
+def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse what follows a command's name.
+
+    Raises
+    ------
+    ConfigError
+        If the arguments cannot be used.
+    SystemExit
+        After ``--help``.
+    """
+    # Intermixed: options may stand between the model and the prompt.
+    return build_parser(command).parse_intermixed_args(list(arguments))

@@ -1,0 +1,197 @@
+"""The entry point: finds the command, runs it, and turns whatever happens into one line and an exit status.
+
+Nothing heavy is imported before the command is known, so that help and version appear as fast as Python starts.
+Exit statuses: 0 done; 1 a check failed; 2 to 8 the error classes of `llavakit.core.errors`; 70 a fault of
+llavakit; 74 the output cannot be written; 130 interrupted; 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from llavakit.cli.console import Console, printable
+from llavakit.cli.overview import ABOUT, OVERVIEW, PROGRAM
+from llavakit.core.errors import CapacityError, ConfigError, LlavakitError
+from llavakit.core.version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+    from typing import Any, NoReturn
+
+__all__ = ["main", "run_command"]
+
+_EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+_EXIT_OUTPUT = 74  # EX_IOERR
+_EXIT_INTERRUPTED = 130  # what shells say of a program that SIGINT ended
+_EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
+_ALIASES = {"ls": "list", "remove": "rm"}
+
+
+def main() -> NoReturn:
+    """Run the command of this process's arguments and leave with its exit status."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"], ["--version"]):
+        sys.exit(run_command(sys.argv[1:]))  # over before a handler would be of use
+    import signal
+
+    watch = _InterruptWatch()
+    signal.signal(signal.SIGINT, watch)
+    try:
+        status = run_command(sys.argv[1:], was_interrupted=lambda: watch.was_interrupted)
+    except KeyboardInterrupt:
+        status = _EXIT_INTERRUPTED
+    # From here on only the interpreter shuts down: Ctrl-C may end it, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
+
+
+class _InterruptWatch:
+    """A Ctrl-C handler that also remembers: libraries turn KeyboardInterrupt into errors of their own."""
+
+    def __init__(self) -> None:
+        self.was_interrupted = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> NoReturn:
+        self.was_interrupted = True
+        raise KeyboardInterrupt
+
+
+def run_command(
+    arguments: Sequence[str],
+    *,
+    console: Console | None = None,
+    load: Callable[..., Any] | None = None,
+    was_interrupted: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        What follows the program's name.
+    console : Console, optional
+        The streams; by default those of the process.
+    load : callable, optional
+        Stands in for `llavakit.load`.
+    was_interrupted : callable, optional
+        Says whether Ctrl-C was pressed; an error that it provoked is then no fault.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    console = console if console is not None else Console()
+    wants_json = "--json" in arguments
+    try:
+        status = _dispatch(list(arguments), console, load)
+        console.stdout.flush()
+    except SystemExit as leaving:  # argparse after --help
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except BaseException as error:
+        if was_interrupted() or isinstance(error, KeyboardInterrupt):
+            return _report(console, "interrupted", "stopped by Ctrl-C.", _EXIT_INTERRUPTED, wants_json=wants_json)
+        if isinstance(error, BrokenPipeError):
+            _silence(console)
+            return _EXIT_BROKEN_PIPE
+        if "--debug" in arguments:
+            import traceback
+
+            traceback.print_exception(error, file=console.stderr)
+        code, message, status = _describe(error)
+        return _report(console, code, message, status, wants_json=wants_json)
+    return status
+
+
+def _dispatch(arguments: list[str], console: Console, load: Callable[..., Any] | None) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.write(OVERVIEW)
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        console.line(f"{PROGRAM} {__version__}")
+        return 0
+    if arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
+        return _dispatch(arguments, console, load)
+    name = _ALIASES.get(arguments[0], arguments[0])
+    if name not in ABOUT:
+        raise ConfigError(_unknown_command(arguments[0], list(ABOUT)))
+    from llavakit.cli.arguments import parse
+
+    return _run(name, parse(name, arguments[1:]), console, load)
+
+
+def _run(name: str, options: argparse.Namespace, console: Console, load: Callable[..., Any] | None) -> int:
+    if not options.debug:
+        import warnings
+
+        warnings.simplefilter("ignore")  # warnings are for developers
+    if name == "run":
+        from llavakit.cli.run import run
+
+        return run(options, console, load=load)
+    if name in ("verify", "bench"):
+        from llavakit.cli import checks
+
+        return checks.verify(options, console) if name == "verify" else checks.bench(options, console)
+    from llavakit.cli import store_commands
+
+    handlers = {
+        "pull": store_commands.pull,
+        "list": store_commands.list_all,
+        "show": store_commands.show,
+        "rm": store_commands.remove,
+    }
+    return handlers[name](options, console)
+
+
+def _unknown_command(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    kind = "option" if name.startswith("-") else "command"
+    hint = f" Did you mean `{close[0]}`?" if close and kind == "command" else ""
+    return f"unknown {kind} {name!r}.{hint} The commands are {', '.join(known)}; `llavakit --help` explains them."
+
+
+def _describe(error: BaseException) -> tuple[str, str, int]:
+    if isinstance(error, LlavakitError):
+        return error.code, str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        advice = "The machine ran out of memory. Choose a smaller model, or --dtype bfloat16."
+        return CapacityError.code, advice, CapacityError.exit_code
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        return "output", f"the output cannot be written: {os.strerror(error.errno)}.", _EXIT_OUTPUT
+    fault = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    advice = "This is a fault in llavakit: please report it with what the same command prints with --debug."
+    return "internal", f"{fault.rstrip('.')}. {advice}", _EXIT_INTERNAL
+
+
+def _report(console: Console, code: str, message: str, status: int, *, wants_json: bool) -> int:
+    """Say what went wrong, in one line; return the exit status."""
+    try:
+        if wants_json:
+            import json
+
+            console.line(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+        else:
+            console.status("")
+            one_line = " ".join(printable(message, keep="\n\t").split())
+            console.note(f"{console.styled(f'error[{code}]:', 'red')} {one_line}")
+    except OSError:  # there is nobody left to tell
+        _silence(console)
+    return status
+
+
+def _silence(console: Console) -> None:
+    """Point the standard streams to nowhere, so that their last flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (console.stdout, console.stderr):
+        try:
+            os.dup2(nowhere, stream.fileno())
+        except (AttributeError, OSError, ValueError):
+            continue
+    os.close(nowhere)

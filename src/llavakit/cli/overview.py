@@ -1,0 +1,36 @@
+"""The text of ``llavakit --help``; imports nothing, so that it appears at once."""
+
+__all__ = ["ABOUT", "OVERVIEW", "PROGRAM"]
+
+PROGRAM = "llavakit"
+
+ABOUT = {
+    "run": "ask a model about pictures, once or in a chat",
+    "pull": "fetch a model",
+    "list": "list the models on this machine",
+    "show": "show what a model is",
+    "rm": "remove a model from this machine",
+    "verify": "compare a model with the transformers library",
+    "bench": "measure where the time goes",
+}
+"""One line about each command, in the order of the help."""
+
+_LINES = "\n".join(f"  {name:<8} {about}" for name, about in ABOUT.items())
+
+OVERVIEW = f"""\
+usage: {PROGRAM} COMMAND [options]
+
+LLaVA-1.5: ask questions about pictures, on your own machine.
+
+commands:
+{_LINES}
+
+options:
+  -h, --help   show this text; after a command, the help of that command
+  --version    show the version
+
+examples:
+  llavakit run llava:tiny "How many red circles are there?" --image shapes.png
+  llavakit run llava:tiny
+  llavakit run --help
+"""
