@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.processing.jinja_template import render_template
+from llavakit.processing.presets import read_json
+from llavakit.processing.sources import decode_base64
 
 __all__ = ["find_images", "is_chat", "load_chat_template", "normalise", "render_conversation"]
 
@@ -83,7 +84,7 @@ def normalise(conversation: Sequence[Any]) -> list[dict[str, Any]]:
 def find_images(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return the picture sources of a normalised conversation, in order."""
     blocks = [block for message in messages for block in message["content"] if block["type"] == "image"]
-    return [block[key] for block in blocks for key in _SOURCE_KEYS if key in block]
+    return [_open_block(block, key) for block in blocks for key in _SOURCE_KEYS if block.get(key) is not None]
 
 
 def render_conversation(
@@ -149,16 +150,17 @@ def _normalise_block(block: Any) -> dict[str, Any]:
     return dict(block)
 
 
+def _open_block(block: Mapping[str, Any], key: str) -> Any:
+    source = block[key]
+    if key == "base64" and isinstance(source, str) and not source.startswith("data:"):
+        return decode_base64(source)
+    return source
+
+
 def _template_of_json(path: Path) -> str | None:
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path.name} of {path.parent.name!r} is not valid JSON ({error}). Fetch it again."
-        ) from error
-    template = raw.get("chat_template") if isinstance(raw, dict) else None
+    template = read_json(path).get("chat_template")
     if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
     if isinstance(template, dict):

@@ -5,7 +5,6 @@ Every name is either carried out, or known and refused unless it has its neutral
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, SamplingError
+from llavakit.processing.presets import read_json
 
 __all__ = ["GENERATION_SETTINGS", "GenerationConfig", "load_generation_config", "merge_generation_config"]
 
@@ -169,13 +169,7 @@ def load_generation_config(folder: Path, config: LlavaConfig) -> GenerationConfi
     path = folder / "generation_config.json"
     if not path.is_file():
         return defaults
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path.name} of {folder.name!r} is not valid JSON ({error}). Fetch it again.") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path.name} of {folder.name!r} holds a {type(raw).__name__}; it must hold an object.")
-    supported, refused = _split(raw)
+    supported, refused = _split(read_json(path))
     if refused:
         raise ConfigError(f"{path.name} of {folder.name!r}: {_refusal(refused)}")
     return replace(defaults, **supported)

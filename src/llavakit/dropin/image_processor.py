@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ import torch
 from llavakit.core.errors import PromptError
 from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.processing.image import ImageProcessing, preprocess
-from llavakit.processing.sources import SourcePolicy, open_image
+from llavakit.processing.sources import SourcePolicy, decode_base64, open_image
 
 __all__ = ["LlavaImageProcessor", "flatten_images"]
 
-# Above this no string is a path, and asking the file system about it fails.
-_MAX_PATH_LEN = 4096
+# No picture is shorter than this in base64, so a mistyped path is not taken for one.
+_MIN_BASE64_LEN = 64
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
 class LlavaImageProcessor:
@@ -42,8 +42,8 @@ class LlavaImageProcessor:
     def __init__(self, config: ImageProcessing, policy: SourcePolicy) -> None:
         self.config = config
         self.policy = policy
-        self._named = replace(config, transpose_exif=True, alpha="drop")
-        self._opened = replace(config, transpose_exif=False, alpha="white")
+        self._named = replace(config, is_exif_turned=True, alpha="drop")
+        self._opened = replace(config, is_exif_turned=False, alpha="white")
 
     def __call__(
         self, images: Any, return_tensors: str | None = None, *, timeout: float | None = None, all_named: bool = False
@@ -97,19 +97,14 @@ def _normalise(source: Any) -> Any:
         array = source.detach().cpu().numpy()
         is_channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4)
         return np.ascontiguousarray(array.transpose(1, 2, 0)) if is_channels_first else array
-    if isinstance(source, str) and (decoded := _decode_base64(source)) is not None:
-        return decoded
-    return source
+    return decode_base64(source) if isinstance(source, str) and _is_base64(source) else source
 
 
-def _decode_base64(text: str) -> bytes | None:
-    """Return the bytes of a base64 string; None for a URL, a data URI, a file that exists, or anything else."""
-    if text.startswith(("http://", "https://", "data:", "file:")):
-        return None
-    if len(text) <= _MAX_PATH_LEN and Path(text).is_file():
-        return None
-    compact = "".join(text.split())
+def _is_base64(text: str) -> bool:
+    """Return whether a string is base64 and not the name of a file that exists."""
+    if len(text) < _MIN_BASE64_LEN or not _BASE64.fullmatch(text):
+        return False
     try:
-        return base64.b64decode(compact, validate=True) or None
-    except (binascii.Error, ValueError):
-        return None
+        return not Path(text).is_file()
+    except OSError:  # longer than any path can be
+        return True

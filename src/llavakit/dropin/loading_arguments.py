@@ -80,7 +80,7 @@ def read_model_arguments(arguments: Mapping[str, Any]) -> ModelArguments:
         If this machine does not have the device.
     """
     rest = dict(arguments)
-    dtypes = {name: rest.pop(name) for name in ("dtype", "torch_dtype") if rest.get(name) is not None}
+    dtypes = {name: dtype for name in ("dtype", "torch_dtype") if (dtype := rest.pop(name, None)) is not None}
     if len({str(dtype) for dtype in dtypes.values()}) > 1:
         raise ConfigError(
             f"dtype={dtypes['dtype']!r} and torch_dtype={dtypes['torch_dtype']!r} differ; they mean the same, give one."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.dropin.batch_feature import BatchFeature
+from llavakit.processing.presets import read_json
 from llavakit.processing.tokenizer import Tokenizer
 
 __all__ = ["LlavaTokenizer"]
@@ -52,14 +52,7 @@ class LlavaTokenizer:
     def from_folder(cls, folder: Path, config: LlavaConfig) -> LlavaTokenizer:
         """Read the tokenizer of a checkpoint folder."""
         path = folder / "tokenizer_config.json"
-        settings: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path.name} of {folder.name!r} is not valid JSON ({error}). Fetch it again."
-                ) from error
+        settings = read_json(path) if path.is_file() else {}
         return cls(Tokenizer.from_folder(folder, config=config), config, settings)
 
     def __len__(self) -> int:
