@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.core.errors import ConfigError, PromptError
-from llavakit.processing.jinja_template import render_template
+from llavakit.processing.jinja_template import render_chat_template
 from llavakit.processing.presets import read_json
 from llavakit.processing.sources import decode_base64
 
@@ -116,7 +116,7 @@ def render_conversation(
         If the last message has no text to continue, or the template does not show it.
     """
     if not continue_final_message:
-        return render_template(template, messages, add_generation_prompt=add_generation_prompt, **variables)
+        return render_chat_template(template, messages, add_generation_prompt=add_generation_prompt, **variables)
     if add_generation_prompt:
         raise PromptError("continue_final_message and add_generation_prompt contradict each other; set one of them.")
     *before, last = messages
@@ -126,7 +126,7 @@ def render_conversation(
     content = list(last["content"])
     content[texts[-1]] = {**content[texts[-1]], "text": content[texts[-1]]["text"] + _END_MARK}
     marked = [*before, {**last, "content": content}]
-    rendered = render_template(template, marked, add_generation_prompt=False, **variables)
+    rendered = render_chat_template(template, marked, add_generation_prompt=False, **variables)
     head, mark, tail = rendered.rpartition(_END_MARK.rstrip())
     if not mark:
         raise PromptError("continue_final_message is set, but the chat template does not show the last message's text.")

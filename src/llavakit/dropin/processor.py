@@ -286,7 +286,7 @@ class LlavaProcessor:
         if not tokenize:
             return prompts if is_batch else prompts[0]
         call = {**dict(processor_kwargs or {}), **direct}
-        if prompts[0].startswith(self.tokenizer.bos_token):
+        if self.tokenizer.bos_token and prompts[0].startswith(self.tokenizer.bos_token):
             call["add_special_tokens"] = False
         if return_tensors is not None:
             call["return_tensors"] = return_tensors

@@ -35,7 +35,7 @@ class LlavaTokenizer:
 
     def __init__(self, backend: Tokenizer, config: LlavaConfig, settings: dict[str, Any]) -> None:
         self.backend = backend
-        self.padding_side: str = settings.get("padding_side", "right")
+        self.padding_side: str = settings.get("padding_side", "left")
         self.truncation_side: str = settings.get("truncation_side", "right")
         self.clean_up_tokenization_spaces: bool = bool(settings.get("clean_up_tokenization_spaces", False))
         self.chat_template: str | None = settings.get("chat_template")
@@ -66,12 +66,12 @@ class LlavaTokenizer:
     @property
     def bos_token(self) -> str:
         """Written form of the first token of every prompt."""
-        return self.backend.token_text(self.bos_token_id)
+        return self.backend.token_text(self.bos_token_id) or ""
 
     @property
     def eos_token(self) -> str:
         """Written form of the end token."""
-        return self.backend.token_text(self.eos_token_id)
+        return self.backend.token_text(self.eos_token_id) or ""
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -144,7 +144,13 @@ class LlavaTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of one text."""
-        return self.backend.encode(text, parse_special=True, add_bos=bool(add_special_tokens and self._adds_bos))
+        ids = [self.bos_token_id] if add_special_tokens and self._adds_bos else []
+        # Piece by piece: original checkpoints have no <image> in their vocabulary, and its id lies above it.
+        for idx, piece in enumerate(text.split(self.image_token)):
+            if idx:
+                ids.append(self.image_token_id)
+            ids += self.backend.encode(piece, parse_special=True)
+        return ids
 
     def decode(
         self,
@@ -188,7 +194,9 @@ class LlavaTokenizer:
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
         """Return vocabulary entries as they are written in the tokenizer's file."""
-        return self.backend.token_text(ids) if isinstance(ids, int) else [self.backend.token_text(int(i)) for i in ids]
+        if isinstance(ids, int):
+            return self.backend.token_text(ids) or self.unk_token
+        return [self.backend.token_text(int(token_id)) or self.unk_token for token_id in ids]
 
     def _truncate(
         self, rows: list[list[int]], truncation: bool | str | None, max_length: int | None
