@@ -55,10 +55,14 @@ def pixels_of(image: Image.Image, image_size: int) -> np.ndarray:
     return ((scaled - _MEAN) / _STD).astype(np.float32).transpose(2, 0, 1)
 
 
-def vision_batch(config: LlavaConfig, step: int, batch_size: int) -> VisionBatch:
-    """Pictures with dense labels."""
+def vision_batch(config: LlavaConfig, step: int, batch_size: int, *, with_more_signs: bool = False) -> VisionBatch:
+    """Pictures with dense labels; two in three of them signs if asked."""
     vision = config.vision_config
-    scenes = [make_scene("train", index) for index in _indices(0, step, batch_size)]
+    stage = 4 if with_more_signs else 0
+    scenes = [
+        make_scene("train", index, kind="sign" if with_more_signs and index % 3 else None)
+        for index in _indices(stage, step, batch_size)
+    ]
     labels = [dense_labels(s, image_size=vision.image_size, patch_size=vision.patch_size) for s in scenes]
     return VisionBatch(
         _pixels(scenes, vision.image_size),

@@ -145,7 +145,7 @@ class DenseHeads(nn.Module):
         for idx, (name, values) in enumerate(logits.items()):
             target = patches[:, idx]
             flat, wanted = values.float().flatten(0, 1), target.flatten()
-            total = total + F.cross_entropy(flat, wanted, weight=_weights(name)) * (0.5 if "letter" in name else 1.0)
+            total = total + F.cross_entropy(flat, wanted, weight=_weights(name)) * (0.8 if "letter" in name else 1.0)
             if (wanted > 0).any():
                 accuracy[name] = (flat.argmax(-1) == wanted)[wanted > 0].float().mean().item()
         return total, accuracy

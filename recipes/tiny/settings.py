@@ -42,6 +42,7 @@ class Budget:
     """Every stage. The default made the shipped weights: about 80 minutes on two shared CPU cores."""
 
     vision: Stage = Stage(num_steps=2100, batch_size=48, peak_lr=1e-3, num_warmup_steps=150)
+    reading: Stage = Stage(num_steps=1300, batch_size=48, peak_lr=9e-4, num_warmup_steps=30)
     language: Stage = Stage(num_steps=260, batch_size=32, peak_lr=1.5e-3, num_warmup_steps=30)
     alignment: Stage = Stage(num_steps=200, batch_size=32, peak_lr=2e-3, num_warmup_steps=20)
     instruction: Stage = Stage(num_steps=2000, batch_size=32, peak_lr=1e-3, num_warmup_steps=60)

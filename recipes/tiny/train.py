@@ -1,7 +1,7 @@
 """Make `llava:tiny` from nothing: ``python -m recipes.tiny.train``. Run it again after a kill and it goes on.
 
-Four stages, as LLaVA in small: the vision tower learns to see (dense labels of the renderer), the language model
-learns to talk (text only), the projector is aligned on captions, and projector and language model are tuned on
+The stages of LLaVA in small: the vision tower learns to see (dense labels of the renderer; its second half shows mostly
+signs, since letters are what takes longest), the language model learns to talk (text only), the projector is aligned on captions, and projector and language model are tuned on
 conversations about pictures. Then the model is written as a folder and evaluated.
 """
 
@@ -52,7 +52,6 @@ class Trainer:
     """
 
     def __init__(self, folder: Path, budget: Budget, *, config: LlavaConfig | None = None, is_compiled: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.budget = budget
         self.vocabulary = load_vocabulary(folder)
@@ -73,6 +72,7 @@ class Trainer:
         """Run what is left of every stage."""
         budget, model = self.budget, self.model
         self._stage("vision", budget.vision, [model.vision_tower, self.heads], self._vision_loss)
+        self._stage("reading", budget.reading, [model.vision_tower, self.heads], self._reading_loss)
         self._stage("language", budget.language, [model.language_model, model.lm_head], self._language_loss)
         self._stage("alignment", budget.alignment, [model.multi_modal_projector], self._caption_loss)
         tuned = [model.multi_modal_projector, model.language_model, model.lm_head]
@@ -133,6 +133,10 @@ class Trainer:
         batch = vision_batch(self.config, step, stage.batch_size)
         return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
 
+    def _reading_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        batch = vision_batch(self.config, step, stage.batch_size, with_more_signs=True)
+        return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
+
     def _language_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         return self._text_loss(language_batch(self.vocabulary, step, stage.batch_size))
 
@@ -159,9 +163,10 @@ class Trainer:
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """Train the tokenizer on the sentences of the generators, once."""
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "tokenizer.json"
     if not file.exists():
-        sentences = []
+        sentences: list[str] = []
         for index in range(4000):
             rng = np.random.default_rng((index, 11))
             scene = make_scene("train", index)

@@ -1,0 +1,194 @@
+"""Text to token ids and back, exactly as LLaMA's tokenizer file says.
+
+A thin adapter over the ``tokenizers`` library. Two tokenizers are kept: one knows the control tokens (for prompts a
+developer wrote as one string), the other does not know them at all, so nothing a user types can become one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from llavakit.core.config import LlavaConfig
+from llavakit.core.errors import ConfigError, PromptError
+from llavakit.processing.presets import read_json
+from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
+_REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """LLaMA's tokenizer with LLaVA's image token.
+
+    Parameters
+    ----------
+    content : dict
+        A ``tokenizer.json``.
+    bos_token_id, eos_token_id, image_token_id : int
+    """
+
+    def __init__(self, content: dict[str, Any], *, bos_token_id: int, eos_token_id: int, image_token_id: int) -> None:
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.image_token_id = image_token_id
+        added = content.get("added_tokens") or []
+        try:
+            self._with_specials = RustTokenizer.from_str(json.dumps(content))
+            self._plain = RustTokenizer.from_str(json.dumps({**content, "added_tokens": []}))
+            self._special_ids = {int(entry["id"]): str(entry["content"]) for entry in added if entry["special"]}
+        except Exception as error:  # the Rust library raises bare exceptions only
+            raise ConfigError(f"tokenizer.json cannot be used ({error}). Fetch the model again.") from error
+        for tokenizer in (self._with_specials, self._plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, config: LlavaConfig) -> Tokenizer:
+        """Read ``tokenizer.json``, or LLaMA's ``tokenizer.model``, of a model folder.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, it is damaged, or it does not fit the model.
+        """
+        json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+        if json_file.is_file():
+            content = read_json(json_file)
+        elif model_file.is_file():
+            content = pieces_to_tokenizer_json(*read_sentencepiece(model_file))
+        else:
+            raise ConfigError(f"{folder.name!r} has no tokenizer.json and no tokenizer.model; fetch the model again.")
+        tokenizer = cls(
+            content,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            image_token_id=config.image_token_id,
+        )
+        tokenizer.check_fits(config)
+        return tokenizer
+
+    @classmethod
+    def from_pieces(
+        cls, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, image_token_id: int | None = None
+    ) -> Tokenizer:
+        """Build from a sentencepiece vocabulary, as GGUF files carry it.
+
+        The image token gets the id after the vocabulary unless one is given.
+        """
+        content = pieces_to_tokenizer_json(pieces, scores, types)
+        image_id = len(pieces) if image_token_id is None else image_token_id
+        return cls(content, bos_token_id=1, eos_token_id=2, image_token_id=image_id)
+
+    def check_fits(self, config: LlavaConfig) -> None:
+        """Check that every id of the tokenizer has an embedding and that the image token agrees."""
+        size = config.text_config.vocab_size
+        in_file = {text: token_id for token_id, text in self._special_ids.items()}.get(IMAGE_TOKEN)
+        if in_file is not None and in_file != config.image_token_id:
+            raise ConfigError(
+                f"tokenizer.json gives {IMAGE_TOKEN} the id {in_file}, config.json says {config.image_token_id}. "
+                "The files belong to different models."
+            )
+        if self.vocab_size > size + (config.image_token_id == size):
+            raise ConfigError(
+                f"tokenizer.json has {self.vocab_size} tokens, the model embeds {size}. "
+                "The files belong to different models."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the tokenizer's file; the model's own vocabulary may be padded beyond it."""
+        return int(self._with_specials.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, parse_special: bool = False, add_bos: bool = False) -> list[int]:
+        """Turn text into ids.
+
+        Parameters
+        ----------
+        text : str
+        parse_special : bool, default False
+            Read ``<image>``, ``</s>`` and the like in the text as control tokens. Only for text that a developer
+            wrote; with False no control token can come out, whatever the text says.
+        add_bos : bool, default False
+
+        Raises
+        ------
+        PromptError
+            If the text holds lone surrogates, which are not characters.
+        """
+        tokenizer = self._with_specials if parse_special else self._plain
+        try:
+            ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
+        except (UnicodeError, TypeError) as error:
+            raise PromptError(f"the text holds characters that are not valid Unicode ({error}). Remove them.") from error
+        return [self.bos_token_id, *ids] if add_bos else ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Turn ids into text. Ids outside the vocabulary give nothing."""
+        return str(self._with_specials.decode(list(token_ids), skip_special_tokens=skip_special))
+
+    def token_text(self, token_id: int) -> str | None:
+        """Return the vocabulary entry of an id, or None."""
+        text = self._with_specials.id_to_token(token_id)
+        return None if text is None else str(text)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of control tokens."""
+        return frozenset(self._special_ids)
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time: whole characters only, and in sum exactly `Tokenizer.decode`.
+
+    Text is certain up to the last token that left no half character behind it. From there a short window is decoded
+    again with each token, so the cost does not grow with the answer.
+    """
+
+    _MAX_CONTEXT = 8
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # tokens already shown, kept so that the next piece decodes in its place
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Take a token; return the text that is certain now."""
+        self._pending.append(token_id)
+        text = self._new_text()
+        # A character has at most four bytes: after more pending tokens a bad byte is really one.
+        if text.endswith(_REPLACEMENT) and self._num_open_bytes() < 4:
+            return ""
+        return self._accept(text)
+
+    def finish(self) -> str:
+        """Return what was held back, undecodable bytes as replacement characters."""
+        return self._accept(self._new_text()) if self._pending else ""
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+
+    def _num_open_bytes(self) -> int:
+        count = 0
+        for token_id in reversed(self._pending):
+            if not (self._tokenizer.token_text(token_id) or "").startswith("<0x"):
+                break
+            count += 1
+        return count
+
+    def _accept(self, text: str) -> str:
+        self._context = (self._context + self._pending)[-self._MAX_CONTEXT :]
+        self._pending = []
+        # Bytes at the window's start could be half a character there: drop them, and keep a plain token in front.
+        while self._context and (self._tokenizer.token_text(self._context[0]) or "").startswith("<0x"):
+            if len(self._context) == 1:
+                break
+            self._context.pop(0)
+        return text

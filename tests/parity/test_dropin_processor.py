@@ -1,0 +1,278 @@
+"""Processor and tokenizer of the drop-in surface against transformers' on the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llavakit
+from llavakit.core.errors import ConfigError, PromptError
+from tests.tiny.dropin_pair import Pair, load_pair, make_picture
+
+ONE = "USER: <image>\nWhat is this? ASSISTANT:"
+TWO = "USER: <image>\n<image>\nWhich one is red? ASSISTANT:"
+NONE = "USER: What is a circle? ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return load_pair(tmp_path_factory.mktemp("processor"), seed=31)
+
+
+def _assert_same(ours: Any, theirs: Any) -> None:
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        mine = ours[name]
+        if name == "pixel_values" and isinstance(value, list):
+            assert len(mine) == len(value)
+            assert all(np.array_equal(left, right) for left, right in zip(mine, value, strict=True))
+        elif isinstance(value, list):
+            assert mine == value
+        else:
+            assert type(mine) is type(value)
+            assert mine.dtype == value.dtype
+            assert np.array_equal(np.asarray(mine), np.asarray(value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"return_tensors": "pt", "padding": True},
+        {"return_tensors": "np", "padding": "longest", "padding_side": "right"},
+        {"return_tensors": "pt", "padding": "max_length", "max_length": 90},
+        {"return_tensors": "pt", "padding": True, "pad_to_multiple_of": 16},
+        {"padding": False},
+        {"padding": True, "add_special_tokens": False},
+        {"return_tensors": "pt", "padding": True, "return_mm_token_type_ids": True},
+        {"padding": True, "text_kwargs": {"padding_side": "right"}},
+    ],
+)
+def test_options_of_a_batch(pair: Pair, options: dict[str, Any]) -> None:
+    pictures = [make_picture(seed) for seed in range(3)]
+    arguments = {"images": pictures, "text": [ONE, NONE, TWO], **options}
+    _assert_same(pair.processor(**arguments), pair.their_processor(**arguments))
+
+
+def test_kinds_of_pictures(pair: Pair) -> None:
+    picture = make_picture(1)
+    array = np.asarray(picture)
+    for images in (
+        picture,
+        [picture],
+        [[picture]],
+        array,
+        [array],
+        torch.from_numpy(array.transpose(2, 0, 1).copy()),
+        picture.convert("L").convert("RGB"),
+        picture.convert("RGBA"),
+        picture.convert("P"),
+    ):
+        arguments = {"images": images, "text": ONE, "return_tensors": "pt"}
+        _assert_same(pair.processor(**arguments), pair.their_processor(**arguments))
+
+
+def test_transparent_picture_is_laid_on_white(pair: Pair) -> None:
+    picture = make_picture(1)
+    picture.putalpha(make_picture(2).convert("L"))
+    arguments = {"images": picture, "text": ONE, "return_tensors": "pt"}
+    _assert_same(pair.processor(**arguments), pair.their_processor(**arguments))
+
+
+def test_pictures_or_text_alone(pair: Pair) -> None:
+    for arguments in ({"images": make_picture(3)}, {"text": NONE}, {"text": [NONE, NONE]}):
+        _assert_same(
+            pair.processor(**arguments, return_tensors="pt"), pair.their_processor(**arguments, return_tensors="pt")
+        )
+        _assert_same(pair.processor(**arguments), pair.their_processor(**arguments))
+
+
+def test_conversations_of_every_form(pair: Pair) -> None:
+    picture, url = make_picture(4), {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    text = {"type": "text", "text": "What is this?"}
+    conversations = [
+        [{"role": "user", "content": [text, {"type": "image", "image": picture}]}],
+        [{"role": "user", "content": [url, {"type": "image"}, text, {"type": "text", "text": "And that?"}]}],
+        [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [{"type": "image"}, text]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A circle."}]},
+            {"role": "user", "content": [{"type": "text", "text": "Red?"}]},
+        ],
+    ]
+    for conversation in [*conversations, conversations]:
+        for prompts in (True, False):
+            arguments = {"conversation": conversation, "add_generation_prompt": prompts}
+            ours = pair.processor.apply_chat_template(**arguments)
+            assert ours == pair.their_processor.apply_chat_template(**arguments)
+
+
+def test_tokenized_batch_of_conversations(pair: Pair) -> None:
+    conversations = [
+        [{"role": "user", "content": [{"type": "image", "image": make_picture(seed)}, {"type": "text", "text": text}]}]
+        for seed, text in enumerate(["What?", "What is in the picture of the circle?"])
+    ]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    options["processor_kwargs"] = {"padding": True}
+    ours = pair.processor.apply_chat_template(conversations, **options)
+    _assert_same(ours, pair.their_processor.apply_chat_template(conversations, **options))
+    options["return_dict"] = False
+    ids = pair.processor.apply_chat_template(conversations, **options)
+    assert torch.equal(ids, pair.their_processor.apply_chat_template(conversations, **options))
+
+
+def test_plain_string_content_keeps_its_words(pair: Pair) -> None:
+    chat = [{"role": "user", "content": "What is a circle?"}]
+    assert pair.processor.apply_chat_template(chat, add_generation_prompt=True) == "USER: What is a circle? ASSISTANT:"
+    assert chat == [{"role": "user", "content": "What is a circle?"}]
+
+
+def test_last_message_can_be_gone_on_with(pair: Pair) -> None:
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A red "}]},
+    ]
+    for template in (None, "{% for m in messages %}[{{ m['content'][0]['text'] | trim }}]{% endfor %}"):
+        arguments = {"conversation": chat, "continue_final_message": True, "chat_template": template}
+        ours = pair.processor.apply_chat_template(**arguments)
+        assert ours == pair.their_processor.apply_chat_template(**arguments)
+
+
+def test_template_in_each_file_that_may_hold_it(pair: Pair, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    template = "{{ messages[0]['content'][0]['text'] }}-{{ eos_token }}{{ bos_token }}"
+    places = {
+        "chat_template.jinja": template,
+        "chat_template.json": json.dumps({"chat_template": template}),
+        "processor_config.json": json.dumps(
+            {"processor_class": "LlavaProcessor", "patch_size": 14, "chat_template": template}
+        ),
+    }
+    for name, content in places.items():
+        folder = tmp_path / name.replace(".", "_")
+        shutil.copytree(pair.folder, folder)
+        (folder / "chat_template.json").unlink()
+        (folder / name).write_text(content)
+        processor = llavakit.AutoProcessor.from_pretrained(folder)
+        assert processor.apply_chat_template(chat) == "What?-</s><s>"
+        theirs = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+        assert theirs.apply_chat_template(chat) == "What?-</s><s>"
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ConfigError, match="has no chat template"):
+        llavakit.AutoProcessor.from_pretrained(folder).apply_chat_template(chat)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=40) | st.from_regex(r"( |a|<image>|</s>|<s>|<pad>|\n|USER:|é|😀){0,12}", fullmatch=True))
+def test_ids_and_text_of_any_string(pair: Pair, text: str) -> None:
+    ours, theirs = pair.processor.tokenizer, pair.their_processor.tokenizer
+    ids = theirs(text)["input_ids"]
+    assert ours(text)["input_ids"] == ids
+    assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+    for skip in (True, False):
+        assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+def test_decoding_of_rows_tensors_and_numbers(pair: Pair) -> None:
+    ours, theirs = pair.processor, pair.their_processor
+    inputs = ours(images=[make_picture(1)], text=[ONE, NONE], padding=True, return_tensors="pt")
+    ids = inputs["input_ids"]
+    for value in (ids, ids[0], ids.tolist(), ids.numpy(), ids[0].tolist()):
+        assert ours.decode(value) == theirs.decode(value)
+        assert ours.post_process_image_text_to_text(value) == theirs.post_process_image_text_to_text(value)
+    assert ours.batch_decode(ids, skip_special_tokens=True) == theirs.batch_decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids[0][2:], skip_special_tokens=True).startswith(" ") is False
+    spaced = ours.tokenizer("Is it ? it 's , a n't")["input_ids"]
+    for clean in (True, False, None):
+        options = {"clean_up_tokenization_spaces": clean}
+        assert ours.decode(spaced, **options) == theirs.decode(spaced, **options)
+
+
+def test_special_tokens_of_the_tokenizer(pair: Pair) -> None:
+    ours, theirs = pair.processor.tokenizer, pair.their_processor.tokenizer
+    for name in ("bos_token", "eos_token", "pad_token", "bos_token_id", "eos_token_id", "pad_token_id", "padding_side"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert len(ours) == len(theirs)
+    assert ours.convert_ids_to_tokens([1, 300, 2]) == theirs.convert_ids_to_tokens([1, 300, 2])
+
+
+def test_padding_token_and_side_can_be_changed(pair: Pair) -> None:
+    processor = llavakit.AutoProcessor.from_pretrained(pair.folder)
+    processor.tokenizer.padding_side = "right"
+    processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    ids = processor(text=["USER: What? ASSISTANT:", "Red"], padding=True)["input_ids"]
+    assert ids[1][-1] == processor.tokenizer.eos_token_id
+    with pytest.raises(ConfigError, match="'no such token' is not one token"):
+        processor.tokenizer.pad_token = "no such token"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"text": ONE}, PromptError, "1 <image> placeholders, but 0 pictures"),
+        ({"text": [ONE, TWO], "images": ["p", "p"]}, PromptError, "3 <image> placeholders, but 2 pictures"),
+        (
+            {"text": ONE, "images": ["p"], "truncation": True, "max_length": 12},
+            PromptError,
+            "leaves 8 of 16 image tokens",
+        ),
+        ({"text": [NONE, "Red"], "return_tensors": "pt"}, PromptError, "rows of 2 different lengths"),
+        ({"text": NONE, "paddin": True}, ConfigError, "does not take 'paddin'"),
+        ({"text": NONE, "padding": "left"}, ConfigError, "padding='left' is not supported"),
+        ({"text": NONE, "return_tensors": "tf"}, ConfigError, "return_tensors='tf'"),
+        ({"text": NONE, "videos": ["v"]}, ConfigError, "videos and audio are not supported"),
+        ({"images": "What?", "text": make_picture(1)}, PromptError, r"The order of arguments is \(images, text\)"),
+        ({}, PromptError, "neither images nor text"),
+    ],
+)
+def test_call_that_cannot_be_done_is_refused(
+    pair: Pair, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if isinstance(images := arguments.get("images"), list):
+        arguments = {**arguments, "images": [make_picture(1) for _ in images]}
+    with pytest.raises(error, match=message):
+        pair.processor(**arguments)
+
+
+def test_truncation_behind_the_pictures_agrees(pair: Pair) -> None:
+    arguments = {"text": ONE, "images": make_picture(1), "truncation": True, "max_length": 30, "return_tensors": "pt"}
+    ours = pair.processor(**arguments)
+    _assert_same(ours, pair.their_processor(**arguments))
+    assert ours["input_ids"].shape[1] == 30
+
+
+def test_unknown_names_of_the_template_are_refused(pair: Pair) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    with pytest.raises(ConfigError, match="does not know 'add_generation_promt'"):
+        pair.processor.apply_chat_template(chat, add_generation_promt=True)
+    rendered = pair.processor.apply_chat_template(chat, chat_template="{{ tone }}{{ messages | length }}", tone="calm ")
+    assert rendered == "calm 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"revision": "v2"}, "revision='v2' is not supported"),
+        ({"trust_remote_code": True}, "no code of a repository is ever run"),
+        ({"use_fast": True}, "resampled by Pillow"),
+        ({"fast": True}, "does not know the argument 'fast'"),
+    ],
+)
+def test_argument_of_from_pretrained_is_refused_by_name(pair: Pair, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        llavakit.AutoProcessor.from_pretrained(pair.folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"revision": "main"}, {"trust_remote_code": False}, {"use_fast": False}, {"backend": "pil"}]
+)
+def test_argument_that_says_what_happens_anyway_is_accepted(pair: Pair, arguments: dict[str, Any]) -> None:
+    assert llavakit.AutoProcessor.from_pretrained(pair.folder, **arguments).num_image_tokens == 16

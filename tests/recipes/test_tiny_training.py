@@ -1,0 +1,103 @@
+"""Tokens, labels, and a run that is killed and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fonts: pip install 'llavakit[recipes]'")
+
+from recipes.tiny import train
+from recipes.tiny.conversations import SYSTEM, encode
+from recipes.tiny.settings import Budget, Stage, llava_config
+from recipes.tiny.vocabulary import IGNORE, Vocabulary
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train.load_vocabulary(folder)
+    return folder
+
+
+def test_only_answers_and_their_ends_are_learnt(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    encoded = encode(vocabulary, [("What color?", "Red"), ("Sure?", "Yes")], num_image_tokens=4)
+    learnt = [label for label in encoded.labels if label != IGNORE]
+    assert vocabulary.decode(learnt) == "Red Yes"
+    assert learnt.count(vocabulary.eos_id) == 2
+    assert encoded.ids.count(vocabulary.image_id) == 4
+    assert all(label in (IGNORE, token_id) for label, token_id in zip(encoded.labels, encoded.ids, strict=True))
+
+
+def test_the_picture_stands_between_two_lone_spaces(folder: Path) -> None:
+    """Source: the ids around the image that LLaVA-1.5 was trained with (a lone space piece on both sides)."""
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    ids = encode(vocabulary, [("Hi", "Hello")], num_image_tokens=2).ids
+    first = ids.index(vocabulary.image_id)
+    space = vocabulary.encode("")
+    lone = vocabulary.encode("\n")[0]
+    assert space == []
+    assert ids[first - 1] == lone
+    assert ids[first + 2] == lone
+    assert ids[: first - 1] == [vocabulary.bos_id, *vocabulary.encode(f"{SYSTEM} USER: ")[:-1]]
+
+
+def test_words_on_signs_are_spelled(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    assert len(vocabulary.encode('"ROBOT"')) == 1 + 1 + 5 + 1
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _micro_trainer(folder: Path, tokenizer_file: Path, stop_after: int | None) -> train.Trainer:
+    """A tiny architecture; with ``stop_after``, the run dies at that checkpoint."""
+    stage = Stage(num_steps=4, batch_size=2, peak_lr=1e-3, num_warmup_steps=1)
+    folder.mkdir(exist_ok=True)
+    shutil.copy(tokenizer_file, folder)
+    vocabulary = train.load_vocabulary(folder)
+    config = llava_config(vocab_size=-(-vocabulary.size // 64) * 64, image_token_id=vocabulary.image_id,
+                          pad_token_id=vocabulary.pad_id)  # fmt: skip
+    config = replace(
+        config,
+        text_config=replace(config.text_config, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                            num_attention_heads=2, num_key_value_heads=2, head_dim=8),
+        vision_config=replace(config.vision_config, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                              num_attention_heads=2),
+    )  # fmt: skip
+    budget = Budget(vision=stage, reading=stage, language=stage, alignment=stage, instruction=stage)
+    trainer = train.Trainer(folder, budget, config=config, is_compiled=False)
+    if stop_after is not None:
+        save, count = trainer._save, [0]
+
+        def save_and_die(*args: object) -> None:
+            save(*args)  # type: ignore[arg-type]
+            count[0] += 1
+            if count[0] == stop_after:
+                raise _KilledError
+
+        trainer._save = save_and_die  # type: ignore[method-assign]
+    return trainer
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 19])
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    monkeypatch.setattr(train, "_SAVE_EVERY_S", -1.0)  # a checkpoint after every step
+    tokenizer_file = folder / "tokenizer.json"
+    whole = _micro_trainer(tmp_path / "whole", tokenizer_file, None)
+    whole.run()
+    with pytest.raises(_KilledError):
+        _micro_trainer(tmp_path / "killed", tokenizer_file, stop_after).run()
+    resumed = _micro_trainer(tmp_path / "killed", tokenizer_file, None)
+    resumed.run()
+    state = resumed.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
