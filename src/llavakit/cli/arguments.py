@@ -114,7 +114,11 @@ def _run() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
-        "prompt", metavar="PROMPT", nargs="*", default=[], help="the question; - reads it from standard input. Without: a chat"
+        "prompt",
+        metavar="PROMPT",
+        nargs="*",
+        default=[],
+        help="the question; - reads it from standard input. Without: a chat",
     )
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument(

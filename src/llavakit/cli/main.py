@@ -11,8 +11,9 @@ import os
 import sys
 
 from llavakit.cli.console import Console, printable
+from llavakit.cli.error_text import describe_error
 from llavakit.cli.overview import ABOUT, OVERVIEW, PROGRAM
-from llavakit.core.errors import CapacityError, ConfigError, LlavakitError
+from llavakit.core.errors import ConfigError
 from llavakit.core.version import __version__
 
 TYPE_CHECKING = False
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run_command"]
 
-_EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
-_EXIT_OUTPUT = 74  # EX_IOERR
 _EXIT_INTERRUPTED = 130  # what shells say of a program that SIGINT ended
 _EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
 _ALIASES = {"ls": "list", "remove": "rm"}
@@ -54,7 +53,7 @@ class _InterruptWatch:
     def __init__(self) -> None:
         self.was_interrupted = False
 
-    def __call__(self, signum: int, frame: FrameType | None) -> NoReturn:
+    def __call__(self, _signum: int, _frame: FrameType | None) -> NoReturn:
         self.was_interrupted = True
         raise KeyboardInterrupt
 
@@ -101,7 +100,7 @@ def run_command(
             import traceback
 
             traceback.print_exception(error, file=console.stderr)
-        code, message, status = _describe(error)
+        code, message, status = describe_error(error)
         return _report(console, code, message, status, wants_json=wants_json)
     return status
 
@@ -155,19 +154,6 @@ def _unknown_command(name: str, known: list[str]) -> str:
     kind = "option" if name.startswith("-") else "command"
     hint = f" Did you mean `{close[0]}`?" if close and kind == "command" else ""
     return f"unknown {kind} {name!r}.{hint} The commands are {', '.join(known)}; `llavakit --help` explains them."
-
-
-def _describe(error: BaseException) -> tuple[str, str, int]:
-    if isinstance(error, LlavakitError):
-        return error.code, str(error), error.exit_code
-    if isinstance(error, MemoryError):
-        advice = "The machine ran out of memory. Choose a smaller model, or --dtype bfloat16."
-        return CapacityError.code, advice, CapacityError.exit_code
-    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-        return "output", f"the output cannot be written: {os.strerror(error.errno)}.", _EXIT_OUTPUT
-    fault = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    advice = "This is a fault in llavakit: please report it with what the same command prints with --debug."
-    return "internal", f"{fault.rstrip('.')}. {advice}", _EXIT_INTERNAL
 
 
 def _report(console: Console, code: str, message: str, status: int, *, wants_json: bool) -> int:

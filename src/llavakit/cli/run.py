@@ -181,7 +181,7 @@ def _read_prompt(options: argparse.Namespace, console: Console) -> str | None:
             ) from error
     elif not options.prompt:
         if _STDIN in (options.image or []):
-            raise ConfigError("--image - reads a picture from standard input, which is a terminal. Pipe a file into it.")
+            raise ConfigError("--image - reads standard input, which is a terminal. Pipe a picture into it.")
         return None
     if not prompt.strip():
         where = "on standard input" if wants_stdin else "on the command line"
