@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -217,18 +217,10 @@ def _sampled(
         raise SamplingError(
             "temperature=0 with do_sample=True: sampling needs a temperature above 0. Set do_sample=False."
         )
-    top_k = _DEFAULT_TOP_K if config.top_k is None else config.top_k
+    top_k = _DEFAULT_TOP_K if config.top_k is None else config.top_k  # 0 switches it off, as in transformers
     first = int(torch.randint(1 << 62, ())) if seed is None else seed
-    shared = {
-        "max_new_tokens": base.max_new_tokens,
-        "repetition_penalty": base.repetition_penalty,
-        "stop": base.stop,
-        "temperature": temperature,
-        "top_k": top_k or None,  # 0 switches it off, as in transformers
-        "top_p": config.top_p,
-        "min_p": config.min_p,
-    }
-    return tuple(SamplingParams(**shared, seed=(first + idx) % (1 << 64)) for idx in range(num_answers))
+    shared = replace(base, temperature=temperature, top_k=top_k or None, top_p=config.top_p, min_p=config.min_p)
+    return tuple(replace(shared, seed=(first + idx) % (1 << 64)) for idx in range(num_answers))
 
 
 def _warn_about_unused(config: GenerationConfig) -> None:

@@ -342,7 +342,7 @@ class LlavaProcessor:
 
 
 def _as_texts(text: str | Sequence[str]) -> list[str]:
-    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [text]
+    texts: list[Any] = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
     if not texts or not all(isinstance(one, str) for one in texts):
         raise PromptError(
             f"text must be a string or a list of strings, got {type(text).__name__}. The order "

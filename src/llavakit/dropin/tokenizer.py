@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,8 @@ from llavakit.processing.tokenizer import Tokenizer
 
 __all__ = ["LlavaTokenizer"]
 
+_LOGGER = logging.getLogger(__name__)
 _PADDINGS = (True, False, None, "longest", "max_length", "do_not_pad")
-# English spacing that clean_up_tokenization_spaces undoes, in transformers' order.
-_CLEAN_UPS = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
-              (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
 
 class LlavaTokenizer:
@@ -37,15 +36,14 @@ class LlavaTokenizer:
         self.backend = backend
         self.padding_side: str = settings.get("padding_side", "left")
         self.truncation_side: str = settings.get("truncation_side", "right")
-        self.clean_up_tokenization_spaces: bool = bool(settings.get("clean_up_tokenization_spaces", False))
-        self.chat_template: str | None = settings.get("chat_template")
         self.bos_token_id = backend.bos_token_id
         self.eos_token_id = backend.eos_token_id
         self.image_token_id = backend.image_token_id
         self.unk_token: str = _content(settings.get("unk_token")) or "<unk>"
         self.image_token: str = _content(settings.get("image_token")) or "<image>"
-        self.pad_token: str | None = _content(settings.get("pad_token"))
-        self.pad_token_id = self._find_pad_id(config)
+        self.pad_token_id: int | None = config.pad_token_id
+        if (pad_token := _content(settings.get("pad_token"))) is not None:
+            self.pad_token = pad_token
         self._adds_bos = settings.get("add_bos_token", True)
 
     @classmethod
@@ -72,6 +70,21 @@ class LlavaTokenizer:
     def eos_token(self) -> str:
         """Written form of the end token."""
         return self.backend.token_text(self.eos_token_id) or ""
+
+    @property
+    def pad_token(self) -> str | None:
+        """Written form of the padding token; setting it to another token of the vocabulary changes ``pad_token_id``."""
+        return None if self.pad_token_id is None else self.backend.token_text(self.pad_token_id)
+
+    @pad_token.setter
+    def pad_token(self, token: str | None) -> None:
+        if token is None:
+            self.pad_token_id = None
+            return
+        ids = self.backend.encode(token, parse_special=True)
+        if len(ids) != 1 or self.backend.token_text(ids[0]) != token:
+            raise ConfigError(f"{token!r} is not one token of this vocabulary, so it cannot be the padding token.")
+        self.pad_token_id = ids[0]
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -167,7 +180,7 @@ class LlavaTokenizer:
         skip_special_tokens : bool, default False
             Leave out BOS, EOS, padding and image tokens.
         clean_up_tokenization_spaces : bool, optional
-            Undo spaces before punctuation; by default what the checkpoint's files say.
+            Has no effect: it would damage the text of a BPE tokenizer, and transformers 5 leaves it as well.
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if isinstance(ids, int):
@@ -175,13 +188,11 @@ class LlavaTokenizer:
         ids = list(ids)
         if ids and not isinstance(ids[0], int):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        text = self.backend.decode(ids, skip_special=skip_special_tokens)
-        cleans = (
-            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        )
-        for before, after in _CLEAN_UPS if cleans else ():
-            text = text.replace(before, after)
-        return text
+        if clean_up_tokenization_spaces:
+            _LOGGER.warning(
+                "clean_up_tokenization_spaces=True has no effect on this kind of tokenizer, as in transformers 5."
+            )
+        return self.backend.decode(ids, skip_special=skip_special_tokens)
 
     def batch_decode(
         self,
@@ -212,12 +223,6 @@ class LlavaTokenizer:
                 f"truncation_side={self.truncation_side!r} is not supported; only the end of a text can be cut."
             )
         return [row[:max_length] for row in rows]
-
-    def _find_pad_id(self, config: LlavaConfig) -> int | None:
-        if self.pad_token is None:
-            return None
-        (*_, last) = self.backend.encode(self.pad_token, parse_special=True) or [None]
-        return config.pad_token_id if last is None else last
 
     def _require_pad_id(self) -> int:
         if self.pad_token_id is None:
