@@ -1,0 +1,100 @@
+"""The model class itself: dtypes, moves, what it tells, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import llavakit
+from llavakit.core.errors import ConfigError, ModelNotFoundError
+from tests.tiny import make_tiny_llava
+from tests.tiny.dropin_pair import Pair, load_pair, make_picture
+
+PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return load_pair(tmp_path_factory.mktemp("model"), seed=41)
+
+
+def _load(pair: Pair, **arguments: Any) -> Any:
+    return llavakit.LlavaForConditionalGeneration.from_pretrained(pair.folder, **arguments)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_default_dtype_is_the_checkpoints(tmp_path: Any, stored: str) -> None:
+    make_tiny_llava(tmp_path, dtype=stored)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    ours = llavakit.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert ours.dtype == theirs.dtype == getattr(torch, stored)
+    assert ours.device == torch.device("cpu")
+    assert llavakit.LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="float32").dtype == torch.float32
+
+
+def test_dtype_can_be_changed_after_loading_and_back(pair: Pair) -> None:
+    model = _load(pair)
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt")
+    before = model.generate(**inputs, max_new_tokens=8)
+    for change, dtype in (
+        (model.half, torch.float16),
+        (model.bfloat16, torch.bfloat16),
+        (model.float, torch.float32),
+    ):
+        assert change() is model
+        assert model.dtype == dtype
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert model.generate(**inputs, max_new_tokens=8).shape == before.shape
+    fresh = _load(pair)
+    assert torch.equal(fresh.to("cpu", torch.float32).generate(**inputs, max_new_tokens=8), before)
+
+
+def test_bfloat16_tokens_agree_with_transformers(pair: Pair) -> None:
+    ours = _load(pair, torch_dtype=torch.bfloat16)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(pair.folder, dtype=torch.bfloat16).eval()
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt").to(torch.bfloat16)
+    assert torch.equal(ours.generate(**inputs, max_new_tokens=16), theirs.generate(**inputs, max_new_tokens=16))
+
+
+def test_evaluation_mode_is_the_only_one(pair: Pair) -> None:
+    assert pair.model.eval() is pair.model
+    assert pair.model.train(False) is pair.model
+    assert not pair.model.training
+    with pytest.raises(ConfigError, match="training is not part of this release"):
+        pair.model.train()
+
+
+def test_sizes_and_name_are_told(pair: Pair) -> None:
+    used = {name for name, _ in pair.their_model.named_parameters() if "layers.2." not in name or "vision" not in name}
+    used -= {name for name in used if "post_layernorm" in name}
+    theirs = sum(parameter.numel() for name, parameter in pair.their_model.named_parameters() if name in used)
+    assert pair.model.num_parameters() == theirs
+    assert pair.model.get_memory_footprint() == 4 * theirs
+    assert set(pair.model.state_dict()) == {name for name, _ in pair.model.named_parameters()}
+    assert "dtype=float32, device='cpu'" in repr(pair.model)
+    assert pair.model.config.text_config.hidden_size == pair.their_model.config.text_config.hidden_size
+
+
+def test_generation_config_of_the_model_can_be_changed(pair: Pair) -> None:
+    model = _load(pair)
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt")
+    model.generation_config.max_new_tokens = 3
+    assert model.generate(**inputs).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_model_that_is_not_there_is_told(tmp_path: Any) -> None:
+    with pytest.raises(ModelNotFoundError):
+        llavakit.LlavaForConditionalGeneration.from_pretrained(tmp_path / "nothing", local_files_only=True)
+
+
+def test_forward_refuses_what_it_does_not_do(pair: Pair) -> None:
+    inputs = pair.processor(text="What?", return_tensors="pt")
+    for name in ("output_attentions", "output_hidden_states", "use_cache"):
+        with pytest.raises(ConfigError, match="not supported"):
+            pair.model(**inputs, **{name: True})
+    with pytest.raises(ConfigError, match="does not take an argument 'token_type_ids'"):
+        pair.model(**inputs, token_type_ids=inputs["input_ids"])
+    assert isinstance(pair.model(**inputs, return_dict=False), tuple)
