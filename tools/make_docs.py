@@ -10,6 +10,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import llavakit
@@ -45,6 +46,29 @@ def make_cli_page() -> str:
     return "\n".join(parts)
 
 
+class PlainText(str):
+    """An annotation that a signature shows without quotation marks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_signature(function: Callable[..., object]) -> str:
+    """Return a signature as it is written in the source."""
+    signature = inspect.signature(function)
+    parameters = [
+        parameter.replace(annotation=plain(parameter.annotation)) for parameter in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters, return_annotation=plain(signature.return_annotation)))
+
+
+def plain(annotation: object) -> object:
+    """Turn an annotation that is a string into one shown bare."""
+    return PlainText(annotation) if isinstance(annotation, str) else annotation
+
+
 def describe(name: str, value: object) -> str:
     """Return signature and docstring of one public name."""
     text = inspect.getdoc(value) or ""
@@ -53,7 +77,7 @@ def describe(name: str, value: object) -> str:
     if isinstance(value, classmethod | staticmethod):
         value = value.__func__
     try:
-        signature = str(inspect.signature(value)) if callable(value) else ""
+        signature = show_signature(value) if callable(value) else ""
     except (TypeError, ValueError):
         signature = ""
     return f"{name}{signature}\n\n{text}"
