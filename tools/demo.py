@@ -30,9 +30,16 @@ def show_command(command: list[str]) -> str:
 
 
 def ask(command: list[str]) -> str:
-    """Run one command, passing its output on as it comes, and return what it wrote to standard output."""
+    """Run one command, passing on as it comes what it writes, and return that."""
     executable = Path(sys.executable).with_name(command[0])
-    with subprocess.Popen([str(executable), *command[1:]], stdout=subprocess.PIPE, cwd=ROOT) as process:
+    # One pipe for both outputs, so that the timings come after the answer.
+    with subprocess.Popen(
+        [str(executable), *command[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+    ) as process:
         assert process.stdout is not None
         written = bytearray()
         while chunk := os.read(process.stdout.fileno(), 4096):
@@ -51,8 +58,8 @@ def main() -> int:
     for entry in questions:
         command = build_command(entry["question"], entry["image"])
         print(f"\n$ {show_command(command)}", flush=True)
-        answer = ask(command)
-        if normalize(entry["answer"]) != normalize(answer):
+        written = ask(command)
+        if normalize(entry["answer"]) not in map(normalize, written.splitlines()):
             num_wrong += 1
             print(f"  (expected: {entry['answer']})", flush=True)
     num_right = len(questions) - num_wrong
