@@ -76,6 +76,23 @@ def test_beams_agree_with_and_without_end_tokens(pair: Pair, num_beams: int, len
         _assert_same(pair, inputs, **settings, eos_token_id=int(free[0, start + offset]))
 
 
+@pytest.mark.parametrize("length_penalty", [1.0, 3.0])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_several_beams_and_every_way_to_stop_agree(
+    pair: Pair, early_stopping: bool | str, length_penalty: float
+) -> None:
+    inputs = _inputs(pair, [2, 0])
+    settings = {
+        "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 14, "early_stopping": early_stopping,
+        "length_penalty": length_penalty,
+    }  # fmt: skip
+    free = _assert_same(pair, inputs, **settings)
+    assert free.shape[0] == 4
+    start = inputs["input_ids"].shape[1]
+    for offset in (1, 3, 6):
+        _assert_same(pair, inputs, **settings, eos_token_id=int(free[0, start + offset]))
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
 def test_repetition_penalty_agrees(pair: Pair, settings: dict[str, Any]) -> None:
     inputs = _inputs(pair, [3])
@@ -198,9 +215,10 @@ def test_left_padded_rows_have_the_logits_of_rows_alone(pair: Pair) -> None:
         ({"max_new_token": 4}, "'max_new_token'"),
         ({"use_cache": False}, "use_cache=False"),
         ({"num_beams": 2, "do_sample": True}, "num_beams=2 with do_sample=True"),
-        ({"num_beams": 2, "early_stopping": True}, "early_stopping=True"),
+        ({"num_beams": 2, "early_stopping": "always"}, "early_stopping is 'always'"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=2"),
         ({"do_sample": True, "temperature": 0.0}, "temperature=0 with do_sample=True"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2 needs do_sample=True"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 needs do_sample=True or num_beams"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"streamer": object(), "num_beams": 2}, "2 beams"),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor
 from llavakit.core.errors import SamplingError
 from llavakit.core.types import SamplingParams
 from llavakit.dropin.generation_config import GenerationConfig
+from llavakit.engine.beam import EarlyStopping
 from llavakit.processing.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["AnchoredDecoder", "DecodingPlan", "SilentDecoder", "StepRecorder", "assemble", "make_plan"]
@@ -29,18 +30,24 @@ class DecodingPlan:
     Parameters
     ----------
     params : tuple of SamplingParams
-        One per answer.
+        One per run of the engine.
     num_answers_per_row : int
-        Answers to each row of the input, next to each other.
+        Answers to each row of the input, next to each other: samples are runs of their own, beams come from one run.
     fill_id : int
         Stands after the end of the shorter answers.
     """
 
     params: tuple[SamplingParams, ...]
     num_answers_per_row: int
+    early_stopping: EarlyStopping
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     fill_id: int
+
+    @property
+    def num_runs_per_row(self) -> int:
+        """Runs of the engine for each row of the input."""
+        return 1 if self.params[0].num_beams > 1 else self.num_answers_per_row
 
 
 class SilentDecoder:
@@ -139,7 +146,8 @@ def make_plan(config: GenerationConfig, *, num_rows: int, prompt_len: int, seed:
     fill_id = pad_token_id if base.num_beams == 1 or pad_token_id else next(iter(eos_token_ids), pad_token_id)
     return DecodingPlan(
         params=params,
-        num_answers_per_row=num_answers if is_sampling else 1,
+        num_answers_per_row=num_answers,
+        early_stopping=config.early_stopping or False,
         eos_token_ids=eos_token_ids,
         pad_token_id=config.pad_token_id,
         fill_id=0 if fill_id is None else fill_id,
@@ -172,11 +180,8 @@ def _check(config: GenerationConfig) -> None:
         raise SamplingError(
             "use_cache=False: there is no way without the key-value cache here. Leave it out; the tokens are the same."
         )
-    if config.early_stopping not in (None, False):
-        raise SamplingError(
-            f"early_stopping={config.early_stopping!r}: beam search here ends when no beam can improve any more, "
-            "which is early_stopping=False. Leave it out."
-        )
+    if config.early_stopping not in (None, False, True, "never"):
+        raise SamplingError(f"early_stopping is {config.early_stopping!r}; it must be True, False or 'never'.")
     if num_beams > 1 and config.do_sample:
         raise SamplingError(
             f"num_beams={num_beams} with do_sample=True: beam search here does not sample. Set one of them back."
@@ -189,10 +194,13 @@ def _check(config: GenerationConfig) -> None:
         raise SamplingError(
             f"beam search here takes one end token, got eos_token_id={config.eos_token_id!r}. Choose one of them."
         )
-    if num_answers > 1 and not config.do_sample:
+    if num_beams > 1 and num_answers > num_beams:
         raise SamplingError(
-            f"num_return_sequences={num_answers} needs do_sample=True: greedy decoding and beam search "
-            "give one answer here."
+            f"num_return_sequences={num_answers} is more than num_beams={num_beams}; it can be at most as many."
+        )
+    if num_answers > 1 and num_beams == 1 and not config.do_sample:
+        raise SamplingError(
+            f"num_return_sequences={num_answers} needs do_sample=True or num_beams: greedy decoding has one answer."
         )
 
 

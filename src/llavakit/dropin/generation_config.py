@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, SamplingError
@@ -86,9 +86,9 @@ class GenerationConfig:
         False (greedy or beams) by default. temperature, top_k (50), top_p and min_p apply to sampling only.
     repetition_penalty : float, optional
     num_beams, length_penalty, early_stopping : optional
-        Beam search; ``early_stopping`` must be False.
+        Beam search.
     num_return_sequences : int, optional
-        Answers per prompt, when sampling.
+        Answers per prompt: samples, or the best beams.
     stop_strings : str or list of str, optional
         The answer ends with the token that completes one of them.
     eos_token_id : int or list of int, optional
@@ -109,7 +109,7 @@ class GenerationConfig:
     repetition_penalty: float | None = None
     num_beams: int | None = None
     length_penalty: float | None = None
-    early_stopping: bool | str | None = None
+    early_stopping: bool | Literal["never"] | None = None
     num_return_sequences: int | None = None
     stop_strings: str | list[str] | None = None
     bos_token_id: int | None = None

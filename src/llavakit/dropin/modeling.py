@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -350,14 +350,14 @@ class LlavaForConditionalGeneration:
         if attention_mask is None:
             attention_mask = infer_attention_mask(ids, pad_token_id=plan.pad_token_id, eos_token_ids=plan.eos_token_ids)
         rows = split_rows(ids, attention_mask, pixel_values, self.config)
-        prompts = [prompt for prompt in rows for _ in range(plan.num_answers_per_row)]
+        prompts = [prompt for prompt in rows for _ in range(plan.num_runs_per_row)]
         records_steps = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
         recorder = StepRecorder(len(prompts)) if records_steps else None
         generations = self._submit(prompts, plan, recorder, tokenizer)
         self._run(generations, ids, streamer)
         sequences = assemble(
             ids.repeat_interleave(plan.num_answers_per_row, dim=0),
-            [generation.token_ids for generation in generations],
+            [answer for generation in generations for answer in _answers(generation, plan)],
             fill_id=plan.fill_id,
         ).to(self.device)
         if not config.return_dict_in_generate:
@@ -380,7 +380,13 @@ class LlavaForConditionalGeneration:
             )
         if self._engine is None:
             self._engine = Engine(self.model, make_decoder=self._make_decoder)
-        generations = self._engine.submit(prompts, plan.params, eos_token_ids=plan.eos_token_ids, on_step=recorder)
+        generations = self._engine.submit(
+            prompts,
+            plan.params,
+            eos_token_ids=plan.eos_token_ids,
+            on_step=recorder,
+            early_stopping=plan.early_stopping,
+        )
         for generation in generations:
             if generation.max_new_tokens < generation.params.max_new_tokens:
                 _LOGGER.warning(
@@ -425,6 +431,12 @@ def _shifted_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         raise PromptError(f"labels has shape {tuple(labels.shape)}, but input_ids has {tuple(logits.shape[:2])}.")
     targets = labels[:, 1:].to(logits.device).masked_fill(~mask[:, :-1].to(logits.device), _IGNORED_LABEL)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED_LABEL)
+
+
+def _answers(generation: Generation, plan: DecodingPlan) -> list[Sequence[int]]:
+    if not generation.beams:
+        return [generation.token_ids]
+    return [beam.token_ids for beam in generation.beams[: plan.num_answers_per_row]]
 
 
 def _one_of(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor | None:

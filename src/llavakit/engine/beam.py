@@ -3,18 +3,21 @@
 Follows transformers' rules, so that beams agree: per step the best ``2 * num_beams`` continuations are
 looked at; finished ones among the best ``num_beams`` become candidates scored by
 ``sum of log-probabilities / length ** length_penalty``; the search ends when no running beam can still beat
-the worst candidate, or at the length limit.
+the worst candidate, or at the length limit. ``early_stopping`` says what "can" means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Beam", "BeamSearch"]
+__all__ = ["Beam", "BeamSearch", "EarlyStopping"]
+
+EarlyStopping = bool | Literal["never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,9 @@ class BeamSearch:
     max_new_tokens : int
     is_finished : callable
         Whether an answer, given as its ids, is complete (end-of-sequence token or stop string).
+    early_stopping : bool or "never", default False
+        True ends as soon as there are ``num_beams`` candidates; False when the best running beam, at its present
+        length, scores no better than the worst of them; "never" when it could not at any length.
     """
 
     def __init__(
@@ -44,11 +50,13 @@ class BeamSearch:
         length_penalty: float,
         max_new_tokens: int,
         is_finished: Callable[[tuple[int, ...]], bool],
+        early_stopping: EarlyStopping = False,
     ) -> None:
         self._num_beams = num_beams
         self._length_penalty = length_penalty
         self._max_new_tokens = max_new_tokens
         self._is_finished = is_finished
+        self._early_stopping = early_stopping
         self.running: list[Beam] = [Beam((), 0.0)]
         self._candidates: list[Beam] = []  # score here is the length-normalised one; best first
         self._improvement_is_possible = True
@@ -80,6 +88,11 @@ class BeamSearch:
         """The best finished answer, with its length-normalised score."""
         return self._candidates[0]
 
+    @property
+    def candidates(self) -> tuple[Beam, ...]:
+        """The finished answers, best first, with their length-normalised scores."""
+        return tuple(self._candidates)
+
     def _best_continuations(self, logprobs: Tensor) -> tuple[list[Beam], list[int]]:
         vocab_size = logprobs.shape[-1]
         scores = torch.tensor([beam.score for beam in self.running], device=logprobs.device)
@@ -106,6 +119,10 @@ class BeamSearch:
     def _can_improve(self, length: int) -> bool:
         if len(self._candidates) < self._num_beams:
             return True
-        best_running = self.running[0].score / length**self._length_penalty
+        if self._early_stopping is True:
+            return False
+        is_patient = self._early_stopping == "never" and self._length_penalty > 0.0
+        best_length = self._max_new_tokens if is_patient else length
+        best_running = self.running[0].score / best_length**self._length_penalty
         self._improvement_is_possible = best_running > self._candidates[-1].score
         return self._improvement_is_possible

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llavakit.core.errors import ContextOverflowError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings, TokenEvent, TokenLogprob
-from llavakit.engine.beam import BeamSearch
+from llavakit.engine.beam import Beam, BeamSearch, EarlyStopping
 from llavakit.engine.feature_cache import FeatureCache
 from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.engine.sampler import Sampler, apply_penalties
@@ -73,6 +73,8 @@ class Generation:
     timings: Timings
     eos_token_ids: frozenset[int]
     on_step: StepObserver | None = None
+    early_stopping: EarlyStopping = False
+    beams: tuple[Beam, ...] = ()  # after a beam search: all finished answers, best first
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -145,6 +147,7 @@ class Engine:
         *,
         eos_token_ids: Collection[int] | None = None,
         on_step: StepObserver | None = None,
+        early_stopping: EarlyStopping = False,
     ) -> list[Generation]:
         """Check prompts against the context and make them ready to run.
 
@@ -158,6 +161,8 @@ class Engine:
         on_step : callable, optional
             Called before each choice with the request's number, its float32 logits (V,) and the scores (V,)
             that the token is chosen from. Not called in beam search.
+        early_stopping : bool or "never", default False
+            When a beam search ends; see `BeamSearch`.
 
         Raises
         ------
@@ -167,8 +172,8 @@ class Engine:
         ends = frozenset((self.model.config.eos_token_id,) if eos_token_ids is None else eos_token_ids)
         pairs = zip(prompts, params, strict=True)
         return [
-            self._admit(idx, prompt, settings, eos_token_ids=ends, on_step=on_step)
-            for idx, (prompt, settings) in enumerate(pairs)
+            self._admit(idx, *pair, eos_token_ids=ends, on_step=on_step, early_stopping=early_stopping)
+            for idx, pair in enumerate(pairs)
         ]
 
     @torch.inference_mode()
@@ -203,6 +208,7 @@ class Engine:
         *,
         eos_token_ids: frozenset[int],
         on_step: StepObserver | None,
+        early_stopping: EarlyStopping,
     ) -> Generation:
         context = self.model.config.max_context_tokens
         num_prompt_tokens = len(prompt.token_ids)
@@ -228,6 +234,7 @@ class Engine:
             ),
             eos_token_ids=eos_token_ids,
             on_step=on_step,
+            early_stopping=early_stopping,
         )
 
     def _vocabulary_ids(self, prompt: EnginePrompt) -> Tensor:
@@ -310,6 +317,7 @@ class Engine:
             length_penalty=params.length_penalty,
             max_new_tokens=generation.max_new_tokens,
             is_finished=lambda ids: self._ends(ids, generation),
+            early_stopping=generation.early_stopping,
         )
         logits = self._prefill(generation, cache, row=0, num_cached=0)
         started = time.perf_counter()
@@ -326,6 +334,7 @@ class Engine:
             last_ids = torch.tensor([[beam.token_ids[-1]] for beam in search.running], device=self._device)
             logits = self._decode_step(last_ids, DecodeView(cache, [length] * len(rows)))
         generation.timings.decode_s = time.perf_counter() - started
+        generation.beams = search.candidates
         yield self._finish_beams(generation, search.best.token_ids)
 
     def _beam_logprobs(

@@ -80,7 +80,7 @@ class Sampler:
                 self._generator.manual_seed(params.seed)
 
     def process(self, logits: Tensor) -> Tensor:
-        """Return the scores (V,) that the next token is chosen from: the logits after penalties, temperature and filters."""
+        """Return what the next token is chosen from: the logits (V,) after penalties, temperature and filters."""
         scores = logits
         if self._suppressed_ids is not None:
             scores = scores.index_fill(0, self._suppressed_ids, -torch.inf)
