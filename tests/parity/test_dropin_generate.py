@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -250,6 +251,22 @@ def test_pictures_that_do_not_match_the_prompt_are_refused_with_numbers(pair: Pa
         pair.model.generate(inputs["input_ids"], pixel_values=inputs["pixel_values"][..., ::2, ::2])
     with pytest.raises(PromptError, match="31 image tokens, which is no multiple of the 16"):
         pair.model.generate(inputs["input_ids"][:, : -(pair.processor.num_image_tokens)][:, :37], pixel_values=None)
+
+
+def test_answer_that_reaches_the_context_ends_there_and_says_so(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="llavakit"):
+        output = pair.model.generate(torch.full((1, 500), 5), max_new_tokens=20, eos_token_id=-1)
+    assert output.shape[1] == 512
+    assert "20 new tokens were allowed, but a prompt of 500 leaves room for 12 in the context of 512" in caplog.text
+
+
+def test_logits_are_ordinary_tensors(pair: Pair) -> None:
+    inputs = _inputs(pair, [1])
+    logits = pair.model(**inputs).logits
+    logits[0, 0] = 0.0
+    assert not logits.is_inference()
+    settings = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 2}
+    assert not pair.model.generate(**inputs, **settings).logits[0].is_inference()
 
 
 def test_prompt_longer_than_the_context_is_refused(pair: Pair) -> None:

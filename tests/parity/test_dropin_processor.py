@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 
 import llavakit
 from llavakit.core.errors import ConfigError, PromptError
+from llavakit.dropin.decoding import AnchoredDecoder
+from llavakit.dropin.tokenizer import LlavaTokenizer
+from llavakit.processing.tokenizer import Tokenizer
 from tests.tiny.dropin_pair import Pair, load_pair, make_picture
 
 ONE = "USER: <image>\nWhat is this? ASSISTANT:"
@@ -276,3 +279,23 @@ def test_argument_of_from_pretrained_is_refused_by_name(pair: Pair, arguments: d
 )
 def test_argument_that_says_what_happens_anyway_is_accepted(pair: Pair, arguments: dict[str, Any]) -> None:
     assert llavakit.AutoProcessor.from_pretrained(pair.folder, **arguments).num_image_tokens == 16
+
+
+def test_text_of_a_word_keeps_its_space_when_stop_strings_are_looked_for(pair: Pair) -> None:
+    tokenizer = pair.processor.tokenizer.backend
+    decoder = AnchoredDecoder(tokenizer)
+    ids = tokenizer.encode("red circle")
+    assert "".join(decoder.push(token_id) for token_id in ids) + decoder.finish() == " red circle"
+
+
+def test_image_token_above_the_vocabulary_is_encoded_and_never_decoded(pair: Pair) -> None:
+    known = pair.processor.tokenizer.backend
+    folder_tokens = json.loads((pair.folder / "tokenizer.json").read_text())
+    folder_tokens["added_tokens"] = [one for one in folder_tokens["added_tokens"] if one["content"] != "<image>"]
+    above = 9999
+    backend = Tokenizer(folder_tokens, bos_token_id=1, eos_token_id=2, image_token_id=above)
+    tokenizer = LlavaTokenizer(backend, pair.model.config, {"pad_token": "<unk>"})
+    ids = tokenizer.encode("USER: <image>\nWhat?")
+    expected = known.encode("USER: <image>\nWhat?", parse_special=True, add_bos=True)
+    assert ids == [above if token_id == known.image_token_id else token_id for token_id in expected]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "USER:  \nWhat?"

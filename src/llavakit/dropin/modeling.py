@@ -230,7 +230,7 @@ class LlavaForConditionalGeneration:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"LlavaForConditionalGeneration({self.name_or_path!r}, dtype={dtype}, device={str(self.device)!r})"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         input_ids: Tensor | None = None,

@@ -16,7 +16,7 @@ from llavakit.dropin.loading_arguments import check_hub_arguments
 from llavakit.dropin.tokenizer import LlavaTokenizer
 from llavakit.processing.presets import load_presets
 from llavakit.processing.sources import SourcePolicy
-from llavakit.weights.checkpoint import open_checkpoint
+from llavakit.weights.checkpoint import read_config
 from llavakit.weights.store import resolve
 
 __all__ = ["PROCESSOR_OPTIONS", "AutoProcessor", "LlavaProcessor"]
@@ -131,9 +131,7 @@ class LlavaProcessor:
                 "Leave both out."
             )
         found = resolve(pretrained_model_name_or_path, allow_download=not local_files_only)
-        checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
-        config = checkpoint.config
-        checkpoint.close()
+        config = read_config(found.folder, vision_folder=found.vision_folder)
         policy = source_policy if source_policy is not None else SourcePolicy()
         return cls(
             LlavaImageProcessor(load_presets(found.folder, config)["hf"].image, policy),
