@@ -20,7 +20,8 @@ __all__ = ["FLOAT32_BOUND", "StageResult", "Verdict", "bound_of", "compare_exact
 # The bar in float32, derived for one wide layer or a few narrow ones.
 FLOAT32_BOUND = 1e-5
 _LAYERS_OF_BOUND = 8
-# Roundings to the storage format on a layer's way: norm, product, attention, product, sum; norm, product, gate, product, sum.
+# Roundings to the storage format on a layer's way: norm, product, attention, product, sum; norm, product, gate,
+# product, sum.
 _ROUNDINGS_PER_LAYER = 10
 
 

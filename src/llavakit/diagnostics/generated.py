@@ -10,7 +10,18 @@ from PIL import Image
 
 __all__ = ["SAMPLE_TEXTS", "Question", "encode_jpeg", "make_picture", "make_pictures", "make_questions"]
 
-_SIZES = ((640, 480), (480, 640), (336, 336), (1024, 300), (97, 311), (64, 64), (31, 7), (1, 1), (1200, 900), (337, 335))
+_SIZES = (
+    (640, 480),
+    (480, 640),
+    (336, 336),
+    (1024, 300),
+    (97, 311),
+    (64, 64),
+    (31, 7),
+    (1, 1),
+    (1200, 900),
+    (337, 335),
+)
 _MODES = ("RGB", "RGB", "L", "RGBA", "P", "1", "CMYK", "LA")
 
 # Languages, emoji, whitespace, numbers, control words: what tokenizers get wrong.
@@ -30,7 +41,7 @@ SAMPLE_TEXTS = (
     "ẞ ﬁ Å Ω ½ ﷺ",
     "▁ underline ▁▁",
     "0x1F 1e-5 1,000,000",
-)  # fmt: skip
+)
 _ASKED = (
     "What is in this picture?",
     "How many circles are there?",

@@ -76,6 +76,7 @@ def drop_page_cache(folder: Path) -> float | None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         with path.open("rb") as file:
+            os.fsync(file.fileno())  # pages not yet written cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return _cached_share(files)
 
@@ -100,7 +101,7 @@ def _cached_share(files: list[Path]) -> float | None:
         if status:
             return None
         num_pages += count
-        num_cached += int(np.count_nonzero(np.frombuffer(flags, dtype=np.uint8) & 1))
+        num_cached += int(np.count_nonzero(np.frombuffer(bytes(flags), dtype=np.uint8) & 1))
     return num_cached / num_pages if num_pages else 0.0
 
 

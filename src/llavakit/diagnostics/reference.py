@@ -117,7 +117,7 @@ class Reference:
             elif any(part in own_name for part in _UNUSED):
                 state[name] = torch.zeros(parameter.shape, dtype=model.dtype)
             else:
-                raise ConfigError(f"transformers {self.version} has the parameter {name!r}, which llavakit does not know.")
+                raise ConfigError(f"transformers {self.version} has a parameter {name!r} that llavakit does not know.")
         theirs.load_state_dict(state, strict=False, assign=True)
         _rebuild_buffers(theirs)
         if config.tie_word_embeddings:
@@ -163,14 +163,15 @@ class Reference:
         """Return the pixels (3, S, S) that transformers makes of a picture."""
         with _quiet():
             pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
-        return torch.as_tensor(np.asarray(pixels))[0]
+        result: Tensor = torch.as_tensor(np.asarray(pixels))[0]
+        return result
 
     @torch.inference_mode()
     def encode_patches(self, pixels: Tensor) -> Tensor:
         """Map pixels (N, 3, S, S) to the tower's features at the feature layer (N, P, D)."""
         layer = self._config.vision_feature_layer
         outputs = self.model.model.vision_tower(pixels.to(self._dtype), output_hidden_states=True)
-        states = outputs.hidden_states[layer]
+        states: Tensor = outputs.hidden_states[layer]
         return states if self._config.vision_feature_select_strategy == "full" else states[:, 1:]
 
     @torch.inference_mode()
@@ -215,7 +216,7 @@ class Reference:
 
     def _inputs(self, prompts: Sequence[Sequence[int]], pixels: Tensor | None) -> dict[str, Tensor]:
         longest = max(len(ids) for ids in prompts)
-        rows = [[self._pad_token_id] * (longest - len(ids)) + [self._map(token_id) for token_id in ids] for ids in prompts]
+        rows = [[self._pad_token_id] * (longest - len(ids)) + [self._map(token) for token in ids] for ids in prompts]
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
         inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
         is_stand_in = self.image_token_id != self._config.image_token_id
@@ -267,8 +268,8 @@ def _rebuild_buffers(model: nn.Module) -> None:
     Positions of the vision tower are counted; rotary frequencies are computed by their own module.
     """
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "position_ids", None), Tensor) and module.position_ids.is_meta:  # type: ignore[union-attr]
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]  # type: ignore[union-attr]
+        if isinstance(getattr(module, "position_ids", None), Tensor) and module.position_ids.is_meta:
+            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
         if isinstance(getattr(module, "inv_freq", None), Tensor):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, type(module)(module.config))

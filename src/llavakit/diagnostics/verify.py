@@ -23,9 +23,16 @@ from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError
 from llavakit.core.shapes import weight_bytes
 from llavakit.core.types import SamplingParams
+from llavakit.core.version import __version__
 from llavakit.diagnostics.compare import (
-    StageResult, Verdict, bound_of, compare_exact, compare_ids, compare_tensors, first_difference,
-)  # fmt: skip
+    StageResult,
+    Verdict,
+    bound_of,
+    compare_exact,
+    compare_ids,
+    compare_tensors,
+    first_difference,
+)
 from llavakit.diagnostics.generated import SAMPLE_TEXTS, make_pictures, make_questions
 from llavakit.diagnostics.memory import read_available_bytes
 from llavakit.diagnostics.reference import Reference, import_transformers
@@ -134,7 +141,7 @@ def verify_loaded(
         If the model is not on the CPU or the counts are below 1.
     """
     if loaded.device.type != "cpu":
-        raise ConfigError(f"verify compares on the CPU, but the model is on {loaded.device}. Load it with device='cpu'.")
+        raise ConfigError(f"verify compares on the CPU; the model is on {loaded.device}. Load it with device='cpu'.")
     if num_prompts is None:
         num_prompts = _SMALL_PROMPTS if _bytes_of(loaded) <= _SMALL_BYTES else _LARGE_PROMPTS
     if num_prompts < 1 or max_new_tokens < 1:
@@ -143,7 +150,6 @@ def verify_loaded(
     stages = [run.compare_pixels(), run.compare_ids()]
     stages += [run.compare_patches(), run.compare_features(), run.compare_logits()]
     stages += [run.compare_tokens(batch_size=1), run.compare_tokens(batch_size=_BATCH_SIZE)]
-    from llavakit.core.version import __version__
 
     return VerifyReport(
         model=loaded.name,
@@ -177,7 +183,7 @@ class _Run:
             self._on_progress(stage, done, total)
 
     def compare_pixels(self) -> StageResult:
-        """Preset ``hf`` against the PIL back end."""
+        """Compare preset ``hf`` with the PIL back end."""
         reason = "integer resampling, then correctly rounded steps: equal bits"
         try:
             processor = self.reference.make_image_processor()
@@ -195,7 +201,7 @@ class _Run:
         return compare_exact("pixels", pairs(), reason=reason, what=what)
 
     def compare_ids(self) -> StageResult:
-        """Texts, and conversations piece by piece as our templates cut them."""
+        """Compare texts, and conversations piece by piece as our templates cut them."""
         try:
             tokenizer = self.reference.make_tokenizer()
         except ConfigError as error:
@@ -203,7 +209,7 @@ class _Run:
         texts = list(SAMPLE_TEXTS)
         for template in ("llava-hf", "vicuna_v1"):
             for prompt in make_questions(6, seed=1, max_images=0):
-                segments = render(to_messages(prompt.text), template)  # type: ignore[arg-type]
+                segments = render(to_messages(prompt.text), template)
                 texts += [segment.text for segment in segments if isinstance(segment, TextSegment)]
         with_pictures = "USER: <image>\n<image> What differs? ASSISTANT:" if _has_image_token(self) else ""
         texts += [with_pictures] if with_pictures else []
@@ -216,7 +222,7 @@ class _Run:
         return compare_ids("ids", pairs(), reason="integers: equal", what=f"{len(texts)} texts and prompt pieces")
 
     def compare_patches(self) -> StageResult:
-        """The tower's states at the feature layer."""
+        """Compare the tower's states at the feature layer."""
         name, num_layers = "vision features", self.config.num_vision_blocks
         if not len(self.pixels):
             return _skipped(name, "the context is too short for a picture")
@@ -226,7 +232,7 @@ class _Run:
         return compare_tensors(name, pairs, tolerance=bound, reason=reason, what=what)
 
     def compare_features(self) -> StageResult:
-        """What the language model sees of a picture."""
+        """Compare what the language model sees of a picture."""
         name = "projected features"
         if not len(self.pixels):
             return _skipped(name, "the context is too short for a picture")
@@ -245,7 +251,7 @@ class _Run:
             self._report(name, idx + 1, len(self.pixels))
 
     def compare_logits(self) -> StageResult:
-        """Logits of every prompt position."""
+        """Compare the logits of every prompt position."""
         layers = self.config.text_config.num_hidden_layers
         # Pictures come through the tower first.
         bound, reason = bound_of(self.loaded.dtype, layers + self.config.num_vision_blocks + 1)
@@ -259,14 +265,15 @@ class _Run:
             pixels = _pixels_of(prompt)
             ids = torch.tensor([prompt.token_ids])
             with torch.inference_mode():
-                features = None if pixels is None else torch.cat([self.loaded.model.encode_images(p[None]) for p in pixels])
-                embeds = self.loaded.model.embed(ids, features)
-                ours = self.loaded.model(embeds, torch.arange(ids.shape[1])[None])[0]
+                model = self.loaded.model
+                # Picture by picture, as the engine does it.
+                features = None if pixels is None else torch.cat([model.encode_images(one[None]) for one in pixels])
+                ours = model(model.embed(ids, features), torch.arange(ids.shape[1])[None])[0]
             yield ours.float(), self.reference.compute_logits(prompt.token_ids, pixels).float()
             self._report("logits", idx, len(self.prompts))
 
     def compare_tokens(self, *, batch_size: int) -> StageResult:
-        """Greedy answers, alone or several side by side, end-of-sequence tokens ignored on both sides."""
+        """Compare greedy answers, alone or several side by side; end-of-sequence tokens end nothing."""
         name = "greedy tokens" if batch_size == 1 else f"greedy tokens, batches of {batch_size}"
         if batch_size > 1 and len(self.prompts) < 2:
             return _skipped(name, "one prompt makes no batch")
@@ -315,9 +322,7 @@ class _Run:
         return f"{where}, logits {gap:.2e} apart (rounding explains {bound:.2e})", abs(gap) <= bound
 
 
-def _make_prompts(
-    loaded: LoadedModel, num_prompts: int, max_new_tokens: int
-) -> tuple[list[PreparedPrompt], int]:
+def _make_prompts(loaded: LoadedModel, num_prompts: int, max_new_tokens: int) -> tuple[list[PreparedPrompt], int]:
     """Prepare questions that fit into the context, the longest ones with as many pictures as there is room for."""
     config = loaded.config
     max_new_tokens = min(max_new_tokens, max(1, config.max_context_tokens // 2))
