@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from llavakit.core.config import LlavaConfig
 from llavakit.model.llava import Llava
+from llavakit.weights.names import to_hf_legacy
 
 __all__ = ["export"]
 
@@ -36,7 +37,7 @@ def export(model: Llava, tokenizer_file: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
-    tensors = {_disk_name(name): tensor.detach().half().numpy() for name, tensor in model.state_dict().items()}
+    tensors = {to_hf_legacy(name): tensor.detach().half().numpy() for name, tensor in model.state_dict().items()}
     tensors.update(_unused_tensors(config))
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
@@ -44,16 +45,6 @@ def export(model: Llava, tokenizer_file: Path, folder: Path) -> None:
     for name, content in _json_files(config).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
-
-
-def _disk_name(name: str) -> str:
-    """Our parameter name to the one that llava-hf files have."""
-    name = name.replace("pre_layernorm", "pre_layrnorm")
-    if name.startswith("vision_tower."):
-        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    if name.startswith("language_model."):
-        return name.replace("language_model.", "language_model.model.", 1)
-    return name.replace("lm_head.", "language_model.lm_head.") if name.startswith("lm_head.") else name
 
 
 def _unused_tensors(config: LlavaConfig) -> dict[str, np.ndarray]:

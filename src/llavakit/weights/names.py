@@ -1,0 +1,95 @@
+"""The one table of tensor names: every dialect's name to ours, and what is left out on purpose."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from llavakit.core.config import LlavaConfig
+
+__all__ = ["Dialect", "canonical_name", "find_dialect", "skip_reason", "to_hf_legacy"]
+
+
+class Dialect(StrEnum):
+    """How a checkpoint names its tensors."""
+
+    HF_LEGACY = "hf-legacy"  # what llava-hf repositories have on disk
+    HF_CURRENT = "hf-current"  # module names of transformers from 4.52 on
+    ORIGINAL = "original"  # the LLaVA repository, with its separate CLIP tower
+
+
+# Rewrites of a name's beginning, first match wins; after them the name is ours.
+_PREFIXES: dict[Dialect, tuple[tuple[str, str], ...]] = {
+    Dialect.HF_LEGACY: (
+        (r"^language_model\.model\.", "language_model."),
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^vision_tower\.vision_model\.", "vision_tower."),
+    ),
+    Dialect.HF_CURRENT: (
+        (r"^model\.language_model\.", "language_model."),
+        (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+        (r"^model\.vision_tower\.(vision_model\.)?", "vision_tower."),
+    ),
+    Dialect.ORIGINAL: (
+        (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
+        (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+        (r"^model\.vision_tower\.vision_tower\.vision_model\.", "vision_tower."),
+        (r"^vision_model\.", "vision_tower."),
+        (r"^model\.", "language_model."),
+    ),
+}
+# CLIP's own misspelling exists only in files.
+_SPELLING = (r"^vision_tower\.pre_layrnorm\.", "vision_tower.pre_layernorm.")
+
+_SKIPPED: tuple[tuple[str, str], ...] = (
+    (r"\.rotary_emb\.inv_freq$", "stale buffer: rotary frequencies follow from the configuration"),
+    (r"\.embeddings\.position_ids$", "stale buffer: a counting index"),
+    (r"^vision_tower\.post_layernorm\.", "comes after the feature layer; LLaVA never runs it"),
+    (r"^(text_model|text_projection|visual_projection)\.", "CLIP's text side and projections; LLaVA uses the tower only"),
+    (r"^logit_scale$", "CLIP's contrastive training"),
+)
+_VISION_BLOCK = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.")
+
+
+def find_dialect(names: set[str]) -> Dialect | None:
+    """Tell the dialect from the names in a checkpoint, or None."""
+    if any(name.startswith("language_model.") for name in names):
+        return Dialect.HF_LEGACY
+    if any(name.startswith("model.language_model.") for name in names):
+        return Dialect.HF_CURRENT
+    if any(name.startswith("model.mm_projector.") for name in names):
+        return Dialect.ORIGINAL
+    return None
+
+
+def canonical_name(name: str, dialect: Dialect) -> str:
+    """Translate a file's tensor name to ours."""
+    for pattern, replacement in _PREFIXES[dialect]:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            name = renamed
+            break
+    return re.sub(*_SPELLING, name)
+
+
+def skip_reason(name: str, config: LlavaConfig) -> str | None:
+    """Why a tensor, by our name, is left out; None if it is not."""
+    for pattern, reason in _SKIPPED:
+        if re.search(pattern, name):
+            return reason
+    match = _VISION_BLOCK.match(name)
+    if match and config.num_vision_blocks <= int(match.group(1)) < config.vision_config.num_hidden_layers:
+        return f"vision block above the feature layer {config.vision_feature_layer}; LLaVA never runs it"
+    if name == "lm_head.weight" and config.text_config.tie_word_embeddings:
+        return "tied to the token embeddings"
+    return None
+
+
+def to_hf_legacy(name: str) -> str:
+    """Translate our name to the one in llava-hf files."""
+    name = name.replace("vision_tower.pre_layernorm.", "vision_tower.pre_layrnorm.")
+    if name.startswith("vision_tower."):
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    if name.startswith("language_model."):
+        return name.replace("language_model.", "language_model.model.", 1)
+    return f"language_model.{name}" if name.startswith("lm_head.") else name

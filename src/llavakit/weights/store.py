@@ -1,0 +1,210 @@
+"""Models by name: the embedded one, folders, and the Hugging Face cache, which other programs share.
+
+Nothing is copied: the store *is* huggingface_hub's cache, so what transformers has fetched is found here, and a
+download that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from llavakit.core.config_json import is_original_config
+from llavakit.core.errors import ConfigError, FormatError, ModelNotFoundError, StoreError
+from llavakit.weights import hub
+from llavakit.weights.checkpoint import read_json
+
+__all__ = ["ALIASES", "EMBEDDED", "OnProgress", "ResolvedModel", "StoredModel", "list_models", "pull", "remove", "resolve"]
+
+EMBEDDED = "llava:tiny"
+ALIASES = {"llava:7b": "llava-hf/llava-1.5-7b-hf", "llava:13b": "llava-hf/llava-1.5-13b-hf"}
+# Owner and name as the Hub allows them: nothing that could be a path.
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+# Bytes done, bytes in all, file at work.
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Where a model's files are.
+
+    Attributes
+    ----------
+    name : str
+        As asked for.
+    folder : Path
+    vision_folder : Path, optional
+        The CLIP tower of an original checkpoint.
+    source : str
+        ``embedded``, ``folder`` or ``hub``.
+    """
+
+    name: str
+    folder: Path
+    vision_folder: Path | None
+    source: str
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model on this machine.
+
+    Attributes
+    ----------
+    name : str
+        An alias where there is one, else the Hub id.
+    hub_id : str, optional
+        None for the embedded model.
+    num_bytes : int
+        On the disk.
+    folder : Path
+    is_complete : bool
+        Whether every file a run needs is there.
+    """
+
+    name: str
+    hub_id: str | None
+    num_bytes: int
+    folder: Path
+    is_complete: bool
+
+
+def resolve(
+    model: str | Path, *, on_progress: OnProgress | None = None, allow_download: bool = True
+) -> ResolvedModel:
+    """Find a model's folder, fetching it first if it must be.
+
+    Parameters
+    ----------
+    model : str or Path
+        ``llava:tiny``, ``llava:7b``, ``llava:13b``, a Hub id ``owner/name``, or a folder.
+    on_progress : callable, optional
+    allow_download : bool, default True
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such model.
+    StoreError
+        If it cannot be fetched.
+    """
+    name = str(model)
+    if name == EMBEDDED:
+        return ResolvedModel(name, embedded_folder(), None, "embedded")
+    path = Path(model).expanduser()
+    if name.endswith(".gguf"):
+        raise ModelNotFoundError(
+            f"{path.name!r} is a GGUF file, which this version does not run. Use the model's Hugging Face folder or id, for "
+            "example llava:7b."
+        )
+    if path.is_dir():
+        return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download), "folder")
+    if path.is_file():
+        raise ModelNotFoundError(f"{path.name!r} is a file; name the folder that holds config.json and the weights.")
+    hub_id = _hub_id(name)
+    folder = hub.cached_folder(hub_id)
+    if folder is None:
+        if not allow_download:
+            raise ModelNotFoundError(f"{name!r} is not on this machine. Fetch it with `llavakit pull {name}`.")
+        folder = hub.download(hub_id, on_progress=on_progress)
+    return ResolvedModel(name, folder, _vision_folder(folder, on_progress, allow_download), "hub")
+
+
+def pull(model: str, *, on_progress: OnProgress | None = None) -> ResolvedModel:
+    """Fetch a model from the Hub, or what is missing of it, or a newer version.
+
+    Raises
+    ------
+    ModelNotFoundError, DownloadError, DiskFullError
+        What was fetched before stays and is not fetched again.
+    """
+    if model == EMBEDDED:
+        return resolve(model)
+    folder = hub.download(_hub_id(model), on_progress=on_progress)
+    return ResolvedModel(model, folder, _vision_folder(folder, on_progress, allow_download=True), "hub")
+
+
+def list_models() -> list[StoredModel]:
+    """List the embedded model and every LLaVA in the store."""
+    folder = embedded_folder()
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    models = [StoredModel(EMBEDDED, None, num_bytes, folder, is_complete=True)]
+    names = {hub_id: alias for alias, hub_id in ALIASES.items()}
+    for entry in hub.scan():
+        if _is_llava(entry.folder):
+            name = names.get(entry.hub_id, entry.hub_id)
+            is_complete = hub.cached_folder(entry.hub_id) is not None
+            models.append(StoredModel(name, entry.hub_id, entry.num_bytes, entry.folder, is_complete))
+    return models
+
+
+def remove(model: str) -> int:
+    """Delete a model from the store; return the bytes freed.
+
+    Raises
+    ------
+    StoreError
+        If it is the embedded model or a folder of the user's.
+    ModelNotFoundError
+        If it is not in the store.
+    """
+    if model == EMBEDDED:
+        raise StoreError(f"{EMBEDDED} is part of the program and cannot be removed.")
+    if Path(model).is_dir():
+        raise StoreError(f"{model!r} is a folder of yours, not a model of the store; delete it yourself if you mean to.")
+    return hub.delete(_hub_id(model))
+
+
+def embedded_folder() -> Path:
+    """Folder of the embedded model."""
+    folder = Path(str(files("llavakit") / "assets" / "tiny"))
+    if not (folder / "model.safetensors").is_file():
+        raise ModelNotFoundError(f"this installation lacks the embedded model {EMBEDDED}; install llavakit again.")
+    return folder
+
+
+def _hub_id(name: str) -> str:
+    hub_id = ALIASES.get(name, name)
+    if not _HUB_ID.fullmatch(hub_id) or ".." in hub_id or "--" in hub_id:
+        known = ", ".join([EMBEDDED, *ALIASES])
+        raise ModelNotFoundError(
+            f"there is no model {name!r}: it is no folder here and no Hugging Face id of the form owner/name. "
+            f"Known names: {known}."
+        )
+    return hub_id
+
+
+def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download: bool) -> Path | None:  # noqa: FBT001
+    """The CLIP tower that an original checkpoint's config names: a folder, or a Hub id."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        return None
+    raw = read_json(config_file)
+    if not is_original_config(raw):
+        return None
+    tower = raw.get("mm_vision_tower")
+    if not isinstance(tower, str):
+        raise ConfigError(f"config.json: mm_vision_tower is {tower!r}; the name of the CLIP tower is needed.")
+    beside = folder / Path(tower).name
+    for candidate in (beside, Path(tower).expanduser()):
+        if (candidate / "config.json").is_file():
+            return candidate
+    hub_id = _hub_id(tower)
+    cached = hub.cached_folder(hub_id)
+    if cached is not None or not allow_download:
+        return cached
+    return hub.download(hub_id, on_progress=on_progress)
+
+
+def _is_llava(folder: Path) -> bool:
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    try:
+        raw = read_json(file)
+    except FormatError:  # a damaged config must not hide the other models
+        return False
+    return raw.get("model_type") == "llava" or is_original_config(raw)
