@@ -59,7 +59,9 @@ def show_signature(function: Callable[..., object]) -> str:
     """Return a signature as it is written in the source."""
     signature = inspect.signature(function)
     parameters = [
-        parameter.replace(annotation=plain(parameter.annotation)) for parameter in signature.parameters.values()
+        parameter.replace(annotation=plain(parameter.annotation))
+        for name, parameter in signature.parameters.items()
+        if name not in {"self", "cls"}  # a caller does not write these
     ]
     return str(signature.replace(parameters=parameters, return_annotation=plain(signature.return_annotation)))
 
