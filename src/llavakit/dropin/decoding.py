@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from llavakit.dropin.generation_config import GenerationConfig
 from llavakit.engine.beam import EarlyStopping
 from llavakit.processing.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["AnchoredDecoder", "DecodingPlan", "SilentDecoder", "StepRecorder", "assemble", "make_plan"]
+__all__ = [
+    "AnchoredDecoder",
+    "DecodingPlan",
+    "SilentDecoder",
+    "StepRecorder",
+    "assemble",
+    "check_streamer",
+    "make_plan",
+]
 
 _LOGGER = logging.getLogger(__name__)
 # transformers' values for what neither the call nor generation_config.json says.
@@ -152,6 +161,22 @@ def make_plan(config: GenerationConfig, *, num_rows: int, prompt_len: int, seed:
         pad_token_id=config.pad_token_id,
         fill_id=0 if fill_id is None else fill_id,
     )
+
+
+def check_streamer(streamer: Any, *, num_answers: int, num_beams: int) -> None:
+    """Refuse a streamer for more than one growing answer.
+
+    Raises
+    ------
+    SamplingError
+    """
+    if streamer is None:
+        return
+    if num_answers > 1 or num_beams > 1:
+        raise SamplingError(
+            f"a streamer takes one answer as it grows, but there are {num_answers} answers and {num_beams} beams. "
+            "Stream one prompt at a time, with num_beams=1."
+        )
 
 
 def assemble(input_ids: Tensor, answers: Sequence[Sequence[int]], *, fill_id: int) -> Tensor:

@@ -7,17 +7,47 @@ that ``attention_mask`` hides, and takes as many pictures as it has image placeh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import PromptError
+from llavakit.core.errors import ConfigError, PromptError
 
-__all__ = ["TensorPrompt", "check_input_ids", "infer_attention_mask", "split_rows"]
+__all__ = [
+    "REFUSED_INPUTS",
+    "TensorPrompt",
+    "check_input_ids",
+    "infer_attention_mask",
+    "refuse_inputs",
+    "split_rows",
+]
+
+
+# Arguments of transformers' forward and generate that need parts this model does not hand out.
+REFUSED_INPUTS = {
+    "inputs_embeds": "prompts are given as input_ids",
+    "past_key_values": "the key-value cache belongs to the engine, which reuses it by itself",
+    "position_ids": "positions follow from attention_mask",
+    "mm_encoder_outputs": "picture features are cached by the engine",
+    "logits_processor": "only the settings of GenerationConfig change the scores",
+    "stopping_criteria": "use stop_strings, eos_token_id or max_new_tokens",
+    "prefix_allowed_tokens_fn": "constrained decoding is not part of this release",
+    "assistant_model": "assisted decoding is not part of this release",
+    "negative_prompt_ids": "guidance is not part of this release",
+    "negative_prompt_attention_mask": "guidance is not part of this release",
+    "custom_generate": "no foreign generation code is run",
+    "synced_gpus": "a model is on one device",
+    "vision_feature_layer": "it is fixed by config.json",
+    "vision_feature_select_strategy": "it is fixed by config.json",
+    "output_attentions": "attention weights are never built",
+    "output_hidden_states": "hidden states are not handed out",
+    "cache_position": "positions follow from attention_mask",
+}
 
 
 @dataclass(frozen=True)
@@ -128,3 +158,17 @@ def _count_images(row_idx: int, row: list[int], config: LlavaConfig) -> int:
             f"{config.num_image_tokens} that one picture takes. Expand placeholders with this model's processor."
         )
     return count
+
+
+def refuse_inputs(inputs: Mapping[str, Any]) -> None:
+    """Refuse arguments of a call by name, unless they ask for nothing.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name, value in inputs.items():
+        if name not in REFUSED_INPUTS:
+            raise ConfigError(f"the model does not take an argument {name!r}; check its spelling or leave it out.")
+        if value is not None and value is not False:
+            raise ConfigError(f"{name} is not supported: {REFUSED_INPUTS[name]}.")

@@ -5,17 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import ConfigError, PromptError, SamplingError
-from llavakit.dropin.decoding import AnchoredDecoder, DecodingPlan, SilentDecoder, StepRecorder, assemble, make_plan
+from llavakit.core.errors import ConfigError, PromptError
+from llavakit.dropin.decoding import (
+    AnchoredDecoder,
+    DecodingPlan,
+    SilentDecoder,
+    StepRecorder,
+    assemble,
+    check_streamer,
+    make_plan,
+)
+from llavakit.dropin.forward import compute_logits, shifted_loss
 from llavakit.dropin.generation_config import GenerationConfig, load_generation_config, merge_generation_config
-from llavakit.dropin.inputs import TensorPrompt, check_input_ids, infer_attention_mask, split_rows
+from llavakit.dropin.inputs import (
+    REFUSED_INPUTS,
+    TensorPrompt,
+    check_input_ids,
+    infer_attention_mask,
+    refuse_inputs,
+    split_rows,
+)
 from llavakit.dropin.loading_arguments import read_model_arguments
 from llavakit.dropin.model_output import ModelOutput
 from llavakit.dropin.placement import parse_dtype, parse_to
@@ -31,27 +46,6 @@ from llavakit.weights.store import resolve
 __all__ = ["LlavaForConditionalGeneration"]
 
 _LOGGER = logging.getLogger(__name__)
-_IGNORED_LABEL = -100
-# Arguments of transformers' forward and generate that need parts this model does not hand out.
-_REFUSED_INPUTS = {
-    "inputs_embeds": "prompts are given as input_ids",
-    "past_key_values": "the key-value cache belongs to the engine, which reuses it by itself",
-    "position_ids": "positions follow from attention_mask",
-    "mm_encoder_outputs": "picture features are cached by the engine",
-    "logits_processor": "only the settings of GenerationConfig change the scores",
-    "stopping_criteria": "use stop_strings, eos_token_id or max_new_tokens",
-    "prefix_allowed_tokens_fn": "constrained decoding is not part of this release",
-    "assistant_model": "assisted decoding is not part of this release",
-    "negative_prompt_ids": "guidance is not part of this release",
-    "negative_prompt_attention_mask": "guidance is not part of this release",
-    "custom_generate": "no foreign generation code is run",
-    "synced_gpus": "a model is on one device",
-    "vision_feature_layer": "it is fixed by config.json",
-    "vision_feature_select_strategy": "it is fixed by config.json",
-    "output_attentions": "attention weights are never built",
-    "output_hidden_states": "hidden states are not handed out",
-    "cache_position": "positions follow from attention_mask",
-}
 
 
 class LlavaForConditionalGeneration:
@@ -271,27 +265,22 @@ class LlavaForConditionalGeneration:
         ConfigError
             For an argument that is not supported, by name.
         """
-        _refuse_inputs(refused)
+        refuse_inputs(refused)
         if use_cache:
             raise ConfigError(
-                f"use_cache=True is not supported here: {_REFUSED_INPUTS['past_key_values']}. Use generate()."
+                f"use_cache=True is not supported here: {REFUSED_INPUTS['past_key_values']}. Use generate()."
             )
         ids = check_input_ids(input_ids, self.config)
         prompts = split_rows(ids, attention_mask, pixel_values, self.config)
         mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
-        logits = torch.zeros((*ids.shape, self.config.text_config.vocab_size), dtype=self.dtype, device=self.device)
-        features = [self._encode(prompt) for prompt in prompts]
-        for row, prompt, mine, is_seen in zip(logits, prompts, features, mask, strict=True):
-            row[is_seen.to(self.device)] = self._forward_row(prompt, mine)
-        loss = None if labels is None else _shifted_loss(logits, labels, mask)
-        encoded = [mine for mine in features if mine is not None]
+        logits, features = compute_logits(self.model, prompts, mask)
         output = ModelOutput(
-            loss=loss,
+            loss=None if labels is None else shifted_loss(logits, labels, mask),
             logits=logits[:, -logits_to_keep:] if logits_to_keep else logits,
             past_key_values=None,
             hidden_states=None,
             attentions=None,
-            image_hidden_states=torch.cat(encoded) if encoded else None,
+            image_hidden_states=features,
         )
         return output if return_dict else output.to_tuple()
 
@@ -342,11 +331,11 @@ class LlavaForConditionalGeneration:
         PromptError, ContextOverflowError
             If the prompts cannot be used.
         """
-        _refuse_inputs({name: settings.pop(name) for name in list(settings) if name in _REFUSED_INPUTS})
+        refuse_inputs({name: settings.pop(name) for name in list(settings) if name in REFUSED_INPUTS})
         config = merge_generation_config(self.generation_config, generation_config, settings)
         ids = check_input_ids(_one_of(inputs, input_ids), self.config)
         plan = make_plan(config, num_rows=ids.shape[0], prompt_len=ids.shape[1], seed=seed)
-        _check_streamer(streamer, num_answers=len(plan.params), num_beams=plan.params[0].num_beams)
+        check_streamer(streamer, num_answers=len(plan.params), num_beams=plan.params[0].num_beams)
         if attention_mask is None:
             attention_mask = infer_attention_mask(ids, pad_token_id=plan.pad_token_id, eos_token_ids=plan.eos_token_ids)
         rows = split_rows(ids, attention_mask, pixel_values, self.config)
@@ -412,26 +401,6 @@ class LlavaForConditionalGeneration:
             return AnchoredDecoder(self._tokenizer)
         return SilentDecoder()
 
-    def _encode(self, prompt: TensorPrompt) -> Tensor | None:
-        if prompt.pixel_values is None:
-            return None
-        pictures = torch.from_numpy(prompt.pixel_values).to(self.device)
-        return torch.cat([self.model.encode_images(picture[None]) for picture in pictures])
-
-    def _forward_row(self, prompt: TensorPrompt, features: Tensor | None) -> Tensor:
-        """Return logits (T, V) of one prompt without padding."""
-        embeds = self.model.embed(torch.tensor([prompt.token_ids], device=self.device), features)
-        positions = torch.arange(embeds.shape[1], device=self.device)[None]
-        return self.model(embeds, positions)[0]  # type: ignore[no-any-return]
-
-
-def _shifted_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy, float32, of label t + 1 under the logits of position t."""
-    if labels.shape != logits.shape[:2]:
-        raise PromptError(f"labels has shape {tuple(labels.shape)}, but input_ids has {tuple(logits.shape[:2])}.")
-    targets = labels[:, 1:].to(logits.device).masked_fill(~mask[:, :-1].to(logits.device), _IGNORED_LABEL)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED_LABEL)
-
 
 def _answers(generation: Generation, plan: DecodingPlan) -> list[Sequence[int]]:
     if not generation.beams:
@@ -443,25 +412,3 @@ def _one_of(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor | None:
     if inputs is not None and input_ids is not None:
         raise PromptError("generate got both inputs and input_ids; they mean the same, give one.")
     return inputs if inputs is not None else input_ids
-
-
-def _check_streamer(streamer: Any, *, num_answers: int, num_beams: int) -> None:
-    if streamer is None:
-        return
-    if num_answers > 1 or num_beams > 1:
-        raise SamplingError(
-            f"a streamer takes one answer as it grows, but there are {num_answers} answers and {num_beams} beams. "
-            "Stream one prompt at a time, with num_beams=1."
-        )
-
-
-def _refuse_inputs(inputs: dict[str, Any]) -> None:
-    for name, value in inputs.items():
-        if name not in _REFUSED_INPUTS:
-            _raise_unknown(name)
-        if value is not None and value is not False:
-            raise ConfigError(f"{name} is not supported: {_REFUSED_INPUTS[name]}.")
-
-
-def _raise_unknown(name: str) -> NoReturn:
-    raise ConfigError(f"the model does not take an argument {name!r}; check its spelling or leave it out.")
