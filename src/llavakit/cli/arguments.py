@@ -63,7 +63,7 @@ def _add_output_options(parser: argparse.ArgumentParser, *, json_help: str) -> a
     return group
 
 
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = True) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--dtype",
@@ -71,7 +71,8 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="number format of the weights in memory (default: as stored; float32 for small models on a CPU)",
     )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU, else cpu)")
+    if has_device:
+        group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU, else cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 
 
@@ -210,12 +211,13 @@ def _verify() -> argparse.ArgumentParser:
         "verify",
         "MODEL [options]",
         "Run a model beside the transformers library on the same weights, stage by stage, and show how far they\n"
-        "are apart: pixels, token ids, vision features, projected features, logits, tokens. Needs transformers.",
+        "are apart: pixels, token ids, vision features, projected features, logits, tokens. On the CPU.\n\n"
+        "Needs transformers: pip install 'llavakit[verify]'. The exit status is 1 when a stage fails.",
         "  llavakit verify llava:tiny\n  llavakit verify llava:7b --json",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     _add_output_options(parser, json_help="print one JSON object")
-    _add_machine_options(parser)
+    _add_machine_options(parser, has_device=False)
     return parser
 
 

@@ -142,8 +142,7 @@ class Chat:
 
             traceback.print_exception(error, file=self.console.stderr)
         code, message, _ = describe_error(error)
-        one_line = " ".join(printable(message).split())
-        self.console.note(f"{self.console.styled(f'error[{code}]:', 'red')} {one_line}")
+        self.console.error(code, message)
 
     def handle(self, line: str) -> None:
         """Do what one line says: a command, pictures, a question."""

@@ -88,8 +88,19 @@ class Console:
         self.write(f"{text}\n")
 
     def note(self, text: str, *, style: str | None = None) -> None:
-        """Write one line to standard error."""
+        """Write one line to standard error; on a terminal, broken between words where it is too long."""
+        if self.is_error_terminal:
+            text = _wrap(text, self.columns - 1)
         self.stderr.write(f"{self.styled(text, style) if style else text}\n")
+        self.stderr.flush()
+
+    def error(self, code: str, message: str) -> None:
+        """Write an error: one line, whatever the message holds."""
+        label, one_line = f"error[{code}]:", " ".join(printable(message).split())
+        text = f"{label} {one_line}"
+        if self.is_error_terminal:
+            text = _wrap(text, self.columns - 1)
+        self.stderr.write(f"{self.styled(label, 'red')}{text[len(label) :]}\n")
         self.stderr.flush()
 
     def status(self, text: str) -> None:
@@ -108,6 +119,18 @@ class Console:
     def has_colors(self) -> bool:
         """Whether the environment lets us use colours at all."""
         return not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+
+
+def _wrap(text: str, columns: int) -> str:
+    """Break lines that are too long at spaces; runs of spaces and long words stay as they are."""
+    lines = []
+    for line in text.split("\n"):
+        rest = line
+        while len(rest) > columns and (cut := rest.rfind(" ", 1, columns + 1)) > 0:
+            lines.append(rest[:cut].rstrip())
+            rest = rest[cut + 1 :]
+        lines.append(rest)
+    return "\n".join(lines)
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:

@@ -136,8 +136,10 @@ def save_conversation(conversation: Conversation, file: Path, *, model_name: str
     Raises
     ------
     ConfigError
-        If the file cannot be written; what it held before is still there.
+        If the file cannot be written, or holds something else; what it held before is still there.
     """
+    if not _may_overwrite(file):
+        raise ConfigError(f"'{file}' exists and is not a saved conversation; choose another name.")
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -247,6 +249,16 @@ def _encoded(uri: str) -> bytes:
 def _short(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:120]
+
+
+def _may_overwrite(file: Path) -> bool:
+    """Whether nothing is lost: there is no such file, or it is one of ours."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(256)
+    except OSError:
+        return True  # not there; or writing will fail, too, and say why
+    return not start.strip() or f'"{_FORMAT}"'.encode() in start
 
 
 def _write_atomically(file: Path, data: bytes) -> None:

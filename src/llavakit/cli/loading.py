@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from llavakit.cli.console import Console
-from llavakit.core.errors import ConfigError, ModelNotFoundError
+from llavakit.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -36,10 +36,12 @@ def load_model(options: argparse.Namespace, console: Console, load: Callable[...
     if load is None:
         if not is_quiet:
             console.status(f"loading {options.model}")
-        from llavakit.api import load as load_from_store
+        from llavakit.cli.progress import pull_with_progress
+
+        pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
+        from llavakit.api import load as load_from_store  # takes a while: what cannot be found is said before
 
         load = load_from_store
-        _fetch_if_absent(options.model, console, is_quiet=is_quiet)
     from llavakit.processing.sources import SourcePolicy
 
     def show(done: int, total: int) -> None:
@@ -76,15 +78,3 @@ def set_threads(num_threads: int | None) -> None:
     torch = sys.modules.get("torch")  # loaded by somebody else: it no longer reads the environment
     if torch is not None:
         torch.set_num_threads(num_threads)
-
-
-def _fetch_if_absent(name: str, console: Console, *, is_quiet: bool) -> None:
-    from llavakit.weights.store import resolve
-
-    try:
-        resolve(name, allow_download=False)
-    except ModelNotFoundError:
-        from llavakit.cli.progress import pull_with_progress
-
-        console.status("")
-        pull_with_progress(name, console, is_quiet=is_quiet)

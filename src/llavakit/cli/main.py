@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from llavakit.cli.console import Console, printable
+from llavakit.cli.console import Console
 from llavakit.cli.error_text import describe_error
 from llavakit.cli.overview import ABOUT, OVERVIEW, PROGRAM
 from llavakit.core.errors import ConfigError
@@ -165,8 +165,7 @@ def _report(console: Console, code: str, message: str, status: int, *, wants_jso
             console.line(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
         else:
             console.status("")
-            one_line = " ".join(printable(message, keep="\n\t").split())
-            console.note(f"{console.styled(f'error[{code}]:', 'red')} {one_line}")
+            console.error(code, message)
     except OSError:  # there is nobody left to tell
         _silence(console)
     return status

@@ -55,12 +55,13 @@ def _help(chat: Chat, _argument: str) -> None:
     width = max(len(command.usage) for command in _COMMANDS.values())
     lines = [f"  {command.usage:<{width}}  {command.about}" for command in _COMMANDS.values()]
     chat.console.line(
-        "Type a question and press Enter. Drop a picture's path or URL into the line to attach it.\n\n"
+        "Type a question and press Enter. A picture's path or URL in the line attaches it.\n\n"
         + "\n".join(lines)
         + '\n\n  """ begins and ends a message of several lines, sent as it stands\n'
         "  Ctrl-C  stops the answer          Ctrl-D  leaves\n"
         "  Up, Down, Ctrl-R  earlier lines   Tab     completes a command\n\n"
-        f"parameters: {', '.join(_PARAMETERS)}"
+        "/set takes: system TEXT, preset original|hf, parameter NAME VALUE with a NAME of\n"
+        f"  {', '.join(_PARAMETERS[:6])},\n  {', '.join(_PARAMETERS[6:])}"
     )
 
 
@@ -240,10 +241,10 @@ def _without_quotes(text: str) -> str:
 
 _COMMANDS = {
     "/image": _Command(_image, "/image PATH ...", "attach pictures to the next question"),
-    "/clear": _Command(_clear, "/clear [images]", "forget the conversation, or only the pictures not yet sent"),
-    "/set": _Command(_set, "/set parameter NAME VALUE", "change how answers are made; 'default' puts it back"),
-    "/show": _Command(_show, "/show info|parameters|...", f"show one of: {', '.join(_SHOWN)}"),
-    "/save": _Command(_save, "/save [--paths] FILE", "write the conversation and its pictures (or their paths)"),
+    "/clear": _Command(_clear, "/clear [images]", "forget the conversation, or the unsent pictures"),
+    "/set": _Command(_set, "/set WHAT VALUE", "change how answers are made; 'default' puts it back"),
+    "/show": _Command(_show, "/show WHAT", f"show one of: {', '.join(_SHOWN)}"),
+    "/save": _Command(_save, "/save [--paths] FILE", "write the conversation, pictures included or as paths"),
     "/load": _Command(_load, "/load FILE", "go on with a saved conversation"),
     "/help": _Command(_help, "/help", "show this"),
     "/bye": _Command(_leave, "/bye", "leave"),

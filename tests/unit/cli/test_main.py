@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llavakit.cli.arguments import build_parser, parse
+from llavakit.cli.main import run_command
+from llavakit.cli.overview import ABOUT
+from llavakit.core.errors import ConfigError, LlavakitError
+from llavakit.core.version import __version__
+from tests.unit.cli.fake_model import FakeModel, make_load
+from tests.unit.cli.streams import make_console
+
+
+def _errors(tree: type[LlavakitError] = LlavakitError) -> list[type[LlavakitError]]:
+    return [tree, *(leaf for branch in tree.__subclasses__() for leaf in _errors(branch))]
+
+
+def _run_with_error(error: BaseException, *flags: str, was_interrupted: bool = False) -> tuple[int, str, str]:
+    def load(name: str, **options: Any) -> Any:
+        raise error
+
+    console = make_console()
+    arguments = ["run", "m", "hello", *flags]
+    status = run_command(arguments, console=console, load=load, was_interrupted=lambda: was_interrupted)
+    return status, console.stdout.getvalue(), console.stderr.getvalue()
+
+
+@pytest.mark.parametrize("error", _errors())
+def test_run_command_when_our_error_is_raised_then_code_and_exit_status_are_its_own(error: type[LlavakitError]) -> None:
+    status, out, err = _run_with_error(error("what happened"))
+    assert (status, out, err) == (error.exit_code, "", f"error[{error.code}]: what happened\n")
+
+
+def test_run_command_when_json_is_wanted_then_errors_are_json_on_stdout() -> None:
+    status, out, err = _run_with_error(ConfigError("no\nway"), "--json")
+    assert (status, json.loads(out), err) == (2, {"error": {"code": "config", "message": "no\nway"}}, "")
+
+
+def test_run_command_when_something_else_is_raised_then_it_says_how_to_report() -> None:
+    status, out, err = _run_with_error(ValueError("surprise"))
+    assert status == 70
+    assert out == ""
+    assert err.startswith("error[internal]: ValueError: surprise. ")
+    assert err.count("\n") == 1
+    assert "report" in err
+
+
+def test_run_command_when_debugging_then_the_traceback_comes_first() -> None:
+    status, _, err = _run_with_error(ValueError("surprise"), "--debug")
+    assert status == 70
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1].startswith("error[internal]: ValueError: surprise.")
+
+
+def test_run_command_when_memory_is_short_then_it_is_a_capacity_error() -> None:
+    status, _, err = _run_with_error(MemoryError())
+    assert (status, err.startswith("error[capacity]: ")) == (6, True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ImportError("half-loaded"), SystemError("in a callback")])
+def test_run_command_when_interrupted_then_130_whatever_a_library_made_of_it(error: BaseException) -> None:
+    status, out, err = _run_with_error(error, was_interrupted=True)
+    assert (status, out, err) == (130, "", "error[interrupted]: stopped by Ctrl-C.\n")
+
+
+def test_run_command_when_the_output_is_full_then_74() -> None:
+    status, _, err = _run_with_error(OSError(28, "No space left on device"))
+    assert (status, err) == (74, "error[output]: the output cannot be written: No space left on device.\n")
+
+
+def test_run_command_when_a_file_fails_then_it_is_not_called_an_output_error() -> None:
+    status, _, err = _run_with_error(FileNotFoundError(2, "No such file or directory", "weights.bin"))
+    assert status == 70
+    assert "weights.bin" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_run_command_when_asked_for_help_then_every_command_is_named(arguments: list[str]) -> None:
+    console = make_console()
+    assert run_command(arguments, console=console) == 0
+    assert all(f"\n  {name} " in console.stdout.getvalue() for name in ABOUT)
+
+
+def test_run_command_when_asked_for_the_version_then_it_is_printed() -> None:
+    console = make_console()
+    assert run_command(["--version"], console=console) == 0
+    assert console.stdout.getvalue() == f"llavakit {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_help_of_each_command_has_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: llavakit {name} ")
+    examples = text.split("examples:\n")[1].splitlines()
+    assert examples
+    import shlex
+
+    for example in examples:
+        words = shlex.split(example, comments=False)
+        words = words[words.index("llavakit") + 1 :]
+        words = words[: next((idx for idx, word in enumerate(words) if word in "<|"), len(words))]
+        assert words[0] == name
+        parse(name, words[1:])
+
+
+def test_every_option_has_a_help_text() -> None:
+    for name in ABOUT:
+        for action in build_parser(name)._actions:
+            assert action.help, (name, action.dest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["rnu", "m"], "unknown command 'rnu'. Did you mean `run`?"),
+        (["--frobnicate"], "unknown option '--frobnicate'."),
+        (["run"], "the following arguments are required: MODEL."),
+        (["run", "m", "x", "--frobnicate"], "unrecognized arguments: --frobnicate."),
+        (["run", "m", "x", "--seed", "one"], "argument --seed: invalid int value: 'one'."),
+        (["run", "m", "x", "--preset", "mine"], "invalid choice: 'mine'"),
+        (["run", "m", "x", "--quiet", "--verbose"], "not allowed with"),
+        (["run", "m", "x", "--imag", "a.png"], "unrecognized arguments: --imag"),
+        (["list", "what"], "unrecognized arguments: what"),
+    ],
+)
+def test_run_command_when_arguments_are_wrong_then_one_line_says_so(arguments: list[str], found: str) -> None:
+    console = make_console()
+    assert run_command(arguments, console=console) == 2
+    err = console.stderr.getvalue()
+    assert err.startswith("error[config]: ")
+    assert found in err
+    assert err.count("\n") == 1
+
+
+def test_parse_when_options_stand_between_model_and_prompt_then_the_prompt_is_kept() -> None:
+    options = parse("run", ["m", "--image", "a.png", "what", "is", "--seed", "3", "this?", "--image", "b.png"])
+    assert (options.model, options.prompt, options.image, options.seed) == (
+        "m", ["what", "is", "this?"], ["a.png", "b.png"], 3,
+    )  # fmt: skip
+    assert parse("run", ["m", "--", "--really?"]).prompt == ["--really?"]
+
+
+def _median_s(command: list[str], *, num_runs: int = 11) -> float:
+    import statistics
+    import time
+
+    times = []
+    for _ in range(num_runs):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def test_help_takes_at_most_three_times_as_long_as_starting_python() -> None:
+    program = str(Path(sys.executable).with_name("llavakit"))
+    ratios = [_median_s([program, "--help"]) / _median_s([sys.executable, "-c", "pass"]) for _ in range(2)]
+    assert min(ratios) <= 3.0, ratios  # the better of two: other programs run beside the tests
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from llavakit.cli.main import run_command;"
+        "run_command(['--help']); run_command(['run', '--help']);"
+        "print([name for name in ('torch', 'numpy', 'rich', 'typer', 'prompt_toolkit', 'PIL', 'dataclasses')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_run_command_when_the_reader_is_gone_then_it_is_quiet() -> None:
+    code = (
+        "import llavakit.cli.main as cli; from tests.unit.cli.fake_model import FakeModel, make_load;"
+        "import sys; sys.exit(cli.run_command(['run', 'm', 'hello'], load=make_load(FakeModel())))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141
+
+
+def test_load_gets_what_the_options_say() -> None:
+    model = FakeModel()
+    load: Any = make_load(model)
+    arguments = [
+        "run",
+        "m",
+        "hello",
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+        "--preset",
+        "hf",
+        "--allow-private-urls",
+    ]
+    assert run_command(arguments, console=make_console(), load=load) == 0
+    name, options = load.calls[0]
+    assert name == "m"
+    assert (options["dtype"], options["device"], options["preset"]) == ("bfloat16", "cpu", "hf")
+    assert options["policy"].allow_private_hosts is True
+    run_command(["run", "m", "hello"], console=make_console(), load=load)
+    assert (load.calls[1][1]["dtype"], load.calls[1][1]["policy"].allow_private_hosts) == (None, False)
