@@ -191,7 +191,12 @@ class Reference:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], pixels: Tensor | None, *, max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        pixels: Tensor | None,
+        *,
+        max_new_tokens: int,
+        streamer: Any = None,
     ) -> list[list[int]]:
         """Decode greedily, all prompts side by side padded on the left; always ``max_new_tokens`` tokens each.
 
@@ -201,13 +206,15 @@ class Reference:
             Pictures as runs of our image token.
         pixels : tensor of shape (N, 3, S, S), optional
             Of all prompts, in order.
+        streamer : optional
+            An object with transformers' streamer interface, for a single prompt.
         """
         inputs = self._inputs(prompts, pixels)
         settings = self._transformers.GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=self._pad_token_id
         )
         with _quiet():
-            output = self.model.generate(**inputs, generation_config=settings)
+            output = self.model.generate(**inputs, generation_config=settings, streamer=streamer)
         return [row.tolist() for row in output[:, inputs["input_ids"].shape[1] :]]
 
     @property
