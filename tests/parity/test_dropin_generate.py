@@ -66,6 +66,21 @@ def test_rows_that_end_early_are_filled_with_padding(pair: Pair) -> None:
     _assert_same(pair, inputs, max_new_tokens=16, eos_token_id=both, pad_token_id=7)
 
 
+def test_end_token_set_to_none_never_ends(pair: Pair) -> None:
+    inputs = _inputs(pair, [1])
+    model = pair.model
+    free = model.generate(**inputs, max_new_tokens=8)
+    ends = int(free[0, -5])
+    for one in (model, pair.their_model):
+        one.generation_config.eos_token_id = ends
+    try:
+        assert _assert_same(pair, inputs, max_new_tokens=8).shape[1] < free.shape[1]
+        assert torch.equal(_assert_same(pair, inputs, max_new_tokens=8, eos_token_id=None), free)
+    finally:
+        for one in (model, pair.their_model):
+            one.generation_config.eos_token_id = 2
+
+
 @pytest.mark.parametrize("length_penalty", [1.0, 0.3, 2.0, -0.5])
 @pytest.mark.parametrize("num_beams", [2, 4])
 def test_beams_agree_with_and_without_end_tokens(pair: Pair, num_beams: int, length_penalty: float) -> None:
@@ -169,6 +184,24 @@ def test_scores_and_logits_of_each_step_agree(pair: Pair) -> None:
         for mine, reference in zip(ours[name], theirs[name], strict=True):
             assert _relative_error(mine, reference) <= 1e-5
     assert not torch.equal(ours.scores[-1], ours.logits[-1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.2},
+        {"top_k": 0, "min_p": 0.05},
+        {"top_k": None, "top_p": 0.5},
+    ],
+)
+def test_first_token_is_sampled_from_the_same_distribution(pair: Pair, settings: dict[str, Any]) -> None:
+    inputs = _inputs(pair, [2])
+    options = {"do_sample": True, "max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True}
+    ours = pair.model.generate(**inputs, **options, **settings).scores[0]
+    theirs = pair.their_model.generate(**inputs, **options, **settings).scores[0]
+    assert torch.equal(ours.isfinite(), theirs.isfinite())
+    assert _relative_error(ours[ours.isfinite()], theirs[theirs.isfinite()]) <= 1e-5
 
 
 def test_transformers_streamer_sees_the_same_text(pair: Pair) -> None:

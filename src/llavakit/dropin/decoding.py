@@ -27,9 +27,8 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-# transformers' values for what neither the call nor generation_config.json says.
+# transformers' value for what neither the call nor generation_config.json says.
 _DEFAULT_NEW_TOKENS = 20
-_DEFAULT_TOP_K = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,16 +249,15 @@ def _sampled(
         raise SamplingError(
             "temperature=0 with do_sample=True: sampling needs a temperature above 0. Set do_sample=False."
         )
-    top_k = _DEFAULT_TOP_K if config.top_k is None else config.top_k  # 0 switches it off, as in transformers
     first = int(torch.randint(1 << 62, ())) if seed is None else seed
-    shared = replace(base, temperature=temperature, top_k=top_k or None, top_p=config.top_p, min_p=config.min_p)
+    shared = replace(base, temperature=temperature, top_k=config.top_k or None, top_p=config.top_p, min_p=config.min_p)
     return tuple(replace(shared, seed=(first + idx) % (1 << 64)) for idx in range(num_answers))
 
 
 def _warn_about_unused(config: GenerationConfig) -> None:
     neutral = {
         "temperature": (None, 0, 1.0),
-        "top_k": (None, 0, _DEFAULT_TOP_K),
+        "top_k": (None, 0, 50),
         "top_p": (None, 1.0),
         "min_p": (None,),
     }

@@ -70,6 +70,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_mtp": (False,),
     "watermarking_config": (),
 }
+# transformers' value for what nobody has set.
+_DEFAULT_TOP_K = 50
 # Bookkeeping of files that transformers writes; says nothing about generation.
 _BOOKKEEPING = frozenset({"_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version"})
 
@@ -138,7 +140,8 @@ def merge_generation_config(base: GenerationConfig, given: Any, settings: Mappin
     given : GenerationConfig or object with ``to_dict()``, optional
         The ``generation_config`` argument; transformers' own class will do.
     settings : mapping
-        Keyword arguments; those that are None say nothing.
+        Keyword arguments. None switches a setting off that has a default: ``top_k=None`` samples from all tokens,
+        ``eos_token_id=None`` never ends early.
 
     Raises
     ------
@@ -152,7 +155,9 @@ def merge_generation_config(base: GenerationConfig, given: Any, settings: Mappin
         if refused:
             raise SamplingError(_refusal(refused))
         merged = replace(merged, **supported)
-    return merged
+    off = {name: None for name, value in settings.items() if value is None and name in GENERATION_SETTINGS}
+    top_k = _DEFAULT_TOP_K if merged.top_k is None else merged.top_k
+    return replace(merged, **{"top_k": top_k, **off})  # type: ignore[arg-type]
 
 
 def load_generation_config(folder: Path, config: LlavaConfig) -> GenerationConfig:

@@ -195,10 +195,21 @@ def test_call_wins_over_given_config_wins_over_model() -> None:
 
 
 def test_sampling_defaults_are_those_of_transformers() -> None:
-    (params,) = make_plan(GenerationConfig(do_sample=True), num_rows=1, prompt_len=3, seed=0).params
+    config = merge_generation_config(GenerationConfig(), None, {"do_sample": True})
+    (params,) = make_plan(config, num_rows=1, prompt_len=3, seed=0).params
     assert (params.temperature, params.top_k, params.top_p, params.max_new_tokens) == (1.0, 50, None, 20)
-    (off,) = make_plan(GenerationConfig(do_sample=True, top_k=0), num_rows=1, prompt_len=3, seed=0).params
-    assert off.top_k is None
+    for value in (0, None):
+        config = merge_generation_config(GenerationConfig(top_k=7), None, {"do_sample": True, "top_k": value})
+        (off,) = make_plan(config, num_rows=1, prompt_len=3, seed=0).params
+        assert off.top_k is None
+
+
+def test_none_switches_a_default_off_and_leaves_the_rest() -> None:
+    base = GenerationConfig(temperature=0.9, eos_token_id=2, max_new_tokens=5)
+    merged = merge_generation_config(
+        base, GenerationConfig(temperature=0.8), {"temperature": None, "eos_token_id": None}
+    )
+    assert (merged.temperature, merged.eos_token_id, merged.max_new_tokens) == (None, None, 5)
 
 
 def test_sampling_settings_without_sampling_are_said(caplog: pytest.LogCaptureFixture) -> None:
