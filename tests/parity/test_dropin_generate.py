@@ -308,4 +308,5 @@ def test_prompt_longer_than_the_context_is_refused(pair: Pair) -> None:
 
 
 def _relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference over the largest value; 1e-5 is the project's bar for float32 (docs/numerics.md)."""
     return float((ours - theirs).abs().max() / theirs.abs().max())

@@ -197,3 +197,16 @@ def test_unknown_argument_of_the_factory_is_refused(pair: Pair) -> None:
         llavakit.pipeline("image-text-to-text", model=pair.model, processor=pair.processor, framwork="pt")
     with pytest.raises(ConfigError, match="pipeline needs a model"):
         llavakit.pipeline("image-text-to-text")
+
+
+def test_loading_argument_for_what_is_loaded_already_is_refused(pair: Pair) -> None:
+    for name, value in (("torch_dtype", torch.float16), ("device_map", "auto"), ("revision", "main")):
+        with pytest.raises(ConfigError, match=f"{name} says how to load, but the model is loaded already"):
+            llavakit.pipeline("image-text-to-text", model=pair.model, processor=pair.processor, **{name: value})
+    with pytest.raises(ConfigError, match="source_policy says how to load, but the processor is loaded already"):
+        llavakit.pipeline(
+            "image-text-to-text",
+            model=pair.model,
+            processor=pair.processor,
+            source_policy=pair.processor.image_processor.policy,
+        )

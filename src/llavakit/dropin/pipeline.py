@@ -272,6 +272,9 @@ def pipeline(
         raise ConfigError("pipeline needs a model; pass model='llava-hf/llava-1.5-13b-hf', a folder, or 'llava:tiny'.")
     forwarded = {name: settings.pop(name) for name in _FORWARDED_MODEL_ARGUMENTS if name in settings}
     if isinstance(model, LlavaForConditionalGeneration):
+        _check_unused(
+            "model", device_map=device_map, dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs, **forwarded
+        )
         loaded = model if device is None else model.to(device)
         name: str | Path = model.name_or_path
     else:
@@ -281,7 +284,9 @@ def pipeline(
         loaded = LlavaForConditionalGeneration.from_pretrained(
             name, **{**arguments, **forwarded, **(model_kwargs or {})}
         )
-    if not isinstance(processor, LlavaProcessor):
+    if isinstance(processor, LlavaProcessor):
+        _check_unused("processor", source_policy=source_policy)
+    else:
         processor = AutoProcessor.from_pretrained(processor or name, source_policy=source_policy, **forwarded)
     return ImageTextToTextPipeline(loaded, processor, settings)
 
@@ -295,6 +300,12 @@ def _check_task(task: str | None) -> None:
             "the question as `text`."
         )
     raise ConfigError(f"the task {task!r} is not supported; LLaVA models do {_TASK!r}.")
+
+
+def _check_unused(what: str, **arguments: Any) -> None:
+    """Refuse arguments of loading for what is loaded already."""
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise ConfigError(f"{', '.join(given)} says how to load, but the {what} is loaded already. Leave it out.")
 
 
 def _read_call(settings: Mapping[str, Any]) -> _Call:
