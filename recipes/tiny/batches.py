@@ -6,20 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from llavakit.core.config import LlavaConfig
+from llavakit.processing.image import ImageProcessing, preprocess
 from recipes.tiny.conversations import Encoded, Turns, encode, encode_caption, image_turns, story_turns, text_turns
 from recipes.tiny.dense_labels import dense_labels
 from recipes.tiny.questions import caption
 from recipes.tiny.scenes import Scene, draw_scene, make_scene
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
 
-__all__ = ["TextBatch", "VisionBatch", "caption_batch", "instruction_batch", "language_batch", "pixels_of", "vision_batch"]
+__all__ = ["TextBatch", "VisionBatch", "caption_batch", "instruction_batch", "language_batch", "vision_batch"]
 
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
-_STD = np.array([0.26862954, 0.26130258, 0.27577711])
 # Stages draw from separate ranges of the training split: no picture is seen in two stages.
 _STAGE_STRIDE = 100_000_000
 _TEXT_LEN = 208
@@ -43,16 +41,13 @@ class TextBatch:
     pixels: Tensor | None
 
 
-def pixels_of(image: Image.Image, image_size: int) -> np.ndarray:
-    """Preprocess as the ``original`` preset does."""
-    side = max(image.size)
-    if image.width != image.height:
-        square = Image.new("RGB", (side, side), (122, 116, 104))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    scaled = np.asarray(resized).astype(np.float64) * (1 / 255)
-    return ((scaled - _MEAN) / _STD).astype(np.float32).transpose(2, 0, 1)
+def _processing(image_size: int) -> ImageProcessing:
+    """The ``original`` preset."""
+    return ImageProcessing(
+        mode="pad", image_size=image_size, shortest_edge=image_size, resample=3, rescale_factor=1 / 255,
+        mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), is_exif_turned=False,
+        alpha="drop",
+    )  # fmt: skip
 
 
 def vision_batch(config: LlavaConfig, step: int, batch_size: int, *, with_more_signs: bool = False) -> VisionBatch:
@@ -108,7 +103,8 @@ def _indices(stage: int, step: int, batch_size: int) -> range:
 
 
 def _pixels(scenes: list[Scene], image_size: int) -> Tensor:
-    return torch.from_numpy(np.stack([pixels_of(draw_scene(scene), image_size) for scene in scenes]))
+    processing = _processing(image_size)
+    return torch.from_numpy(np.stack([preprocess(draw_scene(scene), processing) for scene in scenes]))
 
 
 def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None) -> Encoded:

@@ -15,7 +15,7 @@ from llavakit.core.config import LlavaConfig
 from llavakit.model.llava import Llava
 from llavakit.weights.names import to_hf_legacy
 
-__all__ = ["export"]
+__all__ = ["export", "load_checkpoint"]
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,6 +41,7 @@ def export(model: Llava, tokenizer_file: Path, folder: Path) -> None:
     tensors.update(_unused_tensors(config))
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
+    (folder / "model.safetensors").chmod(0o644)
     shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
     for name, content in _json_files(config).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

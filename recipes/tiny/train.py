@@ -26,7 +26,10 @@ from llavakit.model.llava import Llava
 from recipes.tiny.batches import TextBatch, caption_batch, instruction_batch, language_batch, vision_batch
 from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
 from recipes.tiny.dense_labels import DenseHeads
+from recipes.tiny.evaluate import evaluate
+from recipes.tiny.export import export
 from recipes.tiny.questions import describe
+from recipes.tiny.report import draw_loss_curve, write_card
 from recipes.tiny.scenes import make_scene
 from recipes.tiny.settings import Budget, Stage, llava_config
 from recipes.tiny.vocabulary import Vocabulary, build_tokenizer_json
@@ -64,9 +67,8 @@ class Trainer:
         self.model = Llava(self.config)
         self.heads = DenseHeads(self.config.vision_config.hidden_size)
         _initialize(self.model)
+        self._is_compiled = is_compiled
         self._run_language: Callable[..., Tensor] = self.model.language_model
-        if is_compiled:
-            self._run_language = torch.compile(self.model.language_model)
 
     def run(self) -> None:
         """Run what is left of every stage."""
@@ -75,6 +77,8 @@ class Trainer:
         self._stage("reading", budget.reading, [model.vision_tower, self.heads], self._reading_loss)
         self._stage("language", budget.language, [model.language_model, model.lm_head], self._language_loss)
         self._stage("alignment", budget.alignment, [model.multi_modal_projector], self._caption_loss)
+        if self._is_compiled:  # the other stages are too short to earn the minute of compiling
+            self._run_language = torch.compile(model.language_model)
         tuned = [model.multi_modal_projector, model.language_model, model.lm_head]
         self._stage("instruction", budget.instruction, tuned, self._instruction_loss)
 
@@ -98,6 +102,8 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             if torch.isfinite(norm):
                 optimizer.step()
+            else:
+                self._log(stage=name, step=step, skipped="the gradient is not finite")
             optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % _LOG_EVERY == 0 or step == stage.num_steps:
@@ -217,11 +223,19 @@ def main() -> None:
     """Train, write the folder, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("recipes/tiny/runs/default"), help="folder of this run")
+    parser.add_argument("--out", type=Path, default=Path("src/llavakit/assets/tiny"), help="folder of the finished model")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    Trainer(args.run, Budget(), is_compiled=not args.no_compile).run()
+    trainer = Trainer(args.run, Budget(), is_compiled=not args.no_compile)
+    trainer.run()
+    folder = args.out
+    export(trainer.model, args.run / "tokenizer.json", folder)
+    draw_loss_curve(args.run / "log.jsonl", Path(__file__).parent / "loss.png")
+    result = evaluate(folder)
+    (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_card(folder, result)
 
 
 if __name__ == "__main__":

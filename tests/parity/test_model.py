@@ -20,8 +20,11 @@ _7B = {"text_hidden_size": 4096, "text_intermediate_size": 11008, "text_num_atte
        "text_num_key_value_heads": 32}  # fmt: skip
 _13B = {"text_hidden_size": 5120, "text_intermediate_size": 13824, "text_num_attention_heads": 40,
         "text_num_key_value_heads": 40}  # fmt: skip
+# Real widths; few patches keep the test short, since the widths are what sums run over.
 _ONE_LAYER = {"text_num_hidden_layers": 1, "vision_hidden_size": 1024, "vision_intermediate_size": 4096,
-              "vision_num_attention_heads": 16, "vision_num_hidden_layers": 2, "vision_image_size": 336}  # fmt: skip
+              "vision_num_attention_heads": 16, "vision_num_hidden_layers": 2, "vision_image_size": 56}  # fmt: skip
+_ONE_BLOCK_336 = {"vision_hidden_size": 1024, "vision_intermediate_size": 4096, "vision_num_attention_heads": 16,
+                  "vision_num_hidden_layers": 2, "vision_image_size": 336, "text_max_position_embeddings": 2048}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -32,8 +35,9 @@ _ONE_LAYER = {"text_num_hidden_layers": 1, "vision_hidden_size": 1024, "vision_i
         {"vision_image_size": 70, "vision_patch_size": 10},
         {**_7B, **_ONE_LAYER},
         {**_13B, **_ONE_LAYER},
+        _ONE_BLOCK_336,
     ],
-    ids=["tiny", "grouped-heads", "odd-patches", "one-layer-7b", "one-layer-13b"],
+    ids=["tiny", "grouped-heads", "odd-patches", "one-layer-7b", "one-layer-13b", "one-block-336"],
 )
 def test_every_stage_agrees_with_transformers(overrides: dict[str, int]) -> None:
     from transformers import LlavaForConditionalGeneration
