@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llavakit.core.config import FeatureStrategy, VisionConfig
-from llavakit.model.layers import Linear, attend, quick_gelu
+from llavakit.model.layers import Embedding, Linear, attend, quick_gelu
 
 __all__ = ["CLIPVisionTower"]
 
@@ -25,7 +25,7 @@ class CLIPVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
         )
-        self.position_embedding = nn.Embedding(config.num_patches + 1, config.hidden_size)
+        self.position_embedding = Embedding(config.num_patches + 1, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels (N, 3, image_size, image_size) to tokens (N, 1 + P, hidden_size)."""

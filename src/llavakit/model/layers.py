@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
+__all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
 
 
 # Below this many rows torch's half-precision matrix-vector product runs at memory speed; above it, on a CPU
@@ -45,6 +45,16 @@ class Linear(nn.Linear):
             bias = None if self.bias is None else self.bias[rows].float()
             out[..., rows] = F.linear(wide, self.weight[rows].float(), bias)
         return out
+
+
+class Embedding(nn.Embedding):
+    """A table of rows, allocated without being initialised.
+
+    Drawing random numbers for a table on the meta device makes torch import its compiler, which takes seconds.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory untouched."""
 
 
 class RMSNorm(nn.Module):
