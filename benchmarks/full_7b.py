@@ -1,0 +1,202 @@
+"""The full 7B shape in bfloat16: load it, ask it about a picture, measure memory, compare tokens with transformers.
+
+    python -m benchmarks.full_7b --dir FOLDER            writes 14 GB of random weights there, removes them at the end
+
+Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit prepared. The
+bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped weights counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import llavakit
+from benchmarks.common import ROOT, make_manifest, make_table, write_result
+from benchmarks.random_checkpoint import SHAPES, write_checkpoint
+from llavakit.core.shapes import kv_bytes_per_token, weight_bytes
+from llavakit.core.types import SamplingParams
+from llavakit.diagnostics.generated import encode_jpeg, make_picture
+from llavakit.diagnostics.memory import drop_page_cache, read_memory
+
+_QUESTION = "What is in this picture?"
+_ALLOWED_FACTOR, _ALLOWED_EXTRA = 1.05, 0.5e9
+_PROMPT_FILE = "prompt.npz"
+
+
+def run_ours(folder: Path, new_tokens: int) -> dict[str, Any]:
+    """Load, answer, and leave the prompt for the other side."""
+    before = read_memory()
+    began = time.perf_counter()
+    model = llavakit.load(folder, dtype="bfloat16", device="cpu", preset="hf")
+    load_s = time.perf_counter() - began
+    picture = encode_jpeg(make_picture(0))
+    prompt = model.prepare(_QUESTION, images=[picture])
+    np.savez(folder / _PROMPT_FILE, ids=np.array(prompt.token_ids), pixels=prompt.pixel_values)
+    began = time.perf_counter()
+    stream = model.stream(
+        _QUESTION, images=[picture], sampling=SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
+    )
+    result = stream.result
+    answer_s = time.perf_counter() - began
+    num_positions = len(prompt.token_ids) + new_tokens
+    weights = weight_bytes(model.config, "bfloat16")
+    kv = kv_bytes_per_token(model.config, "bfloat16") * num_positions
+    timings = result.timings
+    return {
+        "token_ids": list(result.token_ids), "load_s": load_s, "answer_s": answer_s,
+        "vision_s": timings.image_encode_s, "prompt_s": timings.prefill_s, "num_prompt_tokens": len(prompt.token_ids),
+        "decode_tokens_per_s": timings.decode_tokens_per_s, "weight_bytes": weights, "kv_bytes": kv,
+        "allowed_bytes": _ALLOWED_FACTOR * weights + kv + _ALLOWED_EXTRA,
+        **_memory_fields(), "resident_before_load": before.resident if before else None,
+    }  # fmt: skip
+
+
+def run_theirs(folder: Path, new_tokens: int) -> dict[str, Any]:
+    """Load the same files in transformers and answer the same prompt."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    saved = np.load(folder / _PROMPT_FILE)
+    began = time.perf_counter()
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, local_files_only=True, attn_implementation="sdpa"
+    )
+    load_s = time.perf_counter() - began
+    ids = torch.from_numpy(saved["ids"])[None]
+    settings = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=2,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    model.generation_config = transformers.GenerationConfig(pad_token_id=2)
+    clock: list[float] = []
+    began = time.perf_counter()
+    output = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings,
+        pixel_values=torch.from_numpy(saved["pixels"]).to(torch.bfloat16), streamer=_Clock(clock),
+    )  # fmt: skip
+    answer_s = time.perf_counter() - began
+    gaps = [float(best[0] - best[1]) for logits in output.logits for best in logits.float().topk(2).values]
+    times = clock[1:]
+    return {
+        "token_ids": output.sequences[0, ids.shape[1] :].tolist(), "load_s": load_s, "answer_s": answer_s,
+        "first_token_s": times[0] - began, "decode_tokens_per_s": (len(times) - 1) / (times[-1] - times[0]),
+        "least_gap_of_best_logits": min(gaps), "num_exact_ties": sum(gap == 0 for gap in gaps), **_memory_fields(),
+    }  # fmt: skip
+
+
+class _Clock:
+    """Takes the time of every token that transformers gives out."""
+
+    def __init__(self, times: list[float]) -> None:
+        self._times = times
+
+    def put(self, _value: Any) -> None:
+        self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Do nothing: the last token has been timed."""
+
+
+def _memory_fields() -> dict[str, Any]:
+    memory = read_memory()
+    if memory is None:
+        return {}
+    return {
+        "peak_bytes": memory.peak_resident, "own_bytes": memory.anonymous, "mapped_bytes": memory.file_backed,
+        "proportional_bytes": memory.proportional,
+    }  # fmt: skip
+
+
+def _run_apart(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.full_7b", "--child", side, "--dir", str(options.dir), "--new-tokens",
+         str(options.new_tokens), "--threads", str(options.threads)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"the {side} process ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _rows(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[dict[str, Any]]:
+    them = theirs or {}
+
+    def row(what: str, mine: str, their: str | None, bar: str = "") -> dict[str, Any]:
+        return {"what": what, "llavakit": mine, "transformers": their, "bar": bar}
+
+    def gb(value: float | None) -> str | None:
+        return None if value is None else f"{value / 1e9:.2f} GB"
+
+    def seconds(value: float | None) -> str | None:
+        return None if value is None else f"{value:.2f} s"
+
+    first_s = ours["vision_s"] + ours["prompt_s"]
+    rate = them.get("decode_tokens_per_s")
+    rows = [
+        row("weights", gb(ours["weight_bytes"]) or "", None),
+        row("peak memory", gb(ours["peak_bytes"]) or "", gb(them.get("peak_bytes")), f"<= {gb(ours['allowed_bytes'])}"),
+        row("of it its own, at the end", gb(ours["own_bytes"]) or "", gb(them.get("own_bytes"))),
+        row("load", seconds(ours["load_s"]) or "", seconds(them.get("load_s"))),
+        row("tower, projector, prompt to first token", seconds(first_s) or "", seconds(them.get("first_token_s"))),
+        row("further tokens a second", f"{ours['decode_tokens_per_s']:.2f}", f"{rate:.2f}" if rate else None),
+    ]
+    if theirs is not None:
+        pairs = list(zip(ours["token_ids"], theirs["token_ids"], strict=True))
+        num_equal = next((idx for idx, (mine, their) in enumerate(pairs) if mine != their), len(pairs))
+        rows.append(row("equal tokens", f"{num_equal} of {len(pairs)}", None, "all"))
+        rows.append(row("different tokens among them", str(len(set(ours["token_ids"]))), None))
+        rows.append(row("least gap of the two best logits", "", f"{theirs['least_gap_of_best_logits']:.3g}"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dir", type=Path, required=True, help="a folder on a disk with 14 GB to spare")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="7b")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="keep the weights")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before each side")
+    parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--child", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        run = run_ours if options.child == "ours" else run_theirs
+        print(json.dumps(run(options.dir, options.new_tokens)))
+        return
+    if not (options.dir / "config.json").is_file():
+        write_checkpoint(options.dir, SHAPES[options.shape], dtype="bfloat16", progress=True)
+        options.is_ours = True
+    try:
+        results = {}
+        for side in ("ours",) if options.without_transformers else ("ours", "theirs"):
+            if options.cold:
+                drop_page_cache(options.dir)
+            results[side] = _run_apart(side, options)
+    finally:
+        (options.dir / _PROMPT_FILE).unlink(missing_ok=True)
+        if not options.keep and getattr(options, "is_ours", False):
+            shutil.rmtree(options.dir)
+    rows = _rows(results["ours"], results.get("theirs"))
+    manifest = make_manifest(num_threads=options.threads)
+    write_result("full_7b", manifest, [{"shape": options.shape, "is_cold": options.cold, **results}])
+    print(f"\n{options.shape}, bfloat16, {options.threads} threads, commit {manifest['commit']}\n")
+    print(make_table(rows, ("what", "llavakit", "transformers", "bar")))
+    is_small_enough = results["ours"]["peak_bytes"] <= results["ours"]["allowed_bytes"]
+    is_equal = "theirs" not in results or results["ours"]["token_ids"] == results["theirs"]["token_ids"]
+    sys.exit(0 if is_small_enough and is_equal else 1)
+
+
+if __name__ == "__main__":
+    main()
