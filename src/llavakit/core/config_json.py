@@ -1,6 +1,7 @@
 """The dialects of ``config.json``: llava-hf files, full dumps of transformers 4 and 5, and the original repository's.
 
-Nothing mathematical is guessed. The published llava-hf files leave out what their library's class defaults supply; those
+Nothing mathematical is guessed. The published llava-hf files leave out what their library's class defaults supply;
+those
 values stand in two tables below, by name, and the loader checks the resulting shapes against every tensor. The norm
 epsilon and the context length, where class defaults are wrong for LLaVA, must be in the file.
 """
@@ -30,7 +31,8 @@ _BOOKKEEPING = (
     "_commit_hash", "_attn_implementation_autoset", "_attn_implementation", "_attn_implementation_internal",
     "_from_model_config", "initializer_range", "initializer_factor", "use_cache", "gradient_checkpointing",
     "pretraining_tp", "is_llama_config", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder",
-    "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "finetuning_task", "id2label", "label2id",
+    "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "finetuning_task", "id2label",
+    "label2id",
     "num_labels", "task_specific_params", "problem_type", "tokenizer_class", "prefix", "pruned_heads", "use_bfloat16",
     "tf_legacy_loss", "tf_padding_side", "return_dict", "output_attentions", "output_hidden_states", "output_scores",
     "return_dict_in_generate", "decoder_start_token_id", "sep_token_id", "forced_bos_token_id", "forced_eos_token_id",
@@ -90,9 +92,12 @@ def parse_llava_config(raw: Mapping[str, Any], *, vision_raw: Mapping[str, Any] 
         )
     text_raw, vision_part = raw.get("text_config"), raw.get("vision_config")
     if not isinstance(text_raw, Mapping) or not isinstance(vision_part, Mapping):
-        raise ConfigError("config.json lacks text_config or vision_config, or they are no objects. Fetch the model again.")
+        raise ConfigError(
+            "config.json lacks text_config or vision_config, or they are no objects. Fetch the model again."
+        )
     top = _Reader(raw, "config.json", _TOP_OMISSIONS, _IGNORED)
-    text = _text_config(text_raw, tie=bool(raw.get("tie_word_embeddings", False)))
+    top.must_be_off("quantization_config", "a quantized checkpoint")
+    text = _text_config(text_raw, tie=_is_tied(raw))
     image_key = "image_token_index" if "image_token_index" in raw else "image_token_id"
     config = LlavaConfig(
         text_config=text,
@@ -104,7 +109,7 @@ def parse_llava_config(raw: Mapping[str, Any], *, vision_raw: Mapping[str, Any] 
         multimodal_projector_bias=top.flag("multimodal_projector_bias"),
         bos_token_id=_token_id(text_raw, "bos_token_id"),
         eos_token_id=_token_id(text_raw, "eos_token_id"),
-        pad_token_id=raw.get("pad_token_id", text_raw.get("pad_token_id")),
+        pad_token_id=_pad_token_id(raw, text_raw),
         dtype=_dtype(raw, text_raw),
     )
     known = {"model_type", "text_config", "vision_config", "image_token_index", "image_token_id", "tie_word_embeddings",
@@ -131,7 +136,9 @@ class _Reader:
             return self._raw[key]
         if key in self._omissions:
             return self._omissions[key]
-        raise ConfigError(f"{self._where} has no {key}; it cannot be guessed. Use the config.json made for these weights.")
+        raise ConfigError(
+            f"{self._where} has no {key}; it cannot be guessed. Use the config.json made for these weights."
+        )
 
     def integer(self, key: str) -> int:
         value = self.value(key)
@@ -167,8 +174,8 @@ class _Reader:
         unknown = set(self._raw) - self._read - known - set(self._ignored)
         if unknown:
             raise ConfigError(
-                f"{self._where} has unknown keys {', '.join(sorted(map(str, unknown)))}; they may change the result, so "
-                "the model is refused. Remove them if they are notes of your own."
+                f"{self._where} has unknown keys {', '.join(sorted(map(str, unknown)))}; they may change the result, "
+                "so the model is refused. Remove them if they are notes of your own."
             )
 
 
@@ -178,7 +185,8 @@ def _text_config(raw: Mapping[str, Any], *, tie: bool) -> TextConfig:
         raise ConfigError(f"{where} is of type {raw['model_type']!r}; LLaVA-1.5 has a LLaMA decoder ('llama').")
     reader = _Reader(raw, where, _TEXT_OMISSIONS, _IGNORED)
     for key, meaning in (
-        ("rope_scaling", "a rescaled rotary position"), ("attention_bias", "an attention bias"), ("mlp_bias", "an MLP bias"),
+        ("rope_scaling", "a rescaled rotary position"), ("attention_bias", "an attention bias"),
+        ("mlp_bias", "an MLP bias"),
         ("sliding_window", "a sliding window"), ("quantization_config", "a quantized checkpoint"),
     ):  # fmt: skip
         reader.must_be_off(key, meaning)
@@ -222,7 +230,9 @@ def _rope_theta(raw: Mapping[str, Any], reader: _Reader, where: str) -> float:
 def _vision_config(raw: Mapping[str, Any]) -> VisionConfig:
     where = "config.json, vision_config"
     if raw.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise ConfigError(f"{where} is of type {raw['model_type']!r}; LLaVA-1.5 has a CLIP tower ('clip_vision_model').")
+        raise ConfigError(
+            f"{where} is of type {raw['model_type']!r}; LLaVA-1.5 has a CLIP tower ('clip_vision_model')."
+        )
     reader = _Reader(raw, where, _VISION_OMISSIONS, _IGNORED)
     config = VisionConfig(
         hidden_size=reader.integer("hidden_size"),
@@ -243,8 +253,20 @@ def _token_id(raw: Mapping[str, Any], key: str) -> int:
     return _Reader(raw, "config.json, text_config", _TEXT_OMISSIONS, _IGNORED).integer(key)
 
 
+def _is_tied(raw: Mapping[str, Any]) -> bool:
+    return _Reader(raw, "config.json", {"tie_word_embeddings": False}, {}).flag("tie_word_embeddings")
+
+
+def _pad_token_id(*levels: Mapping[str, Any]) -> int | None:
+    """Take the first padding id that a level names; a model without one is fine."""
+    for raw in levels:
+        if raw.get("pad_token_id") is not None:
+            return _Reader(raw, "config.json", {}, {}).integer("pad_token_id")
+    return None
+
+
 def _dtype(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> str:
-    """The stored dtype; files without one are float32, as their library reads them."""
+    """Return the stored dtype; files without one are float32, as their library reads them."""
     for source in (raw, text_raw):
         for key in ("dtype", "torch_dtype"):
             if source.get(key) is not None:
@@ -253,27 +275,36 @@ def _dtype(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> str:
 
 
 def _parse_original(raw: Mapping[str, Any], vision_raw: Mapping[str, Any] | None) -> LlavaConfig:
-    """The original repository's ``LlavaLlamaForCausalLM`` with its separate CLIP tower."""
+    """Read the original repository's ``LlavaLlamaForCausalLM`` with its separate CLIP tower."""
     if raw.get("model_type") not in ("llava", "llava_llama"):
-        raise ConfigError(f"config.json is of type {raw.get('model_type')!r}; an original LLaVA is 'llava' or 'llava_llama'.")
+        raise ConfigError(
+            f"config.json is of type {raw.get('model_type')!r}; an original LLaVA is 'llava' or 'llava_llama'."
+        )
     if vision_raw is None:
         raise ConfigError(
-            f"original LLaVA checkpoints need the CLIP tower {raw.get('mm_vision_tower')!r} beside them; its config.json "
-            "was not found. Fetch it, or pass its folder."
+            f"original LLaVA checkpoints need the CLIP tower {raw.get('mm_vision_tower')!r} beside them; its "
+            "config.json was not found. Fetch it, or pass its folder."
         )
     fixed = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_use_im_start_end": False}
     for key, needed in fixed.items():
         if raw.get(key, needed) != needed:
             raise ConfigError(f"config.json: {key} is {raw[key]!r}; LLaVA-1.5 has {needed!r}.")
-    if raw.get("mm_patch_merge_type", "flat") != "flat" or raw.get("image_aspect_ratio", "pad") not in ("pad", "square"):
-        raise ConfigError("config.json is of a LLaVA with several tiles per picture (LLaVA-1.6); this program runs LLaVA-1.5.")
+    if raw.get("mm_patch_merge_type", "flat") != "flat" or raw.get("image_aspect_ratio", "pad") not in (
+        "pad",
+        "square",
+    ):
+        raise ConfigError(
+            "config.json is of a LLaVA with several tiles per picture (LLaVA-1.6); this program runs LLaVA-1.5."
+        )
     top = _Reader(raw, "config.json", {}, _ORIGINAL_IGNORED)
     layer = top.integer("mm_vision_select_layer")
     text_keys = {key: value for key, value in raw.items() if not key.startswith("mm_") and key not in _ORIGINAL_IGNORED}
     text_keys.update({key: raw[key] for key in ("vocab_size", "max_position_embeddings") if key in raw})
     text_keys.update(model_type="llama")
-    text = _text_config(text_keys, tie=bool(raw.get("tie_word_embeddings", False)))
+    text = _text_config(text_keys, tie=_is_tied(raw))
     vision = vision_raw.get("vision_config", vision_raw)
+    if not isinstance(vision, Mapping):
+        raise ConfigError("the CLIP tower's config.json has a vision_config that is no object. Fetch the tower again.")
     return LlavaConfig(
         text_config=text,
         vision_config=_vision_config({k: v for k, v in vision.items() if k != "model_type"}),
@@ -284,6 +315,6 @@ def _parse_original(raw: Mapping[str, Any], vision_raw: Mapping[str, Any] | None
         multimodal_projector_bias=True,
         bos_token_id=_token_id(text_keys, "bos_token_id"),
         eos_token_id=_token_id(text_keys, "eos_token_id"),
-        pad_token_id=raw.get("pad_token_id"),
+        pad_token_id=_pad_token_id(raw),
         dtype=_dtype(raw, {}),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from llavakit.weights.names import Dialect, canonical_name, find_dialect, skip_r
 from llavakit.weights.safetensors_file import open_safetensors
 from llavakit.weights.torch_file import open_torch_file
 
-__all__ = ["Checkpoint", "open_checkpoint", "read_config", "read_json"]
+__all__ = ["Checkpoint", "check_inside", "open_checkpoint", "read_config", "read_json"]
 
 _MAX_LISTED = 20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 _MAX_JSON_BYTES = 64 * 1024**2
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -101,19 +104,47 @@ def read_config(folder: Path, *, vision_folder: Path | None = None) -> LlavaConf
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object of bounded size from a checkpoint folder."""
+    check_inside(file)
     try:
+        if file.exists() and not file.is_file():
+            raise FormatError(f"{file.name} is no ordinary file; a JSON file is needed.")
         if file.stat().st_size > _MAX_JSON_BYTES:
             raise FormatError(f"{file.name} has {file.stat().st_size} bytes; at most {_MAX_JSON_BYTES} are read.")
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise FormatError(
-            f"{file.parent.name!r} has no {file.name}; a LLaVA checkpoint folder is needed (config.json, weights, tokenizer)."
+            f"{file.parent.name!r} has no {file.name}; a LLaVA checkpoint folder is needed "
+            "(config.json, weights, tokenizer)."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{file.name} cannot be read as JSON ({error}). Fetch the model again.") from error
     if not isinstance(content, dict):
         raise FormatError(f"{file.name} holds {type(content).__name__}, an object is needed. Fetch the model again.")
     return content
+
+
+def check_inside(file: Path) -> None:
+    """Refuse a link that leads out of the checkpoint's folder.
+
+    A snapshot in the Hugging Face cache consists of links to that cache, so there its root is the limit.
+
+    Raises
+    ------
+    FormatError
+        If the file, links followed, lies elsewhere.
+    """
+    folder = file.parent.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    limit = folder.parents[2] if is_snapshot else folder
+    try:
+        real = file.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself
+        raise FormatError(f"{file.name!r} cannot be followed ({error}).") from error
+    if not real.is_relative_to(limit):
+        raise FormatError(
+            f"{file.name!r} is a link that leads out of {folder.name!r}; refused. Put the file itself there, or name "
+            "folder that it lies in."
+        )
 
 
 def _open_files(folder: Path) -> dict[str, RawTensor]:
@@ -131,6 +162,7 @@ def _open_files(folder: Path) -> dict[str, RawTensor]:
 
 
 def _open_one(path: Path) -> dict[str, RawTensor]:
+    check_inside(path)
     return open_safetensors(path) if path.suffix == ".safetensors" else open_torch_file(path)
 
 
@@ -140,8 +172,10 @@ def _open_shards(folder: Path, index: str) -> dict[str, RawTensor]:
         raise FormatError(f"{index} has no weight_map; fetch the model again.")
     shards = sorted({str(name) for name in weight_map.values()})
     for shard in shards:
-        if Path(shard).name != shard or shard in ("", ".", "..") or "\\" in shard:
-            raise FormatError(f"{index} names the file {shard!r}, which leaves the folder; refused.")
+        if Path(shard).name != shard or shard in ("", ".", "..") or not _PLAIN_NAME.fullmatch(shard):
+            raise FormatError(
+                f"{index} names the file {shard[:200]!r}, which is no plain name of a file in this folder; refused."
+            )
         if Path(shard).suffix not in (".safetensors", ".bin"):
             raise FormatError(f"{index} names {shard!r}, which is no weights file; refused.")
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
@@ -158,9 +192,7 @@ def _open_shards(folder: Path, index: str) -> dict[str, RawTensor]:
     return tensors
 
 
-def _account(
-    config: LlavaConfig, dialect: Dialect, named: Iterable[tuple[str, RawTensor]], folder: Path
-) -> Checkpoint:
+def _account(config: LlavaConfig, dialect: Dialect, named: Iterable[tuple[str, RawTensor]], folder: Path) -> Checkpoint:
     expected = expected_tensors(config)
     used: dict[str, RawTensor] = {}
     skipped: list[tuple[str, str]] = []
@@ -195,6 +227,13 @@ def _account(
     if wrong:
         raise ShapeError(f"{len(wrong)} tensors have another shape than config.json asks for: {_listed(wrong)}. "
                          "config.json is probably of another size of the model.")  # fmt: skip
+    if stored := [
+        f"{tensor.file_name}: {tensor.dtype}" for tensor in used.values() if tensor.dtype not in _WEIGHT_DTYPES
+    ]:
+        raise FormatError(
+            f"{len(stored)} tensors are stored in a type that is not supported: {_listed(stored)}. Weights are "
+            f"{', '.join(_WEIGHT_DTYPES)}; quantized checkpoints are not read here."
+        )
     return Checkpoint(config=config, dialect=dialect, tensors=used, skipped=tuple(skipped))
 
 

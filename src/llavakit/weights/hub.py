@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,20 +12,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir
-from huggingface_hub.errors import (
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, scan_cache_dir
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: whichever transport it uses
     CacheNotFound,
     GatedRepoError,
-    HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # public, imported lazily
 from tqdm import tqdm
 
 from llavakit.core.errors import DiskFullError, DownloadError, FormatError, ModelNotFoundError
 from llavakit.weights.checkpoint import read_json
+from llavakit.weights.fetch import fetch_file, partial_path
 
 __all__ = ["CachedRepo", "cached_folder", "delete", "download", "scan"]
 
@@ -34,6 +36,8 @@ _TORCH = ("pytorch_model*.bin",)
 _UNUSED = ("trainer_state.json", "*onnx*", "*flax*", "*tf_*", "*openvino*")
 # Left free on the disk, so that the machine goes on working.
 _RESERVE_BYTES = 256 * 1024**2
+# What may become the name of a file: the Hub's etags are digests.
+_PLAIN_ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -97,8 +101,9 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
         If the network fails.
     """
     with _clear_errors(hub_id):
-        info = HfApi().model_info(hub_id, files_metadata=True)
+        info = HfApi(endpoint=constants.ENDPOINT).model_info(hub_id, files_metadata=True)
     sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or []}
+    digests = {item.rfilename: item.lfs.sha256 for item in info.siblings or [] if item.lfs is not None}
     wanted = _needed(sizes)
     if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
         raise ModelNotFoundError(
@@ -106,13 +111,18 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
         )
     cache = Path(constants.HF_HUB_CACHE)
     missing = {name: size for name, size in wanted.items() if not _is_cached(hub_id, name, str(info.sha))}
-    _check_space(hub_id, sum(missing.values()), cache)
+    storage = cache / f"models--{hub_id.replace('/', '--')}"
+    waiting = sum(_partial_bytes(storage, digests.get(name), size) for name, size in missing.items())
+    _check_space(hub_id, sum(missing.values()) - waiting, cache)
     done, total = sum(wanted.values()) - sum(missing.values()), sum(wanted.values())
     folder: Path | None = None
     # The configuration comes last: a folder that has one has everything.
     for name in sorted(wanted, key=lambda item: (item == "config.json", item)):
         report = None if on_progress is None else _reporter(on_progress, done, total, name)
         with _clear_errors(hub_id):
+            if name in missing and name.endswith((".safetensors", ".bin")):
+                _fetch_blob(hub_id, name, str(info.sha), storage, digests.get(name), report)
+                report = None
             path = hf_hub_download(hub_id, name, revision=info.sha, tqdm_class=_progress_class(report))
         done += missing.get(name, 0)
         if on_progress is not None:
@@ -120,7 +130,36 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
         folder = Path(path).parent if name == "config.json" else folder
     if folder is None:
         raise ModelNotFoundError(f"{hub_id!r} has no config.json; it is no model that this program could run.")
+    # Only now does "main" mean this snapshot: an interrupted update leaves the version before it in use.
+    with _clear_errors(hub_id):
+        (storage / "refs").mkdir(exist_ok=True)
+        (storage / "refs" / "main").write_text(str(info.sha), encoding="ascii")
     return folder
+
+
+def _fetch_blob(
+    hub_id: str, name: str, revision: str, storage: Path, digest: str | None, report: Callable[[int], None] | None
+) -> None:
+    """Put a file's bytes where huggingface_hub's cache has them, which then only needs to link to them."""
+    url = hf_hub_url(hub_id, name, revision=revision)
+    metadata = get_hf_file_metadata(url)
+    if metadata.etag is None or metadata.size is None or not _PLAIN_ETAG.fullmatch(metadata.etag):
+        raise DownloadError(f"the Hub gives no usable size and etag for {name!r}")
+    blob = storage / "blobs" / metadata.etag
+    lock = storage.parent / ".locks" / storage.name / f"{metadata.etag}.lock"
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if not blob.exists():
+            fetch_file(url, blob, num_bytes=metadata.size, sha256=digest, headers=build_hf_headers(), on_bytes=report)
+
+
+def _partial_bytes(storage: Path, digest: str | None, num_bytes: int) -> int:
+    """Bytes of a file that an interrupted download left."""
+    if digest is None or not _PLAIN_ETAG.fullmatch(digest):
+        return 0
+    partial = partial_path(storage / "blobs" / digest)
+    return min(num_bytes, partial.stat().st_size) if partial.is_file() else 0
 
 
 def _needed(sizes: dict[str, int]) -> dict[str, int]:
@@ -188,7 +227,7 @@ def _reporter(on_progress: OnProgress, done: int, total: int, name: str) -> Call
 
 
 def _progress_class(report: Callable[[int], None] | None) -> type[tqdm[Any]]:
-    """A silent progress bar that passes its updates on."""
+    """Make a silent progress bar that passes its updates on."""
 
     class Silent(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -217,16 +256,20 @@ def _clear_errors(hub_id: str) -> Iterator[None]:
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ModelNotFoundError(
-            f"the Hub has no model {hub_id!r}, or it is private. Check the name; log in with `hf auth login` if it is yours."
+            f"the Hub has no model {hub_id!r}, or it is private. Check the name; log in with "
+            "`hf auth login` if it is yours."
         ) from error
+    except DownloadError as error:
+        raise _download_error(hub_id, error) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"the disk became full while fetching {hub_id!r}. What was complete is kept; make room and run the same "
-                "command again, it goes on where it stopped."
+                f"the disk became full while fetching {hub_id!r}. What was complete is kept; make room and run the "
+                "same command again, it goes on where it stopped."
             ) from error
         raise _download_error(hub_id, error) from error
-    except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
+    # The library checks itself with assertions, and its transport's errors derive from HTTPError.
+    except (HTTPError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise _download_error(hub_id, error) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,8 @@ class MappedFile:
         self.path = path
         try:
             with path.open("rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise FormatError(f"{path.name} is no ordinary file; a file of weights is needed.")
                 self.num_bytes = file.seek(0, 2)
                 if self.num_bytes == 0:
                     raise FormatError(f"{path.name} is empty (0 bytes); fetch the model again.")
@@ -76,7 +80,7 @@ class RawTensor:
     file_name : str
         The name in the file.
     dtype : str
-        ``float32``, ``float16`` or ``bfloat16``.
+        ``float32``, ``float16`` or ``bfloat16``; of skipped tensors also others.
     shape : tuple of int
     """
 

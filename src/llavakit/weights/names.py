@@ -35,6 +35,8 @@ _PREFIXES: dict[Dialect, tuple[tuple[str, str], ...]] = {
         (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
         (r"^model\.vision_tower\.vision_tower\.vision_model\.", "vision_tower."),
         (r"^vision_model\.", "vision_tower."),
+        # A CLIPVisionModel saved by transformers from 5.6 on has no level above these.
+        (r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.", r"vision_tower.\1."),
         (r"^model\.", "language_model."),
     ),
 }
@@ -45,7 +47,10 @@ _SKIPPED: tuple[tuple[str, str], ...] = (
     (r"\.rotary_emb\.inv_freq$", "stale buffer: rotary frequencies follow from the configuration"),
     (r"\.embeddings\.position_ids$", "stale buffer: a counting index"),
     (r"^vision_tower\.post_layernorm\.", "comes after the feature layer; LLaVA never runs it"),
-    (r"^(text_model|text_projection|visual_projection)\.", "CLIP's text side and projections; LLaVA uses the tower only"),
+    (
+        r"^(text_model|text_projection|visual_projection)\.",
+        "CLIP's text side and projections; LLaVA uses the tower only",
+    ),
     (r"^logit_scale$", "CLIP's contrastive training"),
 )
 _VISION_BLOCK = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.")

@@ -17,7 +17,17 @@ from llavakit.core.errors import ConfigError, FormatError, ModelNotFoundError, S
 from llavakit.weights import hub
 from llavakit.weights.checkpoint import read_json
 
-__all__ = ["ALIASES", "EMBEDDED", "OnProgress", "ResolvedModel", "StoredModel", "list_models", "pull", "remove", "resolve"]
+__all__ = [
+    "ALIASES",
+    "EMBEDDED",
+    "OnProgress",
+    "ResolvedModel",
+    "StoredModel",
+    "list_models",
+    "pull",
+    "remove",
+    "resolve",
+]
 
 EMBEDDED = "llava:tiny"
 ALIASES = {"llava:7b": "llava-hf/llava-1.5-7b-hf", "llava:13b": "llava-hf/llava-1.5-13b-hf"}
@@ -72,9 +82,7 @@ class StoredModel:
     is_complete: bool
 
 
-def resolve(
-    model: str | Path, *, on_progress: OnProgress | None = None, allow_download: bool = True
-) -> ResolvedModel:
+def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_download: bool = True) -> ResolvedModel:
     """Find a model's folder, fetching it first if it must be.
 
     Parameters
@@ -94,15 +102,15 @@ def resolve(
     name = str(model)
     if name == EMBEDDED:
         return ResolvedModel(name, embedded_folder(), None, "embedded")
-    path = Path(model).expanduser()
+    path = _path(name)
     if name.endswith(".gguf"):
         raise ModelNotFoundError(
-            f"{path.name!r} is a GGUF file, which this version does not run. Use the model's Hugging Face folder or id, for "
-            "example llava:7b."
+            f"{path.name!r} is a GGUF file, which this version does not run. Use the model's Hugging Face folder or id, "
+            "for example llava:7b."
         )
-    if path.is_dir():
+    if name and _is_dir(path):
         return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download), "folder")
-    if path.is_file():
+    if _is_file(path):
         raise ModelNotFoundError(f"{path.name!r} is a file; name the folder that holds config.json and the weights.")
     hub_id = _hub_id(name)
     folder = hub.cached_folder(hub_id)
@@ -153,8 +161,10 @@ def remove(model: str) -> int:
     """
     if model == EMBEDDED:
         raise StoreError(f"{EMBEDDED} is part of the program and cannot be removed.")
-    if Path(model).is_dir():
-        raise StoreError(f"{model!r} is a folder of yours, not a model of the store; delete it yourself if you mean to.")
+    if model and _is_dir(_path(model)):
+        raise StoreError(
+            f"{model!r} is a folder of yours, not a model of the store; delete it yourself if you mean to."
+        )
     return hub.delete(_hub_id(model))
 
 
@@ -166,19 +176,42 @@ def embedded_folder() -> Path:
     return folder
 
 
+def _path(name: str) -> Path:
+    """Turn what a user typed into a path; a home folder that nobody has is taken literally."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _is_dir(path: Path) -> bool:
+    """Whether this is a folder; a name no file system takes, or one out of reach, is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _hub_id(name: str) -> str:
     hub_id = ALIASES.get(name, name)
     if not _HUB_ID.fullmatch(hub_id) or ".." in hub_id or "--" in hub_id:
         known = ", ".join([EMBEDDED, *ALIASES])
         raise ModelNotFoundError(
-            f"there is no model {name!r}: it is no folder here and no Hugging Face id of the form owner/name. "
+            f"there is no model {name[:200]!r}: it is no folder here and no Hugging Face id of the form owner/name. "
             f"Known names: {known}."
         )
     return hub_id
 
 
-def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download: bool) -> Path | None:  # noqa: FBT001
-    """The CLIP tower that an original checkpoint's config names: a folder, or a Hub id."""
+def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download: bool) -> Path | None:
+    """Find the CLIP tower that an original checkpoint's config names: a folder, or a Hub id."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         return None
@@ -189,8 +222,8 @@ def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download:
     if not isinstance(tower, str):
         raise ConfigError(f"config.json: mm_vision_tower is {tower!r}; the name of the CLIP tower is needed.")
     beside = folder / Path(tower).name
-    for candidate in (beside, Path(tower).expanduser()):
-        if (candidate / "config.json").is_file():
+    for candidate in (beside, _path(tower)):
+        if _is_file(candidate / "config.json"):
             return candidate
     hub_id = _hub_id(tower)
     cached = hub.cached_folder(hub_id)
