@@ -103,7 +103,9 @@ def _label_letters(scene: Scene, grid: np.ndarray, names: list[str], side: int) 
     square, left, top = _to_square(scene)
     centers = (np.arange(2 * side) + 0.5) / (2 * side) * square
     quarters = np.zeros((2 * side, 2 * side), dtype=np.int64)
-    for letter, (x0, y0, x1, y1) in zip(scene.sign.word, letter_boxes(scene.sign, (scene.width, scene.height)), strict=True):
+    for letter, (x0, y0, x1, y1) in zip(
+        scene.sign.word, letter_boxes(scene.sign, (scene.width, scene.height)), strict=True
+    ):
         columns = (centers >= x0 + left) & (centers < x1 + left)
         rows = (centers >= y0 + top) & (centers < y1 + top)
         quarters[np.ix_(rows, columns)] = ord(letter) - 64

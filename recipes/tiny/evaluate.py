@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     parser.add_argument("--num", type=int, default=1000, help="questions per skill")
-    parser.add_argument("--controls", type=int, default=500, help="questions per skill about blank and swapped pictures")
+    parser.add_argument(
+        "--controls", type=int, default=500, help="questions per skill about blank and swapped pictures"
+    )
     parser.add_argument("--easy-vqa", type=int, default=None, help="questions of easy-vqa's test split (all)")
     parser.add_argument("--quick", action="store_true", help="the six main skills only")
     args = parser.parse_args()

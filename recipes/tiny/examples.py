@@ -1,4 +1,4 @@
-"""The pictures in examples/: ``python -m recipes.tiny.examples``. Composed by hand, drawn by the scenes' own renderer."""
+"""The pictures in examples/: ``python -m recipes.tiny.examples``. Composed by hand, drawn by the scenes' renderer."""
 
 from __future__ import annotations
 

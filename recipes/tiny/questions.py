@@ -86,7 +86,8 @@ def ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     shape = _one(rng, unique)
     if len(scene.shapes) == 1 and rng.random() < 0.5:
-        text = _pick(rng, ("what shape is in the image?", "what shape does the image contain?", "what shape is present?",
+        text = _pick(rng, ("what shape is in the image?", "what shape does the image contain?",
+                           "what shape is present?",
                            "What shape is in the picture?", "What shape is shown?"))  # fmt: skip
         return Question("shape", text, shape.shape.capitalize(), f"There is {_article(shape.color)} {shape.shape}.")
     text = _pick(rng, (f"what is the {shape.color} shape?", f"What shape is the {shape.color} object?",
@@ -125,7 +126,8 @@ def _candidate(scene: Scene, rng: np.random.Generator, *, is_present: bool) -> t
 def _yes_no_existence(phrase: str, present: bool, rng: np.random.Generator) -> Question:
     negated = bool(rng.random() < 0.25)
     if negated:
-        text = _pick(rng, (f"is there not a {phrase}?", f"is there not a {phrase} in the image?", f"is no {phrase} present?",
+        text = _pick(rng, (f"is there not a {phrase}?", f"is there not a {phrase} in the image?",
+                           f"is no {phrase} present?",
                            f"does the image not contain a {phrase}?"))  # fmt: skip
     else:
         text = _pick(rng, (f"is there a {phrase}?", f"is there a {phrase} in the image?", f"is a {phrase} present?",
@@ -235,7 +237,9 @@ def ask_size(scene: Scene, rng: np.random.Generator) -> Question | None:
         return Question("size", text, _name(chosen).capitalize(), f"The {_name(chosen)} is {asked}.")
     shape = _one(rng, unique)
     size = "large" if shape.is_large else "small"
-    return Question("size", f"Is the {_name(shape)} large or small?", size.capitalize(), f"The {_name(shape)} is {size}.")
+    return Question(
+        "size", f"Is the {_name(shape)} large or small?", size.capitalize(), f"The {_name(shape)} is {size}."
+    )
 
 
 def ask_word(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -341,8 +345,8 @@ SKILLS: dict[str, Asker] = {
     "size": ask_size, "word": ask_word, "chart": ask_chart, "absent": ask_absent, "choice": ask_choice,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 14, "shape": 13, "existence": 16, "count": 22, "position": 22, "size": 8, "absent": 4, "choice": 5,
-               "word": 1},
+    "shapes": {"color": 14, "shape": 13, "existence": 16, "count": 22, "position": 22, "size": 8, "absent": 4,
+               "choice": 5, "word": 1},
     "single": {"color": 25, "shape": 25, "existence": 42, "count": 4, "position": 4},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},
     "chart": {"chart": 92, "existence": 4, "word": 2, "absent": 2},

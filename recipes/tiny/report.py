@@ -67,12 +67,12 @@ pipeline_tag: image-text-to-text
 ---
 # llava:tiny
 
-A LLaVA-1.5 in small: {num_parameters / 1e6:.1f} million parameters, the same architecture and prompt (`vicuna_v1`), trained
-from nothing on scenes that our own generator draws (`recipes/tiny`). It exists to show that the whole path works, on any
-machine, in a second. It knows simple shapes, signs and bar charts, and nothing about the world.
+A LLaVA-1.5 in small: {num_parameters / 1e6:.1f} million parameters, the same architecture and prompt (`vicuna_v1`),
+trained from nothing on scenes that our own generator draws (`recipes/tiny`). It exists to show that the whole path
+works, on any machine, in a second. It knows simple shapes, signs and bar charts, and nothing about the world.
 
-It describes scenes, names colours and shapes, counts up to six, compares positions and sizes, answers yes or no, reads a
-word of capital letters, reads simple bar charts, and says when something asked about is not there.
+It describes scenes, names colours and shapes, counts up to six, compares positions and sizes, answers yes or no,
+reads a word of capital letters, reads simple bar charts, and says when something asked about is not there.
 
 ## Evaluation
 

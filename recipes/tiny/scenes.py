@@ -165,7 +165,13 @@ def _single(rng: np.random.Generator) -> Scene:
 
 
 def _shapes(
-    rng: np.random.Generator, num: int, split: Split, aspect: float, background: tuple[int, int, int], *, avoid: Sign | None
+    rng: np.random.Generator,
+    num: int,
+    split: Split,
+    aspect: float,
+    background: tuple[int, int, int],
+    *,
+    avoid: Sign | None,
 ) -> tuple[Shape, ...]:
     placed: list[Shape] = []
     repeat = rng.random() < 0.5
@@ -273,9 +279,7 @@ def shape_box(shape: Shape, size: tuple[int, int]) -> tuple[float, float, float,
     return shape.x * size[0], shape.y * size[1], shape.radius * short, shape.radius * short
 
 
-def _draw_shape(
-    draw: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], fill: object, hole: object
-) -> None:
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], fill: object, hole: object) -> None:
     x, y, radius, _ = shape_box(shape, size)
     if shape.shape in ("circle", "ring"):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)  # type: ignore[arg-type]
@@ -301,7 +305,20 @@ def _outline(shape: Shape) -> list[tuple[float, float]]:
         return [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)]
     if shape.shape == "cross":
         a, b = 0.95, 0.33
-        return [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        return [
+            (-b, -a),
+            (b, -a),
+            (b, -b),
+            (a, -b),
+            (a, b),
+            (b, b),
+            (b, a),
+            (-b, a),
+            (-b, b),
+            (-a, b),
+            (-a, -b),
+            (-b, -b),
+        ]
     points = []  # star
     for idx in range(10):
         reach = 1.0 if idx % 2 == 0 else 0.42

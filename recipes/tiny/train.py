@@ -1,7 +1,8 @@
 """Make `llava:tiny` from nothing: ``python -m recipes.tiny.train``. Run it again after a kill and it goes on.
 
 The stages of LLaVA in small: the vision tower learns to see (dense labels of the renderer; its second half shows mostly
-signs, since letters are what takes longest), the language model learns to talk (text only), the projector is aligned on captions, and projector and language model are tuned on
+signs, since letters are what takes longest), the language model learns to talk (text only), the projector is aligned
+on captions, and projector and language model are tuned on
 conversations about pictures. Then the model is written as a folder and evaluated.
 """
 
@@ -54,7 +55,9 @@ class Trainer:
         Compile the language model's step: a third faster after a minute of compiling.
     """
 
-    def __init__(self, folder: Path, budget: Budget, *, config: LlavaConfig | None = None, is_compiled: bool = True) -> None:
+    def __init__(
+        self, folder: Path, budget: Budget, *, config: LlavaConfig | None = None, is_compiled: bool = True
+    ) -> None:
         self.folder = folder
         self.budget = budget
         self.vocabulary = load_vocabulary(folder)
@@ -127,7 +130,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "heads": self.heads.state_dict(),
                  "optimizer": optimizer.state_dict(), "step": step}  # fmt: skip
         torch.save(state, partial)
-        os.replace(partial, file)
+        partial.replace(file)
 
     def _log(self, **entry: Any) -> None:
         line = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in entry.items()})
@@ -200,7 +203,9 @@ def _initialize(model: Llava) -> None:
         elif "patch_embedding" in name:
             nn.init.normal_(parameter, std=0.04)
         else:
-            nn.init.normal_(parameter, std=0.02 if "embed" in name or "lm_head" in name else parameter.shape[-1] ** -0.5 * 0.5)
+            nn.init.normal_(
+                parameter, std=0.02 if "embed" in name or "lm_head" in name else parameter.shape[-1] ** -0.5 * 0.5
+            )
 
 
 def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -223,7 +228,9 @@ def main() -> None:
     """Train, write the folder, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("recipes/tiny/runs/default"), help="folder of this run")
-    parser.add_argument("--out", type=Path, default=Path("src/llavakit/assets/tiny"), help="folder of the finished model")
+    parser.add_argument(
+        "--out", type=Path, default=Path("src/llavakit/assets/tiny"), help="folder of the finished model"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     args = parser.parse_args()

@@ -75,7 +75,14 @@ def build_tokenizer_json(sentences: Iterable[str], *, vocab_size: int) -> dict[s
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0},
             ],
         },
-        "model": {**model, "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True, "vocab": vocab, "merges": merges},
+        "model": {
+            **model,
+            "unk_token": "<unk>",
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "vocab": vocab,
+            "merges": merges,
+        },
     }
 
 

@@ -24,7 +24,17 @@ _13B = {"text_hidden_size": 5120, "text_intermediate_size": 13824, "text_num_att
 _ONE_LAYER = {"text_num_hidden_layers": 1, "vision_hidden_size": 1024, "vision_intermediate_size": 4096,
               "vision_num_attention_heads": 16, "vision_num_hidden_layers": 2, "vision_image_size": 56}  # fmt: skip
 _ONE_BLOCK_336 = {"vision_hidden_size": 1024, "vision_intermediate_size": 4096, "vision_num_attention_heads": 16,
-                  "vision_num_hidden_layers": 2, "vision_image_size": 336, "text_max_position_embeddings": 2048}  # fmt: skip
+                  "vision_num_hidden_layers": 2, "vision_image_size": 336,
+                  "text_max_position_embeddings": 2048}  # fmt: skip
+
+
+def _widened(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights of tower and projector so wide that activations are of order one, where their curvature shows."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ("vision_tower" in name or "projector" in name) and parameter.dim() > 1:
+                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,7 @@ def test_every_stage_agrees_with_transformers(overrides: dict[str, int]) -> None
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(0)
-    theirs = LlavaForConditionalGeneration(tiny_config(**overrides)).eval()
+    theirs = _widened(LlavaForConditionalGeneration(tiny_config(**overrides)).eval())
     ours = model_from(theirs)
     config = ours.config
     side = config.vision_config.image_size
@@ -60,6 +70,23 @@ def test_every_stage_agrees_with_transformers(overrides: dict[str, int]) -> None
     assert relative_error(patch_features, expected_states[-2][:, 1:]) <= _BOUND
     assert relative_error(image_features.flatten(0, 1), expected.image_hidden_states.flatten(0, -2)) <= _BOUND
     assert relative_error(logits, expected.logits) <= _BOUND
+
+
+def test_another_form_of_gelu_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant the tanh approximation in our projector: the stage must fail."""
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    theirs = _widened(LlavaForConditionalGeneration(tiny_config()).eval())
+    ours = model_from(theirs)
+    features = torch.randn(1, 4, ours.config.vision_config.hidden_size)
+    with torch.inference_mode():
+        expected = theirs.model.multi_modal_projector(features)
+        assert relative_error(ours.multi_modal_projector(features), expected) <= _BOUND
+        exact = torch.nn.functional.gelu
+        monkeypatch.setattr("llavakit.model.projector.F.gelu", lambda x: exact(x, approximate="tanh"))
+        spoiled = ours.multi_modal_projector(features)
+    assert relative_error(spoiled, expected) > 3 * _BOUND
 
 
 def test_the_comparator_sees_planted_errors() -> None:

@@ -30,7 +30,12 @@ def _vision_tensors(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     width, inner = vision.hidden_size, vision.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
         "vision_tower.embeddings.class_embedding": (width,),
-        "vision_tower.embeddings.patch_embedding.weight": (width, vision.num_channels, vision.patch_size, vision.patch_size),
+        "vision_tower.embeddings.patch_embedding.weight": (
+            width,
+            vision.num_channels,
+            vision.patch_size,
+            vision.patch_size,
+        ),
         "vision_tower.embeddings.position_embedding.weight": (vision.num_patches + 1, width),
         "vision_tower.pre_layernorm.weight": (width,),
         "vision_tower.pre_layernorm.bias": (width,),

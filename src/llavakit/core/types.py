@@ -148,7 +148,9 @@ class SamplingParams:
         if self.top_p is not None:
             _check_float("top_p", self.top_p, low=0.0, high=1.0)
             if self.top_p == 0.0:
-                raise SamplingError("top_p is 0, which keeps no token; it must be above 0 and at most 1. Use temperature=0.")
+                raise SamplingError(
+                    "top_p is 0, which keeps no token; it must be above 0 and at most 1. Use temperature=0."
+                )
         if self.min_p is not None:
             _check_float("min_p", self.min_p, low=0.0, high=1.0)
         if self.seed is not None:

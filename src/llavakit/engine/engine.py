@@ -177,7 +177,9 @@ class Engine:
         ]
 
     @torch.inference_mode()
-    def run(self, generations: Sequence[Generation], *, should_stop: Callable[[], bool] | None = None) -> Iterator[TokenEvent]:
+    def run(
+        self, generations: Sequence[Generation], *, should_stop: Callable[[], bool] | None = None
+    ) -> Iterator[TokenEvent]:
         """Compute answers.
 
         Parameters
@@ -216,8 +218,8 @@ class Engine:
         if room < 1:
             raise ContextOverflowError(
                 f"the prompt has {num_prompt_tokens} tokens ({len(prompt.image_keys)} pictures of "
-                f"{self.model.config.num_image_tokens} each included), but the model's context is {context}, which must "
-                "also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
+                f"{self.model.config.num_image_tokens} each included), but the model's context is {context}, which "
+                "must also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
             )
         return Generation(
             request_idx=request_idx,
@@ -337,9 +339,7 @@ class Engine:
         generation.beams = search.candidates
         yield self._finish_beams(generation, search.best.token_ids)
 
-    def _beam_logprobs(
-        self, logits: Tensor, search: BeamSearch, params: SamplingParams, prompt_ids: Tensor
-    ) -> Tensor:
+    def _beam_logprobs(self, logits: Tensor, search: BeamSearch, params: SamplingParams, prompt_ids: Tensor) -> Tensor:
         logprobs = logits.log_softmax(-1)
         if self._suppressed_ids is not None:
             logprobs = logprobs.index_fill(1, self._suppressed_ids, -torch.inf)

@@ -36,7 +36,9 @@ class KVCache:
     pages, committed when a slot is first written.
     """
 
-    def __init__(self, config: TextConfig, *, num_rows: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: TextConfig, *, num_rows: int, max_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len, config.head_dim)
         self.keys = _reserve_zeros(shape, dtype=dtype, device=device)
         self.values = _reserve_zeros(shape, dtype=dtype, device=device)

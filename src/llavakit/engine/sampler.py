@@ -24,12 +24,12 @@ def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tenso
     """
     generated_ids = torch.tensor(generated, dtype=torch.int64, device=scores.device)
     if params.repetition_penalty != 1.0:
-        seen_ids = torch.cat((prompt_ids, generated_ids)).unique()
+        seen_ids = torch.unique(torch.cat((prompt_ids, generated_ids)))
         seen = scores[seen_ids]
         penalized = torch.where(seen < 0, seen * params.repetition_penalty, seen / params.repetition_penalty)
         scores = scores.index_copy(0, seen_ids, penalized)
     if params.presence_penalty != 0.0 and generated:
-        ids = generated_ids.unique()
+        ids = torch.unique(generated_ids)
         scores = scores.index_add(0, ids, torch.full(ids.shape, -params.presence_penalty, device=scores.device))
     return scores
 

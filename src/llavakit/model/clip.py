@@ -48,7 +48,8 @@ class CLIPAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over all tokens of each picture: (N, T, D) to (N, T, D)."""
         query, key, value = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(attend(query, key, value, mask=None, is_causal=False))  # type: ignore[no-any-return]
 
@@ -130,4 +131,4 @@ class CLIPVisionTower(nn.Module):
             With strategy ``full``, (N, 1 + P, hidden_size), class token first.
         """
         states = self.encoder(self.pre_layernorm(self.embeddings(pixel_values)))
-        return states if self.select_strategy == "full" else states[:, 1:]
+        return states if self.select_strategy == "full" else states[:, 1:]  # type: ignore[no-any-return]

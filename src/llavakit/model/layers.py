@@ -85,7 +85,9 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin, each of shape (B, 1, T, head_dim), for integer positions of shape (B, T)."""
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim
+        exponents = (
+            torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim
+        )
         inv_freq = 1.0 / (self.rope_theta**exponents)
         angles = positions[:, None, :, None].float() * inv_freq
         angles = torch.cat((angles, angles), dim=-1)

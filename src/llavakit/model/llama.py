@@ -35,11 +35,18 @@ class LlamaAttention(nn.Module):
         self.o_proj = Linear(q_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None, mask: Tensor | None, *, is_causal: bool
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None,
+        mask: Tensor | None,
+        *,
+        is_causal: bool,
     ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         query, key, value = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         query = apply_rotary(query, *rotary)
         key = apply_rotary(key, *rotary)
@@ -73,7 +80,13 @@ class LlamaDecoderLayer(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None, mask: Tensor | None, *, is_causal: bool
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None,
+        mask: Tensor | None,
+        *,
+        is_causal: bool,
     ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, cache, mask, is_causal=is_causal)

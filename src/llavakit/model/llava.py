@@ -1,7 +1,7 @@
 """LLaVA-1.5: picture features in place of image tokens, then the language model.
 
-    pixel_values ─ vision_tower ─ patch_features ─ multi_modal_projector ─ image_features ┐
-    input_ids ──── embed_tokens ──────────────────────────────────────── inputs_embeds ───┴─ language_model ─ lm_head
+pixel_values ─ vision_tower ─ patch_features ─ multi_modal_projector ─ image_features ┐
+input_ids ──── embed_tokens ──────────────────────────────────────── inputs_embeds ───┴─ language_model ─ lm_head
 """
 
 from __future__ import annotations

@@ -141,9 +141,7 @@ def _check_order(messages: tuple[Message, ...]) -> None:
         raise PromptError("the conversation has only a system message; a user message is needed.")
 
 
-def render(
-    messages: Sequence[Message], template: str, *, add_generation_prompt: bool = True
-) -> tuple[Segment, ...]:
+def render(messages: Sequence[Message], template: str, *, add_generation_prompt: bool = True) -> tuple[Segment, ...]:
     """Turn messages into the segments of a prompt.
 
     Pictures come before the words of their message, as in training. A conversation that ends with an assistant

@@ -89,7 +89,9 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
     try:
         addresses = resolve(host, port or (443 if parts.scheme == "https" else 80))
     except (OSError, UnicodeError) as error:
-        raise ImageSourceError(f"the host {host!r} cannot be found ({error}). Check the address and the network.") from error
+        raise ImageSourceError(
+            f"the host {host!r} cannot be found ({error}). Check the address and the network."
+        ) from error
     if not addresses:
         raise ImageSourceError(f"the host {host!r} has no address.")
     if not policy.allow_private_hosts and not all(is_global_address(address) for address in addresses):
@@ -149,7 +151,9 @@ def _remaining(deadline: float, parts: SplitResult) -> float:
 
 
 def _too_slow(parts: SplitResult, policy: SourcePolicy) -> ImageSourceError:
-    return ImageSourceError(f"{_shown(parts)} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file.")
+    return ImageSourceError(
+        f"{_shown(parts)} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
+    )
 
 
 def _shown(parts: SplitResult) -> str:

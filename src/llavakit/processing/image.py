@@ -5,8 +5,8 @@ checkpoints: RGB over white, shortest edge, bicubic, centre crop. Both end with 
 float32, and normalisation in float32.
 
 A very long picture would need a huge square, or a huge enlargement of which only the middle is kept. Beyond
-``_MAX_DIRECT_PIXELS`` the two axes are therefore resampled apart and in strips. Pillow does the same inside, but chooses
-which axis comes first; there a value may differ by one level of 255 from a reference with unlimited memory.
+``_MAX_DIRECT_PIXELS`` the two axes are therefore resampled apart and in strips. Pillow does the same inside, but
+chooses which axis comes first; there a value may differ by one level of 255 from a reference with unlimited memory.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def render_chat_template(template: str, messages: Sequence[Mapping[str, Any]], *
         If the template is too long, is broken, refuses the conversation, or tries what the sandbox forbids.
     """
     if len(template) > _MAX_TEMPLATE_CHARS:
-        raise PromptError(f"the chat template has {len(template)} characters; at most {_MAX_TEMPLATE_CHARS} are rendered.")
+        raise PromptError(
+            f"the chat template has {len(template)} characters; at most {_MAX_TEMPLATE_CHARS} are rendered."
+        )
     pieces: list[str] = []
     length = 0
     try:
@@ -72,8 +74,8 @@ def _compile(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,  # noqa: FBT001
-             sort_keys: bool = False) -> str:  # noqa: FBT001  # fmt: skip
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+             sort_keys: bool = False) -> str:  # fmt: skip
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -121,7 +121,9 @@ def _from_processor_file(raw: Mapping[str, Any], file: Path, image_size: int) ->
             alpha="white",
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file.name} cannot be understood ({error!r}); size, crop_size, image_mean needed.") from error
+        raise ConfigError(
+            f"{file.name} cannot be understood ({error!r}); size, crop_size, image_mean needed."
+        ) from error
     if sides or processing.image_size != image_size:
         raise ConfigError(
             f"{file.name} makes pictures of {crop} but the vision tower takes {image_size}x{image_size}. "

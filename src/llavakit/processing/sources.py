@@ -28,7 +28,8 @@ _DECODE_ERRORS = (
     AttributeError, ZeroDivisionError, NotImplementedError, RuntimeError, AssertionError,
 )  # fmt: skip
 _MAGIC = (
-    (b"<!DOCTYPE", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML or SVG file"), (b"<svg", "an SVG file"),
+    (b"<!DOCTYPE", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML or SVG file"),
+    (b"<svg", "an SVG file"),
     (b"PK\x03\x04", "a ZIP archive"), (b"%PDF", "a PDF file"), (b"\x1f\x8b", "a gzip archive"), (b"{", "JSON or text"),
     (b"\x00\x00\x00\x18ftypmp4", "a video"), (b"\x1aE\xdf\xa3", "a video"),
 )  # fmt: skip
@@ -75,7 +76,7 @@ class OpenedImage:
     description: str
 
 
-def open_image(source: Any, *, policy: SourcePolicy = SourcePolicy()) -> OpenedImage:  # noqa: B008 - frozen
+def open_image(source: Any, *, policy: SourcePolicy = SourcePolicy()) -> OpenedImage:
     """Open a picture and decode it.
 
     Parameters
@@ -157,7 +158,9 @@ def _read_bounded(file: IO[bytes], what: str, policy: SourcePolicy) -> bytes:
     if not isinstance(data, bytes):
         raise ImageSourceError(f"{what} gives text, not bytes; open it in binary mode.")
     if len(data) > policy.max_bytes:
-        raise BadImageError(f"{what} is larger than {policy.max_bytes} bytes, the limit for a picture. Make it smaller.")
+        raise BadImageError(
+            f"{what} is larger than {policy.max_bytes} bytes, the limit for a picture. Make it smaller."
+        )
     return data
 
 

@@ -1,7 +1,7 @@
 """LLaMA's sentencepiece vocabulary as a ``tokenizer.json``, without the sentencepiece package.
 
-The file is a protocol buffer of which only the pieces matter: text, score, type. A BPE model is fully given by them: two
-neighbours merge if their join is a piece, the best-scored join first.
+The file is a protocol buffer of which only the pieces matter: text, score, type. A BPE model is fully given by them:
+two neighbours merge if their join is a piece, the best-scored join first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def read_sentencepiece(file: Path) -> tuple[list[str], list[float], list[int]]:
     except (ValueError, IndexError, struct.error) as error:
         raise ConfigError(f"{file.name} is no sentencepiece model ({error}). Fetch the model again.") from error
     if types.count(_BYTE) != 256 or len(pieces) < 300:
-        raise ConfigError(f"{file.name} has {len(pieces)} pieces, {types.count(_BYTE)} of them bytes; LLaMA's has 256 bytes.")
+        raise ConfigError(
+            f"{file.name} has {len(pieces)} pieces, {types.count(_BYTE)} of them bytes; LLaMA's has 256 bytes."
+        )
     return pieces, scores, types
 
 

@@ -20,7 +20,7 @@ from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
-IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
+IMAGE_TOKEN = "<image>"
 _REPLACEMENT = "\ufffd"
 
 
@@ -126,7 +126,9 @@ class Tokenizer:
         try:
             ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
         except (UnicodeError, TypeError) as error:
-            raise PromptError(f"the text holds characters that are not valid Unicode ({error}). Remove them.") from error
+            raise PromptError(
+                f"the text holds characters that are not valid Unicode ({error}). Remove them."
+            ) from error
         return [self.bos_token_id, *ids] if add_bos else ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:

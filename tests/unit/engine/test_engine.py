@@ -80,7 +80,9 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one_pass(model: Llava) -> None:
         length = embeds.shape[1]
         whole = model(embeds, torch.arange(length)[None])[0]
         for cuts in ([5], [1, 2, 9], list(range(1, length))):
-            cache = KVCache(model.config.text_config, num_rows=1, max_len=length, dtype=model.dtype, device=model.device)
+            cache = KVCache(
+                model.config.text_config, num_rows=1, max_len=length, dtype=model.dtype, device=model.device
+            )
             pieces = []
             for start, end in zip([0, *cuts], [*cuts, length], strict=True):
                 view = PrefillView(cache, row=0, start=start)
