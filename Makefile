@@ -1,5 +1,5 @@
 # Thin: every target is one or two visible commands. `make demo` on a fresh machine is the first thing to try.
-# Needs Python 3.11 or newer with venv, and a C++ compiler.
+# Needs Python 3.11 or newer with venv; a C++ compiler for the native library (without one it is left out).
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)

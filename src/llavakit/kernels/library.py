@@ -210,8 +210,9 @@ def find_library(folders: Iterable[str | Path] | None = None) -> Path:
             return folder / name
     places = ", ".join(repr(str(folder)) for folder in searched)
     raise MissingDependencyError(
-        f"the native library {name!r} is not in {places}. llavakit was copied rather than installed: "
-        "run `pip install .` in its folder (this needs a C++ compiler)."
+        f"the native library {name!r} is not in {places}. llavakit was installed without a C++ compiler, or copied "
+        "rather than installed: install a compiler (Debian and Ubuntu: apt install g++) and run `pip install .` in "
+        "llavakit's folder."
     )
 
 

@@ -1,0 +1,20 @@
+"""Without a C++ compiler llavakit installs without its native library; then there is nothing to test here."""
+
+from __future__ import annotations
+
+import pytest
+
+from llavakit.core.errors import MissingDependencyError
+from llavakit.kernels.library import find_library
+
+collect_ignore: list[str] = []
+try:
+    find_library()
+except MissingDependencyError:
+    collect_ignore += ["test_library.py", "test_machine.py"]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say it when the tests are left out."""
+    del config
+    return ["native library absent (no C++ compiler at installation): its tests are left out"] if collect_ignore else []
