@@ -2,8 +2,8 @@
 
     python -m benchmarks.full_7b --dir FOLDER            writes 14 GB of random weights there, removes them at the end
 
-Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit prepared. The
-bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped weights counted.
+Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit prepared.
+The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped weights counted.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def run_ours(folder: Path, new_tokens: int) -> dict[str, Any]:
     load_s = time.perf_counter() - began
     picture = encode_jpeg(make_picture(0))
     prompt = model.prepare(_QUESTION, images=[picture])
+    assert prompt.pixel_values is not None  # noqa: S101 - it has a picture
     np.savez(folder / _PROMPT_FILE, ids=np.array(prompt.token_ids), pixels=prompt.pixel_values)
     began = time.perf_counter()
     stream = model.stream(

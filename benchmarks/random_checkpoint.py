@@ -5,8 +5,8 @@
 Weights are normal with standard deviation 0.02, norms 1 + 0.1 normal, biases 0.02 normal. That makes activations of
 ordinary size at real widths: queries and gates have a standard deviation of 0.02 x sqrt(4096) = 1.3.
 
-Two things are not plain. Each row of the head is scaled by exp(normal / 2): rounding to bfloat16 is relative, so a larger
-head would not separate the best two logits, but unequal rows do. And the head's rows of control tokens and of
+Two things are not plain. Each row of the head is scaled by exp(normal / 2): rounding to bfloat16 is relative, so a
+larger head would not separate the best two logits, but unequal rows do. And the head's rows of control tokens and of
 the padding of the vocabulary are zero, so that no answer ends early and none contains a picture token.
 
 Numbers come from one SFC64 stream per tensor, seeded by the tensor's name: the same seed gives the same files, whatever
@@ -131,9 +131,7 @@ def _list_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def _cut_into_shards(
-    tensors: dict[str, tuple[int, ...]], item_bytes: int
-) -> Iterator[dict[str, tuple[int, ...]]]:
+def _cut_into_shards(tensors: dict[str, tuple[int, ...]], item_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
     shard: dict[str, tuple[int, ...]] = {}
     size = 0
     for name, shape in tensors.items():
@@ -195,14 +193,14 @@ def _text_files(shape: Shape, dtype: str) -> dict[str, Any]:
         "config.json": _config(shape, dtype),
         "tokenizer.json": _tokenizer(),
         "tokenizer_config.json": {
-            "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-            "pad_token": "<pad>", "clean_up_tokenization_spaces": False, "legacy": False,
+            "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>",
+            "unk_token": "<unk>", "pad_token": "<pad>", "clean_up_tokenization_spaces": False, "legacy": False,
             "tokenizer_class": "LlamaTokenizer", "image_token": "<image>", "padding_side": "left",
             "model_max_length": 4096,
         },
         "preprocessor_config.json": {
-            "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": shape.image_size},
-            "resample": 3, "do_center_crop": True, "crop_size": side, "do_rescale": True,
+            "image_processor_type": "CLIPImageProcessor", "do_resize": True,
+            "size": {"shortest_edge": shape.image_size}, "resample": 3, "do_center_crop": True, "crop_size": side, "do_rescale": True,
             "rescale_factor": 0.00392156862745098, "do_normalize": True, "image_mean": mean, "image_std": std,
             "do_convert_rgb": True,
         },

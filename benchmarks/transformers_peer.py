@@ -50,6 +50,7 @@ class TokenClock:
         self.times: list[float] = []
 
     def put(self, _value: Any) -> None:
+        """Take the time."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
@@ -210,7 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="a model's name or folder")
     parser.add_argument("--label", help="what to call it in the results")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="7b-2-layers", help="random weights, without --model")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), default="7b-2-layers", help="random weights, without --model"
+    )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--dir", type=Path, help="where random weights are written for the occasion")
     parser.add_argument("--threads", type=int, default=2)

@@ -297,8 +297,8 @@ def _picture_parts(
             _timed("picture file", decode, loaded, repeats, report, amount=1, unit="picture"),
             _timed("resize", lambda: preprocess(image, loaded.preset.image), loaded, repeats, report, amount=1,
                    unit="picture"),
-            _timed("vision tower", lambda: model.vision_tower(pixels), loaded, repeats, report, amount=1, unit="picture",
-                   **limits.of(flops=vision_flops(config), num_bytes=limits.tower_bytes)),
+            _timed("vision tower", lambda: model.vision_tower(pixels), loaded, repeats, report, amount=1,
+                   unit="picture", **limits.of(flops=vision_flops(config), num_bytes=limits.tower_bytes)),
             _timed("projector", lambda: model.multi_modal_projector(patches), loaded, repeats, report, amount=1,
                    unit="picture", **limits.of(flops=projector_flops(config), num_bytes=limits.projector_bytes)),
         ]  # fmt: skip

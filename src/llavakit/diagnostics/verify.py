@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
 from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import ConfigError
+from llavakit.core.errors import ConfigError, NonFiniteError
 from llavakit.core.shapes import weight_bytes
 from llavakit.core.types import SamplingParams
 from llavakit.core.version import __version__
@@ -285,8 +285,11 @@ class _Run:
         for start in range(0, len(self.prompts), batch_size):
             batch = self.prompts[start : start + batch_size]
             generations = engine.submit(batch, [params] * len(batch))
-            for _ in engine.run(generations):
-                pass
+            try:
+                for _ in engine.run(generations):
+                    pass
+            except NonFiniteError as error:
+                return _failed(name, f"prompts from {start} on: {error}")
             pixels = [pixels for prompt in batch if (pixels := _pixels_of(prompt)) is not None]
             theirs = self.reference.generate(
                 [prompt.token_ids for prompt in batch],
@@ -353,6 +356,10 @@ def _must_share(loaded: LoadedModel) -> bool:
 
 def _bytes_of(loaded: LoadedModel) -> int:
     return weight_bytes(loaded.config, str(loaded.dtype).removeprefix("torch."))
+
+
+def _failed(name: str, why: str) -> StageResult:
+    return replace(_skipped(name, why), verdict=Verdict.FAIL)
 
 
 def _skipped(name: str, why: str) -> StageResult:
