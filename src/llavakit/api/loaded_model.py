@@ -13,7 +13,8 @@ import torch
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError, SamplingError
 from llavakit.core.types import GenerationResult, ImagePart, Message, Role, SamplingParams, TokenEvent
-from llavakit.engine.engine import Engine, Generation
+from llavakit.engine.engine import Engine
+from llavakit.engine.generation import Generation
 from llavakit.model.llava import Llava
 from llavakit.processing.chat import to_messages
 from llavakit.processing.presets import Preset

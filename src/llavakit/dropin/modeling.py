@@ -35,7 +35,8 @@ from llavakit.dropin.loading_arguments import read_model_arguments
 from llavakit.dropin.model_output import ModelOutput
 from llavakit.dropin.placement import parse_dtype, parse_to
 from llavakit.dropin.quantization import check_quantization_possible, quantize_decoder
-from llavakit.engine.engine import Engine, Generation
+from llavakit.engine.engine import Engine
+from llavakit.engine.generation import Generation
 from llavakit.engine.text_stream import TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.model.loader import load_model

@@ -14,7 +14,8 @@ import torch
 
 from llavakit.core.errors import ContextOverflowError, NonFiniteError
 from llavakit.core.types import FinishReason, SamplingParams, TokenEvent
-from llavakit.engine.engine import Engine, Generation
+from llavakit.engine.engine import Engine
+from llavakit.engine.generation import Generation
 from llavakit.engine.kv_cache import KVCache, PrefillView
 from llavakit.engine.naive import decode_greedily
 from llavakit.model.llava import Llava
@@ -231,3 +232,15 @@ def test_reset_gives_conversations_and_pictures_back(model: Llava) -> None:
     (generation,), _ = _run(engine, [prompt])
     assert generation.timings.num_cached_tokens == 0
     assert generation.timings.num_images_encoded == 1
+
+
+def test_two_answers_read_in_turns_do_not_disturb_each_other(model: Llava) -> None:
+    engine = _engine(model)
+    prompts = [make_prompt(model, num_images=1, seed=seed) for seed in (21, 22)]
+    generations = [engine.submit([prompt], [_GREEDY])[0] for prompt in prompts]
+    streams = [engine.run([generation]) for generation in generations]
+    for pair in zip(*streams, strict=False):
+        assert len(pair) == 2
+    for stream in streams:
+        list(stream)
+    assert [g.token_ids for g in generations] == [_naive(model, prompt) for prompt in prompts]
