@@ -6,8 +6,12 @@ developer wrote as one string), the other does not know them at all, so nothing 
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
+import string
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece
 __all__ = ["StreamDecoder", "Tokenizer"]
 
 IMAGE_TOKEN = "<image>"
-_REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -45,6 +49,8 @@ class Tokenizer:
             self._special_ids = {int(entry["id"]): str(entry["content"]) for entry in added if entry["special"]}
         except Exception as error:  # the Rust library raises bare exceptions only
             raise ConfigError(f"tokenizer.json cannot be used ({error}). Fetch the model again.") from error
+        self._pieces: dict[int, str] = {}
+        self._frozen_special_ids = frozenset(self._special_ids)
         for tokenizer in (self._with_specials, self._plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -140,57 +146,78 @@ class Tokenizer:
         text = self._with_specials.id_to_token(token_id)
         return None if text is None else str(text)
 
+    def byte_value(self, token_id: int) -> int | None:
+        """Return the byte that a byte token stands for, or None for any other token."""
+        match = _BYTE_TOKEN.fullmatch(self.token_text(token_id) or "")
+        return int(match.group(1), 16) if match and token_id not in self._special_ids else None
+
+    def piece_text(self, token_id: int) -> str:
+        """Return what a token adds in the middle of a text; nothing for control tokens and unknown ids."""
+        if token_id not in self._pieces:
+            behind = self.decode([self._anchor_id, token_id])
+            self._pieces[token_id] = behind[len(self.decode([self._anchor_id])) :]
+        return self._pieces[token_id]
+
+    @cached_property
+    def strips_first_space(self) -> bool:
+        """Whether the decoder takes away the space in front of a text's first word."""
+        return self.decode([self._space_id]) == ""
+
+    @cached_property
+    def _space_id(self) -> int:
+        token_id = self._with_specials.token_to_id("▁")
+        if token_id is None:
+            raise ConfigError("the tokenizer has no piece '▁', which stands for a space in LLaMA's vocabulary.")
+        return int(token_id)
+
+    @cached_property
+    def _anchor_id(self) -> int:
+        """A token that shows as one letter wherever it stands: what comes behind it is in the middle of a text."""
+        for letter in string.ascii_letters + string.digits + string.punctuation:
+            token_id = self._with_specials.token_to_id(letter)
+            if token_id is not None and token_id not in self._special_ids and self.decode([token_id]) == letter:
+                return int(token_id)
+        raise ConfigError("the tokenizer has no piece of one letter, digit or sign; LLaMA's has them all.")
+
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens."""
-        return frozenset(self._special_ids)
+        return self._frozen_special_ids
 
 
 class StreamDecoder:
     """Turns tokens into text one at a time: whole characters only, and in sum exactly `Tokenizer.decode`.
 
-    Text is certain up to the last token that left no half character behind it. From there a short window is decoded
-    again with each token, so the cost does not grow with the answer.
+    A run of byte tokens is one unit to the tokenizer: a bad byte at its end turns all of it into replacement
+    characters. It is therefore held back until another token ends it. Everything else is shown at once, decoded
+    behind the token before it, so the cost does not grow with the answer.
     """
-
-    _MAX_CONTEXT = 8
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # tokens already shown, kept so that the next piece decodes in its place
-        self._pending: list[int] = []
+        self._before: list[int] = []  # the last token that is text, so that the next one keeps its leading space
+        self._bytes: list[int] = []
 
     def push(self, token_id: int) -> str:
         """Take a token; return the text that is certain now."""
-        self._pending.append(token_id)
-        text = self._new_text()
-        # A character has at most four bytes: after more pending tokens a bad byte is really one.
-        if text.endswith(_REPLACEMENT) and self._num_open_bytes() < 4:
+        entry = self._tokenizer.token_text(token_id)
+        if entry is None or token_id in self._tokenizer.special_ids:
+            return ""  # decoding skips it too, and a run of bytes goes on behind it
+        if _BYTE_PIECE.fullmatch(entry):
+            self._bytes.append(token_id)
             return ""
-        return self._accept(text)
+        text = self._behind([*self._bytes, token_id])
+        self._before, self._bytes = [token_id], []
+        return text
 
     def finish(self) -> str:
         """Return what was held back, undecodable bytes as replacement characters."""
-        return self._accept(self._new_text()) if self._pending else ""
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
-
-    def _num_open_bytes(self) -> int:
-        count = 0
-        for token_id in reversed(self._pending):
-            if not (self._tokenizer.token_text(token_id) or "").startswith("<0x"):
-                break
-            count += 1
-        return count
-
-    def _accept(self, text: str) -> str:
-        self._context = (self._context + self._pending)[-self._MAX_CONTEXT :]
-        self._pending = []
-        # Bytes at the window's start could be half a character there: drop them, and keep a plain token in front.
-        while self._context and (self._tokenizer.token_text(self._context[0]) or "").startswith("<0x"):
-            if len(self._context) == 1:
-                break
-            self._context.pop(0)
+        text = self._behind(self._bytes)
+        self._bytes = []
         return text
+
+    def _behind(self, token_ids: list[int]) -> str:
+        if not token_ids:
+            return ""
+        before = self._tokenizer.decode(self._before) if self._before else ""
+        return self._tokenizer.decode(self._before + token_ids)[len(before) :]
