@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import llavakit
+from llavakit.cli.slash_commands import help_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by tools/make_docs.py (make docs). Do not edit: change the {source} instead. -->\n"
@@ -42,6 +43,7 @@ def make_cli_page() -> str:
     """Build docs/cli.md."""
     parts = [NOTE.format(source="help texts"), "# Command line\n", f"```text\n{show_help()}\n```\n"]
     parts += [f"## llavakit {name}\n\n```text\n{show_help(name)}\n```\n" for name in COMMANDS]
+    parts.append(f"## In the chat\n\n`llavakit run MODEL` without a prompt:\n\n```text\n{help_text()}\n```\n")
     parts.append("Exit statuses and what they mean: [errors](errors.md).\n")
     return "\n".join(parts)
 

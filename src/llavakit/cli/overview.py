@@ -29,6 +29,10 @@ options:
   -h, --help   show this text; after a command, the help of that command
   --version    show the version
 
+exit status:
+  0 done, 1 a check failed, 2 to 8 by kind of error (docs/errors.md), 70 a fault in llavakit,
+  74 the output cannot be written, 130 Ctrl-C, 141 nobody reads the output
+
 examples:
   llavakit run llava:tiny "How many red circles are there?" --image shapes.png
   llavakit run llava:tiny

@@ -17,7 +17,7 @@ from llavakit.core.types import SamplingParams
 if TYPE_CHECKING:
     from llavakit.cli.chat import Chat
 
-__all__ = ["COMPLETIONS", "run_slash_command"]
+__all__ = ["COMPLETIONS", "help_text", "run_slash_command"]
 
 _WHOLE_NUMBERS = ("max_new_tokens", "top_k", "seed", "num_beams")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "length_penalty")
@@ -51,18 +51,23 @@ def run_slash_command(chat: Chat, line: str) -> None:
     _COMMANDS[name].action(chat, argument.strip())
 
 
-def _help(chat: Chat, _argument: str) -> None:
+def help_text() -> str:
+    """Return what ``/help`` shows."""
     width = max(len(command.usage) for command in _COMMANDS.values())
     lines = [f"  {command.usage:<{width}}  {command.about}" for command in _COMMANDS.values()]
-    chat.console.line(
-        "Type a question and press Enter. A picture's path or URL in the line attaches it.\n\n"
+    return (
+        "Type a question, press Enter. A picture's path or URL in the line attaches it.\n\n"
         + "\n".join(lines)
         + '\n\n  """ begins and ends a message of several lines, sent as it stands\n'
         "  Ctrl-C  stops the answer          Ctrl-D  leaves\n"
         "  Up, Down, Ctrl-R  earlier lines   Tab     completes a command\n\n"
-        "/set takes: system TEXT, preset original|hf, parameter NAME VALUE with a NAME of\n"
+        "/set takes: system TEXT, preset original|hf, parameter NAME VALUE with NAME of\n"
         f"  {', '.join(_PARAMETERS[:6])},\n  {', '.join(_PARAMETERS[6:])}"
     )
+
+
+def _help(chat: Chat, _argument: str) -> None:
+    chat.console.line(help_text())
 
 
 def _image(chat: Chat, argument: str) -> None:

@@ -93,7 +93,7 @@ class FakeStream:
 
 @dataclass
 class FakeModel:
-    """Says how many pictures it sees and repeats the question; a question with 'slow' in it takes its time."""
+    """Says how many pictures it sees and repeats the question; 'slow' makes it pause, 'slowly' go on."""
 
     name: str = "llava:fake"
     folder: Path = Path("/models/fake")
@@ -117,6 +117,8 @@ class FakeModel:
             raise RuntimeError("a fault inside")
         self.asked.append((list(messages), sampling))
         text = self.answer(question) if self.answer else f"I see {len(images)} and read: {question}"
+        if "slowly" in question:
+            text += " and on" * 200
         words = [word if idx == 0 else f" {word}" for idx, word in enumerate(text.split(" "))]
         num_turns = sum(message.role is Role.ASSISTANT for message in messages)
         timings = Timings(

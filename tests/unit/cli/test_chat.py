@@ -12,7 +12,7 @@ from PIL import Image
 
 from llavakit.cli.chat import Chat
 from llavakit.cli.conversation import Conversation, load_conversation, open_picture, save_conversation
-from llavakit.cli.line_editor import history_file
+from llavakit.cli.line_editor import LineEditor, history_file
 from llavakit.core.errors import BadImageError, ConfigError
 from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart
 from llavakit.processing.sources import SourcePolicy
@@ -340,3 +340,14 @@ def test_open_picture_when_the_picture_is_damaged_then_it_is_refused_at_once(pic
 def test_history_file_is_in_the_state_folder(tmp_path: Path) -> None:
     assert history_file({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "llavakit" / "history"
     assert history_file({"XDG_STATE_HOME": "relative"}) == Path.home() / ".local" / "state" / "llavakit" / "history"
+
+
+def test_line_editor_when_history_cannot_be_written_then_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert LineEditor(make_console(), ["/help"]).notice.startswith("history is not kept: ")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert LineEditor(make_console(), ["/help"]).notice == ""
+    assert (tmp_path / "other" / "llavakit" / "history").stat().st_mode & 0o077 == 0

@@ -213,3 +213,11 @@ def test_load_gets_what_the_options_say() -> None:
     assert options["policy"].allow_private_hosts is True
     run_command(["run", "m", "hello"], console=make_console(), load=load)
     assert (load.calls[1][1]["dtype"], load.calls[1][1]["policy"].allow_private_hosts) == (None, False)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse lays help texts out anew in Python 3.13")
+def test_the_page_of_commands_is_what_the_help_says(repository: Path) -> None:
+    from tools.make_docs import make_cli_page
+
+    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == make_cli_page(), "docs/cli.md is stale: run `make docs`"
