@@ -203,7 +203,7 @@ class StreamDecoder:
         entry = self._tokenizer.token_text(token_id)
         if entry is None or token_id in self._tokenizer.special_ids:
             return ""  # decoding skips it too, and a run of bytes goes on behind it
-        if _BYTE_PIECE.fullmatch(entry):
+        if _BYTE_TOKEN.fullmatch(entry):
             self._bytes.append(token_id)
             return ""
         text = self._behind([*self._bytes, token_id])
