@@ -17,7 +17,6 @@ from llavakit.core.errors import DownloadError
 
 __all__ = ["fetch_file", "partial_path"]
 
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 # Attempts in a row that bring nothing new before giving up.
 _MAX_IDLE_ATTEMPTS = 4
@@ -111,7 +110,7 @@ def _receive(
             report(-done)
             done = 0
         with partial.open("ab" if done else "wb") as file:
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes: what a larger buffer holds is lost with the connection
                 done += len(chunk)
                 if done > num_bytes:
                     file.truncate(0)

@@ -41,7 +41,12 @@ ORIGINAL_CONFIG: dict[str, Any] = {
     "image_grid_pinpoints": None, "mm_resampler_type": None,
 }  # fmt: skip
 CONFIG = parse_llava_config(HF_CONFIG)
-_CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64", np.dtype(np.uint16): "BF16"}
+_CODES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.uint16): "BF16",
+}
 _STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "I64": "LongStorage"}
 State = dict[str, np.ndarray]
 
@@ -188,7 +193,12 @@ def write_torch(
 
 
 def write_folder(
-    folder: Path, state: State, *, config: dict[str, Any] | None = None, suffix: str = "safetensors", num_shards: int = 1
+    folder: Path,
+    state: State,
+    *,
+    config: dict[str, Any] | None = None,
+    suffix: str = "safetensors",
+    num_shards: int = 1,
 ) -> Path:
     """Write config.json and weights, sharded with an index when there are several shards."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,9 @@ def assert_same(checkpoint: Checkpoint, state: b.State, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", list(STORED))
 def test_legacy_names_in_every_container_and_dtype(tmp_path: Path, dtype: Any, suffix: str, num_shards: int) -> None:
     state = b.make_state(dtype=dtype)
-    folder = b.write_folder(tmp_path / "m", b.to_legacy({**state, **b.unused_vision(dtype)}), suffix=suffix, num_shards=num_shards)
+    folder = b.write_folder(
+        tmp_path / "m", b.to_legacy({**state, **b.unused_vision(dtype)}), suffix=suffix, num_shards=num_shards
+    )
     checkpoint = open_checkpoint(folder)
     assert checkpoint.dialect is Dialect.HF_LEGACY
     assert_same(checkpoint, state, dtype)
@@ -95,7 +97,9 @@ def test_a_tuned_tower_inside_the_checkpoint_wins_over_the_separate_one(tmp_path
 def test_missing_tensors_are_named(tmp_path: Path) -> None:
     state = b.make_state()
     del state["language_model.layers.1.mlp.up_proj.weight"]
-    with pytest.raises(MissingTensorError, match=r"1 of \d+ .*language_model\.layers\.1\.mlp\.up_proj\.weight \(48, 32\)"):
+    with pytest.raises(
+        MissingTensorError, match=r"1 of \d+ .*language_model\.layers\.1\.mlp\.up_proj\.weight \(48, 32\)"
+    ):
         open_checkpoint(b.write_folder(tmp_path / "m", b.to_legacy(state)))
 
 
