@@ -45,8 +45,10 @@ _SPACES = (
 )
 _WORDS = (
     "the", "What", "is", "picture", "naïve", "Übergröße", "façade", "coração", "żółć", "слово", "κόσμος", "שלום",
-    "مرحبا", "नमस्ते", "สวัสดี", "გამარჯობა", "ሰላም", "こんにちは", "世界", "안녕하세요", "👩‍👩‍👧", "🏳️‍🌈", "🇩🇪", "1234567890", "3.14159",
-    "don't", "e.g.", "http://example.org/a?b=c&d=%20", "def f(x):", "{\"a\": [1, 2]}", "\\frac{1}{2}", "ﬁ", "Å", "A\u030a",
+    "مرحبا", "नमस्ते", "สวัสดี", "გამარჯობა", "ሰላም", "こんにちは", "世界", "안녕하세요", "👩‍👩‍👧", "🏳️‍🌈", "🇩🇪",
+    "1234567890", "3.14159",
+    "don't", "e.g.", "http://example.org/a?b=c&d=%20", "def f(x):", "{\"a\": [1, 2]}", "\\frac{1}{2}",
+    "ﬁ", "Å", "A\u030a",
 )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def theirs(vocabulary: Vocabulary) -> Any:
-    """transformers' tokenizer: merges, normaliser and decoder come from transformers' own conversion of LLaMA's file."""
+    """transformers' tokenizer: merges, normaliser and decoder are made by transformers from LLaMA's file."""
     from tokenizers import AddedToken, models
     from tokenizers import Tokenizer as RustTokenizer
     from transformers import PreTrainedTokenizerFast
@@ -157,7 +159,7 @@ def test_strings_equal_sentencepiece(tokenizer: Tokenizer, vocabulary: Vocabular
 
 
 def test_control_words_with_special_parsing_equal_transformers(theirs: Any) -> None:
-    """Drop-in prompts: control words written by the developer are control tokens, exactly where transformers has them."""
+    """Drop-in prompts: control words that the developer wrote are control tokens, where transformers has them."""
     ours = Tokenizer(
         json.loads(theirs.backend_tokenizer.to_str()), bos_token_id=1, eos_token_id=2, image_token_id=32000
     )
@@ -231,11 +233,32 @@ def test_decoding_equals_transformers(tokenizer: Tokenizer, theirs: Any) -> None
         assert tokenizer.decode(ids, skip_special=idx % 2 == 0) == expected, ids
 
 
-def test_stream_of_real_strings_equals_decode(tokenizer: Tokenizer) -> None:
-    for text in _strings()[:3000]:
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_stream_of_real_strings_equals_decode(tokenizer: Tokenizer, is_eager: bool) -> None:
+    for text in _strings()[:2000]:
         ids = tokenizer.encode(text)
-        decoder = StreamDecoder(tokenizer)
+        decoder = StreamDecoder(tokenizer, is_eager=is_eager)
         pieces = [decoder.push(token_id) for token_id in ids]
         whole = "".join(pieces) + decoder.finish()
         assert whole == tokenizer.decode(ids), repr(text)
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_eager_stream_shows_a_character_with_its_last_byte(tokenizer: Tokenizer) -> None:
+    decoder = StreamDecoder(tokenizer, is_eager=True)
+    ids = tokenizer.encode("a\n\n😀🦙")
+    assert [decoder.push(token_id) for token_id in ids] == ["a", "\n", "\n", "", "", "", "😀", "", "", "", "🦙"]
+    lazy = StreamDecoder(tokenizer)
+    assert [lazy.push(token_id) for token_id in ids] == ["a", *([""] * 10)]
+    assert lazy.finish() == "\n\n😀🦙"
+
+
+def test_stream_of_any_ids_equals_decode(tokenizer: Tokenizer) -> None:
+    """Half characters, control tokens inside of characters, ids beyond the vocabulary."""
+    generator = random.Random(5)
+    for _ in range(3000):
+        high = generator.choice((3, 260, 300, 32_100))
+        ids = [generator.choice((0, 2, 29871, generator.randint(0, high))) for _ in range(generator.randint(0, 14))]
+        decoder = StreamDecoder(tokenizer)
+        whole = "".join(decoder.push(token_id) for token_id in ids) + decoder.finish()
+        assert whole == tokenizer.decode(ids), ids

@@ -78,7 +78,7 @@ class AnchoredDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, is_eager=True)
         for token_id in tokenizer.encode("a"):
             self._decoder.push(token_id)
 

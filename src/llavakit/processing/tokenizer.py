@@ -6,12 +6,9 @@ developer wrote as one string), the other does not know them at all, so nothing 
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-import string
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +46,6 @@ class Tokenizer:
             self._special_ids = {int(entry["id"]): str(entry["content"]) for entry in added if entry["special"]}
         except Exception as error:  # the Rust library raises bare exceptions only
             raise ConfigError(f"tokenizer.json cannot be used ({error}). Fetch the model again.") from error
-        self._pieces: dict[int, str] = {}
         self._frozen_special_ids = frozenset(self._special_ids)
         for tokenizer in (self._with_specials, self._plain):
             tokenizer.no_truncation()
@@ -146,39 +142,6 @@ class Tokenizer:
         text = self._with_specials.id_to_token(token_id)
         return None if text is None else str(text)
 
-    def byte_value(self, token_id: int) -> int | None:
-        """Return the byte that a byte token stands for, or None for any other token."""
-        match = _BYTE_TOKEN.fullmatch(self.token_text(token_id) or "")
-        return int(match.group(1), 16) if match and token_id not in self._special_ids else None
-
-    def piece_text(self, token_id: int) -> str:
-        """Return what a token adds in the middle of a text; nothing for control tokens and unknown ids."""
-        if token_id not in self._pieces:
-            behind = self.decode([self._anchor_id, token_id])
-            self._pieces[token_id] = behind[len(self.decode([self._anchor_id])) :]
-        return self._pieces[token_id]
-
-    @cached_property
-    def strips_first_space(self) -> bool:
-        """Whether the decoder takes away the space in front of a text's first word."""
-        return self.decode([self._space_id]) == ""
-
-    @cached_property
-    def _space_id(self) -> int:
-        token_id = self._with_specials.token_to_id("▁")
-        if token_id is None:
-            raise ConfigError("the tokenizer has no piece '▁', which stands for a space in LLaMA's vocabulary.")
-        return int(token_id)
-
-    @cached_property
-    def _anchor_id(self) -> int:
-        """A token that shows as one letter wherever it stands: what comes behind it is in the middle of a text."""
-        for letter in string.ascii_letters + string.digits + string.punctuation:
-            token_id = self._with_specials.token_to_id(letter)
-            if token_id is not None and token_id not in self._special_ids and self.decode([token_id]) == letter:
-                return int(token_id)
-        raise ConfigError("the tokenizer has no piece of one letter, digit or sign; LLaMA's has them all.")
-
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens."""
@@ -191,10 +154,18 @@ class StreamDecoder:
     A run of byte tokens is one unit to the tokenizer: a bad byte at its end turns all of it into replacement
     characters. It is therefore held back until another token ends it. Everything else is shown at once, decoded
     behind the token before it, so the cost does not grow with the answer.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    is_eager : bool, default False
+        Give each whole character of a run of bytes at once (a line break is one, too), for those who look for a stop
+        string and must see it with its last token. Exact as long as runs of bytes are valid UTF-8.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, is_eager: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._is_eager = is_eager
         self._before: list[int] = []  # the last token that is text, so that the next one keeps its leading space
         self._bytes: list[int] = []
 
@@ -205,7 +176,7 @@ class StreamDecoder:
             return ""  # decoding skips it too, and a run of bytes goes on behind it
         if _BYTE_TOKEN.fullmatch(entry):
             self._bytes.append(token_id)
-            return ""
+            return self._whole_characters() if self._is_eager else ""
         text = self._behind([*self._bytes, token_id])
         self._before, self._bytes = [token_id], []
         return text
@@ -214,6 +185,13 @@ class StreamDecoder:
         """Return what was held back, undecodable bytes as replacement characters."""
         text = self._behind(self._bytes)
         self._bytes = []
+        return text
+
+    def _whole_characters(self) -> str:
+        text = self._behind(self._bytes)
+        if "\ufffd" in text:
+            return ""
+        self._before, self._bytes = self._bytes, []
         return text
 
     def _behind(self, token_ids: list[int]) -> str:
