@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -48,14 +50,38 @@ def fetch(url: str, policy: SourcePolicy, *, resolve: Resolver | None = None) ->
     """
     if not policy.allow_urls:
         raise ImageSourceError("pictures from the web are switched off here; send the picture itself.")
+    # Neither a name server nor a server that sends its headers letter by letter can be interrupted from within.
+    future: Future[bytes] = Future()
+    worker = threading.Thread(
+        target=_settle, args=(future, url, policy, resolve or _resolve), name="picture download", daemon=True
+    )
+    worker.start()
+    try:
+        return future.result(timeout=policy.timeout_s)
+    except TimeoutError as error:
+        raise ImageSourceError(
+            f"{_shown(urlsplit(url))} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
+        ) from error
+
+
+def _settle(future: Future[bytes], url: str, policy: SourcePolicy, resolver: Resolver) -> None:
+    try:
+        future.set_result(_follow(url, policy, resolver))
+    except BaseException as error:  # raised again where the result is awaited
+        future.set_exception(error)
+
+
+def _follow(url: str, policy: SourcePolicy, resolver: Resolver) -> bytes:
     deadline = time.monotonic() + policy.timeout_s
-    resolver = resolve or _resolve
     for _ in range(policy.max_redirects + 1):
         parts, address = _check_url(url, policy, resolver)
         outcome = _request(parts, address, policy, deadline)
         if isinstance(outcome, bytes):
             return outcome
-        previous, url = parts, urljoin(url, outcome)
+        try:
+            previous, url = parts, urljoin(url, outcome)
+        except ValueError as error:
+            raise ImageSourceError(f"{_shown(parts)} redirects to an invalid address ({error}).") from error
         if previous.scheme == "https" and urlsplit(url).scheme != "https":
             raise ImageSourceError(f"{_shown(previous)} redirects from https to an unencrypted address; refused.")
     raise ImageSourceError(f"{url[:200]!r} was reached over more than {policy.max_redirects} redirects; refused.")
@@ -77,6 +103,10 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        if host and not host.isascii():  # a name in another script goes over the wire in its ASCII form
+            host = host.encode("idna").decode("ascii")
+            user = parts.netloc.rpartition("@")[0]  # kept, to be refused below
+            parts = parts._replace(netloc=f"{user}@{host}" if user else host if port is None else f"{host}:{port}")
     except ValueError as error:
         raise ImageSourceError(f"{url[:200]!r} is no valid URL ({error}).") from error
     allowed = ("https", "http") if policy.allow_http else ("https",)
@@ -134,7 +164,7 @@ def _request(parts: SplitResult, address: str, policy: SourcePolicy, deadline: f
 
 def _read(response: httpx.Response, parts: SplitResult, policy: SourcePolicy, deadline: float) -> bytes:
     body = bytearray()
-    for chunk in response.iter_raw(1 << 16):
+    for chunk in response.iter_raw():  # as they arrive: waiting for full blocks would let a slow server outlast us
         body += chunk
         if len(body) > policy.max_bytes:
             raise BadImageError(f"{_shown(parts)} sends more than {policy.max_bytes} bytes, the limit for a picture.")

@@ -9,7 +9,9 @@ import base64
 import binascii
 import io
 import re
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
     AttributeError, ZeroDivisionError, NotImplementedError, RuntimeError, AssertionError,
+    BufferError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _MAGIC = (
     (b"<!DOCTYPE", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML or SVG file"),
@@ -241,7 +244,9 @@ def _from_pil(image: Image.Image, policy: SourcePolicy) -> OpenedImage:
     what = f"a {image.mode} image"
     _check_size(image.size, what, policy)
     try:
-        image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
     except _DECODE_ERRORS as error:
         raise BadImageError(f"{what} of {image.width}x{image.height} pixels cannot be decoded ({error}).") from error
     return OpenedImage(image, image.format, None, what)
