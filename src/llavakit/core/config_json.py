@@ -57,7 +57,7 @@ _ORIGINAL_IGNORED = {
          "image_grid_pinpoints", "mm_use_im_patch_token", "mm_use_im_start_end", "tokenizer_model_max_length",
          "tokenizer_padding_side", "mm_projector_lr", "pretrain_mm_mlp_adapter", "mm_hidden_size", "mm_vision_tower",
          "image_aspect_ratio", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type",
-         "mm_tunable_parts", "mm_vision_tower_lr"),
+         "mm_tunable_parts", "mm_vision_tower_lr", "freeze_mm_vision_resampler", "tune_mm_vision_resampler"),
         "training, or checked below",
     ),
 }  # fmt: skip
