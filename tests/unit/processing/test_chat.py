@@ -1,0 +1,82 @@
+"""What callers may pass as a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llavakit.core.errors import PromptError
+from llavakit.core.types import ImagePart, Message, Role, TextPart
+from llavakit.processing.chat import to_messages
+from llavakit.processing.jinja_template import render_chat_template
+
+
+@pytest.mark.parametrize(
+    ("block", "source"),
+    [
+        ({"type": "image", "image": b"x"}, b"x"), ({"type": "image", "path": "a.png"}, "a.png"),
+        ({"type": "image", "url": "https://a.example/x"}, "https://a.example/x"),
+        ({"type": "image", "base64": "AAAA"}, "data:image/*;base64,AAAA"),
+        ({"type": "image", "base64": "data:image/png;base64,AAAA"}, "data:image/png;base64,AAAA"),
+        ({"type": "image_url", "image_url": {"url": "https://a.example/x"}}, "https://a.example/x"),
+        ({"type": "image_url", "image_url": "https://a.example/x"}, "https://a.example/x"),
+        (ImagePart("a.png"), "a.png"),
+    ],
+)  # fmt: skip
+def test_every_form_of_a_picture(block: Any, source: Any) -> None:
+    (message,) = to_messages([{"role": "user", "content": [block, {"type": "text", "text": "Q"}]}])
+    assert message == Message(Role.USER, (ImagePart(source), TextPart("Q")))
+
+
+def test_every_form_of_a_question() -> None:
+    expected = (Message(Role.USER, (TextPart("Q"),)),)
+    assert to_messages("Q") == expected
+    assert to_messages({"role": "user", "content": "Q"}) == expected
+    assert to_messages(expected[0]) == expected
+    assert to_messages([{"role": "user", "content": [TextPart("Q")]}]) == expected
+
+
+def _user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ([], "conversation is empty"), (7, "got int"), ([7], "got int"), ([{"role": "user"}], "needs role and content"),
+        ([{"role": "tool", "content": "x"}], "role 'tool' is not known"), (_user(None), "got NoneType"),
+        ([{"role": "user", "content": "x", "name": "y"}], "unknown keys \\['name'\\]"), (_user(b"x"), "got bytes"),
+        (_user(["x"]), "mapping with a type"), (_user([{"text": "x"}]), "mapping with a type"),
+        (_user([{"type": "video", "url": "x"}]), "type 'video'"), (_user([{"type": "text", "text": 3}]), "type 'text'"),
+        (_user([{"type": "image"}]), "type 'image'"), (_user([{"type": "image", "file": "x"}]), "keys \\['file'\\]"),
+        (_user([{"type": "image", "url": "a", "path": "b"}]), "keys \\['path', 'url'\\]"),
+        ([{"role": "assistant", "content": "x"}], "turn 0 is from assistant"), (_user("x") * 2, "turn 1 is from user"),
+        ([{"role": "system", "content": "x"}], "only a system message"),
+        ([*_user("x"), {"role": "system", "content": "x"}], "message 1 is a system message"),
+        ([{"role": "system", "content": [{"type": "image", "url": "x"}]}], "a system message holds an image"),
+    ],
+)  # fmt: skip
+def test_conversation_that_makes_no_sense_is_refused(conversation: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        to_messages(conversation)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ raise_exception('no') }}",
+        "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}", "{{ 'unclosed", "{{ 1 / 0 }}", "{{ undefined.name }}",
+        "{{ messages.__init__.__globals__ }}", "{% include '/etc/passwd' %}",
+    ],
+)  # fmt: skip
+def test_template_that_is_broken_or_hostile_is_refused(template: str) -> None:
+    with pytest.raises(PromptError, match="chat template"):
+        render_chat_template(template, [{"role": "user", "content": "x"}])
+
+
+def test_template_that_is_too_long_or_writes_too_much_is_refused() -> None:
+    with pytest.raises(PromptError, match="300000 characters"):
+        render_chat_template("x" * 300_000, [])
+    with pytest.raises(PromptError, match="more than 16777216 characters"):
+        render_chat_template("{% for i in range(20000) %}{{ 'x' * 1000 }}{% endfor %}", [])
