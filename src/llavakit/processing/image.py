@@ -5,12 +5,14 @@ checkpoints: RGB over white, shortest edge, bicubic, centre crop. Both end with 
 float32, and normalisation in float32.
 
 A very long picture would need a huge square, or a huge enlargement of which only the middle is kept. Beyond
-``_MAX_DIRECT_PIXELS`` the two axes are therefore resampled apart and in strips. Pillow does the same inside, but
-chooses which axis comes first; there a value may differ by one level of 255 from a reference with unlimited memory.
+``_MAX_DIRECT_PIXELS`` the two axes are therefore resampled apart and in strips, horizontally first, as Pillow does
+inside. Some versions of Pillow begin with the vertical axis where a tall picture shrinks; what overshoots at hard edges
+is then cut off in another order, and the crop of such a huge picture differs by some levels of 255.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,19 +111,25 @@ def preprocess(image: Image.Image, processing: ImageProcessing) -> np.ndarray:
 def to_rgb(image: Image.Image, processing: ImageProcessing) -> Image.Image:
     """Apply orientation and transparency rules and convert to RGB."""
     try:
-        if processing.is_exif_turned:
-            image = ImageOps.exif_transpose(image)
-        has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
-        if processing.alpha == "white" and has_alpha:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF and about palettes with transparency
+            return _to_rgb(image, processing)
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise BadImageError(
             f"the {image.mode} picture of {image.width}x{image.height} pixels cannot be converted to RGB ({error}). "
             "Save it as PNG or JPEG and try again."
         ) from error
+
+
+def _to_rgb(image: Image.Image, processing: ImageProcessing) -> Image.Image:
+    if processing.is_exif_turned:
+        image = ImageOps.exif_transpose(image)
+    has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
+    if processing.alpha == "white" and has_alpha:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _pad_and_resize(rgb: Image.Image, processing: ImageProcessing) -> np.ndarray:
