@@ -111,7 +111,11 @@ def test_an_original_checkpoint_beside_a_clip_that_transformers_saved(tmp_path: 
     state = {}
     for name, value in model.state_dict().items():
         if "vision_tower" not in name:
-            name = name.replace("model.language_model.", "model.").replace(".linear_1.", ".0.").replace(".linear_2.", ".2.")
+            name = (
+                name.replace("model.language_model.", "model.")
+                .replace(".linear_1.", ".0.")
+                .replace(".linear_2.", ".2.")
+            )
             state[name.replace("multi_modal_projector", "mm_projector")] = value.numpy()
     text_config = model.config.text_config
     sizes = {key: getattr(text_config, key) for key in ("vocab_size", "hidden_size", "intermediate_size",

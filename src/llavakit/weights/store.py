@@ -105,7 +105,7 @@ def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_d
     path = _path(name)
     if name.endswith(".gguf"):
         raise ModelNotFoundError(
-            f"{path.name!r} is a GGUF file, which this version does not run. Use the model's Hugging Face folder or id, "
+            f"{path.name!r} is a GGUF file, which this version cannot run. Use a model's Hugging Face folder or id, "
             "for example llava:7b."
         )
     if name and _is_dir(path):

@@ -24,7 +24,8 @@ PUBLISHED_7B: dict[str, Any] = {
     "vision_feature_select_strategy": "default", "vocab_size": 32064,
     "vision_config": {
         "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
-        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+        "vocab_size": 32000,
     },
 }  # fmt: skip
 SIZES_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
@@ -72,7 +73,12 @@ def test_the_published_7b_file() -> None:
     assert (text.rms_norm_eps, text.rope_theta, text.max_position_embeddings) == (1e-5, 10000.0, 4096)
     assert (vision.hidden_act, vision.layer_norm_eps, vision.num_channels) == ("quick_gelu", 1e-5, 3)
     assert (config.num_vision_blocks, config.num_image_tokens) == (23, 576)
-    assert (config.image_token_id, config.pad_token_id, config.bos_token_id, config.eos_token_id) == (32000, 32001, 1, 2)
+    assert (config.image_token_id, config.pad_token_id, config.bos_token_id, config.eos_token_id) == (
+        32000,
+        32001,
+        1,
+        2,
+    )
     assert (config.dtype, config.multimodal_projector_bias) == ("float16", True)
 
 
@@ -85,7 +91,10 @@ def test_the_published_13b_file() -> None:
 
 def test_the_original_13b_file_with_its_tower() -> None:
     assert is_original_config(ORIGINAL_13B)
-    for vision in (PUBLISHED_7B["vision_config"], {"model_type": "clip", "vision_config": PUBLISHED_7B["vision_config"]}):
+    for vision in (
+        PUBLISHED_7B["vision_config"],
+        {"model_type": "clip", "vision_config": PUBLISHED_7B["vision_config"]},
+    ):
         config = parse_llava_config(ORIGINAL_13B, vision_raw=vision)
         assert config.image_token_id == config.text_config.vocab_size == 32000
         assert (config.num_vision_blocks, config.num_image_tokens, config.max_context_tokens) == (23, 576, 4096)
@@ -100,15 +109,18 @@ def test_an_original_file_without_its_tower_says_which() -> None:
 def test_spellings_of_transformers_5() -> None:
     raw = without("image_token_index", without("torch_dtype"))
     raw.update(image_token_id=32000, dtype="bfloat16", image_seq_length=576, multimodal_projector_bias=True)
-    raw["text_config"].update(rope_parameters={"rope_theta": 5000.0, "rope_type": "default"}, attention_bias=False,
-                              mlp_bias=False, attention_dropout=0.0, head_dim=128, pretraining_tp=1, pad_token_id=None)  # fmt: skip
+    raw["text_config"].update(rope_parameters={"rope_theta": 5000.0, "rope_type": "default"},
+                              attention_bias=False,
+                              mlp_bias=False, attention_dropout=0.0, head_dim=128, pretraining_tp=1,
+                              pad_token_id=None)  # fmt: skip
     config = parse_llava_config(raw)
     assert (config.image_token_id, config.dtype, config.text_config.rope_theta) == (32000, "bfloat16", 5000.0)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["text_config/rms_norm_eps", "text_config/max_position_embeddings", "text_config/vocab_size", "vision_feature_layer",
+    ["text_config/rms_norm_eps", "text_config/max_position_embeddings", "text_config/vocab_size",
+     "vision_feature_layer",
      "vision_feature_select_strategy", "projector_hidden_act", "image_token_index", "text_config", "vision_config",
      "vision_config/hidden_size", "vision_config/patch_size", "vision_config/num_hidden_layers", "model_type"],
 )  # fmt: skip

@@ -21,7 +21,10 @@ def count(prefixes: tuple[str, ...], config: object) -> int:
 
 
 def test_published_parameter_counts() -> None:
-    for config, language, projector in ((CONFIG_7B, 6_738_939_904, 20_979_712), (CONFIG_13B, 13_016_519_680, 31_467_520)):
+    for config, language, projector in (
+        (CONFIG_7B, 6_738_939_904, 20_979_712),
+        (CONFIG_13B, 13_016_519_680, 31_467_520),
+    ):
         assert count(("language_model.", "lm_head."), config) == language
         assert count(("multi_modal_projector.",), config) == projector
         # The whole tower has 303,507,456: less its last block and its last norm.
@@ -41,7 +44,10 @@ def test_prefill_costs_add_up() -> None:
     whole = shapes.prefill_flops(CONFIG_7B, 100)
     parts = shapes.prefill_flops(CONFIG_7B, 60) + shapes.prefill_flops(CONFIG_7B, 40, num_cached_tokens=60)
     assert parts - head == whole  # each part computes the logits of its last token
-    assert shapes.decode_flops(CONFIG_7B, 99) == shapes.prefill_flops(CONFIG_7B, 100) - shapes.prefill_flops(CONFIG_7B, 99) + head
+    assert (
+        shapes.decode_flops(CONFIG_7B, 99)
+        == shapes.prefill_flops(CONFIG_7B, 100) - shapes.prefill_flops(CONFIG_7B, 99) + head
+    )
 
 
 def test_decoding_costs_two_operations_per_weight() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints without torch: numpy state dicts, and writers for safetensors, for PyTorch ZIP files, for whole folders."""
+"""Checkpoints without torch: numpy state dicts, and writers of safetensors, PyTorch ZIP files and whole folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ HF_CONFIG: dict[str, Any] = {
 ORIGINAL_CONFIG: dict[str, Any] = {
     **{key: value for key, value in TEXT.items() if key != "model_type"}, "architectures": ["LlavaLlamaForCausalLM"],
     "model_type": "llava", "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-    "image_aspect_ratio": "pad", "mm_hidden_size": 16, "mm_projector_type": "mlp2x_gelu", "mm_use_im_patch_token": False,
+    "image_aspect_ratio": "pad", "mm_hidden_size": 16, "mm_projector_type": "mlp2x_gelu",
+    "mm_use_im_patch_token": False,
     "mm_use_im_start_end": False, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
     "mm_vision_tower": "openai/clip-vit-large-patch14-336", "use_mm_proj": True, "unfreeze_mm_vision_tower": False,
     "tokenizer_model_max_length": 160, "tokenizer_padding_side": "right", "use_cache": True, "max_length": 4096,

@@ -77,7 +77,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if path.startswith("/api/models/"):
                 hub_id = path.removeprefix("/api/models/").split("/revision/")[0]
                 return self._info(hub_id)
-            owner, name, _, revision, file = path.strip("/").split("/", 4)
+            owner, name, _, _, file = path.strip("/").split("/", 4)
             hub_id = f"{owner}/{name}"
             if hub_id not in hub.repos:
                 return self._error(401, "RepoNotFound")
@@ -102,7 +102,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if _is_large(name):
                     item["lfs"] = {"sha256": _digest(name, content), "size": len(content), "pointerSize": 134}
                 siblings.append(item)
-            body = {"id": hub_id, "modelId": hub_id, "sha": hub.revision(hub_id), "siblings": siblings, "private": False,
+            body = {"id": hub_id, "modelId": hub_id, "sha": hub.revision(hub_id), "siblings": siblings,
+                    "private": False,
                     "downloads": 0, "likes": 0, "tags": []}  # fmt: skip
             text = json.dumps(body).encode() if hub.listing is None else hub.listing
             self.send_response(200)

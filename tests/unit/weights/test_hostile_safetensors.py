@@ -53,7 +53,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a number of 10,000 digits": (b.raw_safetensors(b'{"a":' + b"9" * 10_000 + b"}", b""), "JSON"),
     "overlapping ranges": (b.raw_safetensors({"a": ENTRY, "b": ENTRY}, EIGHT), "valid"),
     "a hole": (b.raw_safetensors({"a": {**ENTRY, "data_offsets": [8, 16]}}, bytes(16)), "valid"),
-    "range beyond the file": (b.raw_safetensors({"a": {**ENTRY, "shape": [4], "data_offsets": [0, 16]}}, EIGHT), "valid"),
+    "range beyond the file": (
+        b.raw_safetensors({"a": {**ENTRY, "shape": [4], "data_offsets": [0, 16]}}, EIGHT), "valid"
+    ),
     "range reversed": (b.raw_safetensors({"a": {**ENTRY, "data_offsets": [8, 0]}}, EIGHT), "valid"),
     "negative offset": (b.raw_safetensors({"a": {**ENTRY, "data_offsets": [-8, 0]}}, EIGHT), "valid"),
     "shape against range": (b.raw_safetensors({"a": {**ENTRY, "shape": [3]}}, EIGHT), "valid"),
@@ -205,7 +207,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     first, second = (folder / f"model-0000{idx}-of-00003.safetensors" for idx in (1, 2))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(FormatError, match="stands in model-00001-of-00003.safetensors and in model-00002"):
+    with pytest.raises(FormatError, match=r"stands in model-00001-of-00003\.safetensors and in model-00002"):
         open_checkpoint(folder)
 
 

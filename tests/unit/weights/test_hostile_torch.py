@@ -58,7 +58,8 @@ def test_a_pickle_that_runs_code_does_not(tmp_path: Path, protocol: int) -> None
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("torch", "load"), ("torch._utils", "_rebuild_qtensor"),
+    [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("torch", "load"),
+     ("torch._utils", "_rebuild_qtensor"),
      ("torch.serialization", "load"), ("numpy.core.multiarray", "_reconstruct"), ("functools", "partial"),
      ("collections", "deque"), ("builtins", "getattr"), ("operator", "attrgetter"), ("torch", "os.systemStorage")],
 )  # fmt: skip
@@ -106,7 +107,7 @@ HOSTILE: dict[str, bytes] = {
     "a shape of text": b.dump({"a": b.described(FLOATS, 0, ("6",), (1,))}),
     "a shape with a truth value": b.dump({"a": b.described(FLOATS, 0, (True,), (1,))}),
     "40 dimensions": b.dump({"a": b.described(FLOATS, 0, (1,) * 40, (1,) * 40)}),
-    "a storage that claims another length": b.dump({"a": b.described(b.storage("FloatStorage", "0", 5), 0, (5,), (1,))}),
+    "a storage of another length": b.dump({"a": b.described(b.storage("FloatStorage", "0", 5), 0, (5,), (1,))}),
 }  # fmt: skip
 
 
@@ -210,10 +211,12 @@ def test_any_damage_to_the_pickle_gives_our_error_or_tensors(tmp_path: Path, dat
 
 # Pieces of pickles, in any order: deeper into the machine than random bytes get.
 PIECES = [
-    b"(", b")", b"}", b"]", b"0", b"1", b"2", b"N", b"\x88", b"K\x01", b"J\xff\xff\xff\xff", b"X\x01\x00\x00\x00a", b"q\x00",
+    b"(", b")", b"}", b"]", b"0", b"1", b"2", b"N", b"\x88", b"K\x01", b"J\xff\xff\xff\xff", b"X\x01\x00\x00\x00a",
+    b"q\x00",
     b"h\x00", b"\x94", b"\x85", b"\x86", b"\x87", b"t", b"s", b"u", b"a", b"e", b"R", b"Q", b"b", b"\x93", b"\x81",
     b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_parameter\n",
-    b"ctorch\nFloatStorage\n", b"X\x07\x00\x00\x00storage", b"X\x03\x00\x00\x00cpu", b"X\x01\x00\x00\x000", b"G" + bytes(8),
+    b"ctorch\nFloatStorage\n", b"X\x07\x00\x00\x00storage", b"X\x03\x00\x00\x00cpu", b"X\x01\x00\x00\x000",
+    b"G" + bytes(8),
 ]  # fmt: skip
 
 

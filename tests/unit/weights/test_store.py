@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from llavakit.core.errors import (
-    ConfigError, DiskFullError, DownloadError, LlavakitError, ModelNotFoundError, StoreError,
+    ConfigError,
+    DiskFullError,
+    DownloadError,
+    LlavakitError,
+    ModelNotFoundError,
+    StoreError,
 )  # fmt: skip
 from llavakit.weights import fetch, hub, store
 from llavakit.weights.checkpoint import open_checkpoint
@@ -105,11 +110,13 @@ def test_pull_list_rm(remote: Hub) -> None:
 
 
 def test_safetensors_are_preferred_and_unneeded_files_stay_away(remote: Hub) -> None:
-    remote.repos[NAME] |= {"pytorch_model.bin": b"x" * 50, "flax_model.msgpack": b"y", "pytorch_model.bin.index.json": b"{}",
+    remote.repos[NAME] |= {"pytorch_model.bin": b"x" * 50, "flax_model.msgpack": b"y",
+                           "pytorch_model.bin.index.json": b"{}",
                            "images/cat.png": b"z", "training_args.bin": b"t"}  # fmt: skip
     folder = store.pull(NAME).folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "README.md", "tokenizer.json", "model.safetensors.index.json", SHARD, "model-00001-of-00002.safetensors"
+        "config.json", "README.md", "tokenizer.json", "model.safetensors.index.json", SHARD,
+        "model-00001-of-00002.safetensors"
     }  # fmt: skip
 
 
@@ -214,7 +221,7 @@ def test_a_hub_that_talks_nonsense_is_one_of_our_errors(remote: Hub, listing: by
 
 def test_a_repository_without_weights_or_config_is_no_model(remote: Hub) -> None:
     remote.repos["a/b"] = {"README.md": b"x", "config.json": b"{}"}
-    with pytest.raises(ModelNotFoundError, match="has no model.safetensors"):
+    with pytest.raises(ModelNotFoundError, match=r"has no model\.safetensors"):
         store.pull("a/b")
     remote.repos["a/b"] = {"model.safetensors": b"x" * 20}
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
@@ -297,7 +304,8 @@ def test_an_original_folder_finds_the_tower_beside_or_at_its_path(tmp_path: Path
 
 @pytest.mark.parametrize(
     "name",
-    ["", "nothing-here", "a/b/c", "../etc/passwd", "/no/such/folder", "~nobody-has-this-name/x", "x" * 5000, "a\0b", "a/..",
+    ["", "nothing-here", "a/b/c", "../etc/passwd", "/no/such/folder", "~nobody-has-this-name/x", "x" * 5000, "a\0b",
+     "a/..",
      "a--b/c", "-a/b", "a/b ", "llava:70b", "https://example.org/model", "ä/b"],
 )  # fmt: skip
 def test_names_that_are_no_model_are_not_found_and_ask_nobody(remote: Hub, name: str) -> None:
