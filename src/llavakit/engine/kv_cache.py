@@ -7,9 +7,10 @@ mask over the unused slots.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,10 +59,16 @@ class KVCache:
 
 
 def _reserve_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, dtype=dtype, device=device)
-    # torch.zeros writes its zeros, which would commit the whole cache; numpy asks for pages that are zero already.
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    # torch.zeros writes its zeros, which would commit the whole cache; the system's fresh pages are zero already. Small
+    # pages, too: a row of a head is 1 MiB at 7B's context, so that with pages of 2 MiB the first token would commit
+    # all of it, 2 GiB. The mapping lives as long as the tensor.
+    mapping = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(mapping, dtype=dtype).view(shape)
 
 
 class PrefillView:
