@@ -99,7 +99,8 @@ def _label_objects(scene: Scene, objects: np.ndarray, grid: np.ndarray, names: l
 
 
 def _label_letters(scene: Scene, grid: np.ndarray, names: list[str], side: int) -> None:
-    assert scene.sign is not None
+    if scene.sign is None:
+        return
     square, left, top = _to_square(scene)
     centers = (np.arange(2 * side) + 0.5) / (2 * side) * square
     quarters = np.zeros((2 * side, 2 * side), dtype=np.int64)

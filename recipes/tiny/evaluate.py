@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import llavakit
@@ -29,6 +32,7 @@ __all__ = ["Item", "evaluate", "guessing_rate", "is_right", "skill_items"]
 
 _SKILLS = ("color", "shape", "existence", "count", "position", "word", "size", "chart", "absent", "choice")
 _BATCH = 64
+_model: llavakit.LoadedModel  # of a worker process
 
 
 @dataclass(frozen=True)
@@ -110,31 +114,58 @@ def _easy_vqa(num: int | None) -> Iterator[Item]:
             yield Item(image.convert("RGB"), questions[idx] + SHORT_SUFFIX, answers[idx])
 
 
+def _set_up_worker(folder: Path) -> None:
+    """Load the model once per process; small products gain nothing from a second thread."""
+    global _model  # noqa: PLW0603 - a process pool has no other place
+    torch.set_num_threads(1)
+    _model = llavakit.load(folder)
+
+
+def _skill_row(skill: str, num: int, num_controls: int) -> tuple[str, dict[str, Any]]:
+    items = skill_items(skill, num)
+    row = {"num_questions": num, "accuracy": _accuracy(_model, items), "guessing": guessing_rate(items)}
+    if num_controls:
+        controls = items[:num_controls]
+        row |= {
+            "num_control_questions": num_controls,
+            "blank": _accuracy(_model, _blank(controls)),
+            "swapped": _accuracy(_model, _swapped(controls)),
+        }
+    print(json.dumps({skill: row}), flush=True)
+    return skill, row
+
+
+def _compositional(skill: str, num: int) -> float:
+    return _accuracy(_model, skill_items(skill, num, split="compositional"))
+
+
+def _easy_part(part: int, num_parts: int, num: int | None) -> tuple[int, float]:
+    items = list(_easy_vqa(num))[part::num_parts]
+    return len(items), _accuracy(_model, items) * len(items)
+
+
 def evaluate(
-    folder: Path, *, num: int = 1000, num_controls: int = 500, num_easy_vqa: int | None = None, with_extra: bool = True
+    folder: Path,
+    *,
+    num: int = 1000,
+    num_controls: int = 500,
+    num_easy_vqa: int | None = None,
+    num_processes: int = 2,
 ) -> dict[str, Any]:
     """Return the whole table as data."""
-    model = llavakit.load(folder)
     started = time.perf_counter()
-    rows = {}
-    for skill in _SKILLS if with_extra else _SKILLS[:6]:
-        items = skill_items(skill, num)
-        controls = items[:num_controls]
-        rows[skill] = {
-            "num_questions": num,
-            "accuracy": _accuracy(model, items),
-            "guessing": guessing_rate(items),
-            **({"blank": _accuracy(model, _blank(controls)), "swapped": _accuracy(model, _swapped(controls))}
-               if num_controls else {}),
-        }  # fmt: skip
-        print(json.dumps({skill: rows[skill]}), flush=True)
-    result: dict[str, Any] = {"skills": rows}
-    easy = list(_easy_vqa(num_easy_vqa))
-    result["easy_vqa_test"] = {"num_questions": len(easy), "accuracy": _accuracy(model, easy)}
-    if with_extra:
-        result["compositional"] = {
-            skill: _accuracy(model, skill_items(skill, num_controls, split="compositional"))
-            for skill in ("color", "shape", "word")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_set_up_worker, initargs=(folder,)) as pool:
+        rows = [pool.submit(_skill_row, skill, num, num_controls) for skill in _SKILLS]
+        num_parts = 4
+        parts = [pool.submit(_easy_part, part, num_parts, num_easy_vqa) for part in range(num_parts)]
+        held_out = {skill: pool.submit(_compositional, skill, max(num // 2, 1)) for skill in ("color", "shape", "word")}
+        easy = [part.result() for part in parts]
+        num_easy = sum(count for count, _ in easy)
+        result: dict[str, Any] = {
+            "skills": dict(row.result() for row in rows),
+            "easy_vqa_test": {"num_questions": num_easy, "accuracy": sum(right for _, right in easy) / num_easy},
+            "compositional": {skill: job.result() for skill, job in held_out.items()},
         }
     result["elapsed_s"] = round(time.perf_counter() - started, 1)
     print(json.dumps({key: value for key, value in result.items() if key != "skills"}), flush=True)
@@ -151,10 +182,8 @@ def main() -> None:
         "--controls", type=int, default=500, help="questions per skill about blank and swapped pictures"
     )
     parser.add_argument("--easy-vqa", type=int, default=None, help="questions of easy-vqa's test split (all)")
-    parser.add_argument("--quick", action="store_true", help="the six main skills only")
     args = parser.parse_args()
-    result = evaluate(args.folder, num=args.num, num_controls=args.controls, num_easy_vqa=args.easy_vqa,
-                      with_extra=not args.quick)  # fmt: skip
+    result = evaluate(args.folder, num=args.num, num_controls=args.controls, num_easy_vqa=args.easy_vqa)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -115,7 +115,7 @@ def make_scene(split: Split, index: int, *, kind: Kind | None = None) -> Scene:
         return Scene(bars=_bars(rng), **common)  # type: ignore[arg-type]
     if kind == "sign":
         words = HELD_OUT_WORDS if split == "compositional" else TRAINING_WORDS
-        sign = _sign(rng, words, background, aspect)
+        sign = _sign(rng, words)
         shapes = _shapes(rng, int(rng.choice(3, p=(0.4, 0.4, 0.2))), split, aspect, background, avoid=sign)
         return Scene(sign=sign, shapes=shapes, **common)  # type: ignore[arg-type]
     num = int(rng.choice(np.arange(1, 7), p=(0.14, 0.2, 0.2, 0.18, 0.16, 0.12)))
@@ -210,7 +210,7 @@ def _color_and_shape(rng: np.random.Generator, split: Split, earlier: list[Shape
             return color, shape
 
 
-def _sign(rng: np.random.Generator, words: tuple[str, ...], background: tuple[int, int, int], aspect: float) -> Sign:
+def _sign(rng: np.random.Generator, words: tuple[str, ...]) -> Sign:
     word = words[int(rng.integers(len(words)))]
     letter_height = float(min(rng.uniform(0.15, 0.24), 0.86 / len(word)))
     half_width = len(word) * letter_height * 0.58

@@ -44,5 +44,5 @@ class Budget:
     vision: Stage = Stage(num_steps=2100, batch_size=48, peak_lr=1e-3, num_warmup_steps=150)
     reading: Stage = Stage(num_steps=1300, batch_size=48, peak_lr=9e-4, num_warmup_steps=30)
     language: Stage = Stage(num_steps=170, batch_size=32, peak_lr=1.5e-3, num_warmup_steps=20)
-    alignment: Stage = Stage(num_steps=100, batch_size=32, peak_lr=2e-3, num_warmup_steps=20)
-    instruction: Stage = Stage(num_steps=1600, batch_size=32, peak_lr=1e-3, num_warmup_steps=60)
+    alignment: Stage = Stage(num_steps=90, batch_size=32, peak_lr=2e-3, num_warmup_steps=20)
+    instruction: Stage = Stage(num_steps=1250, batch_size=32, peak_lr=1e-3, num_warmup_steps=60)

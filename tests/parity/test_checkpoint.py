@@ -12,7 +12,7 @@ from llavakit.core.shapes import expected_tensors
 from llavakit.model.loader import build_meta_model
 from llavakit.weights.checkpoint import Checkpoint, open_checkpoint
 from llavakit.weights.names import Dialect
-from tests.parity.reference import config_from, relative_error
+from tests.parity.reference import config_from
 from tests.tiny import make_tiny_llava
 
 
@@ -142,4 +142,3 @@ def test_the_comparison_itself_notices_a_difference(tmp_path: Path) -> None:
         model.lm_head.weight[3, 4] += 1e-6
     with pytest.raises(AssertionError, match="lm_head"):
         assert_holds(checkpoint, model)
-    assert relative_error(to_torch(checkpoint.tensors["lm_head.weight"]), model.lm_head.weight) > 0
