@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["bench", "print_bench", "print_verify", "verify"]
 
 _EXIT_FAILED = 1
+_WIDE_COLUMNS = 120
 
 
 def verify(options: argparse.Namespace, console: Console) -> int:
@@ -66,8 +67,8 @@ def print_verify(report: VerifyReport, console: Console) -> None:
         console.line("transformers was given our tensors: how the files are read is not checked here.")
     console.line()
     columns = [
-        ("stage", "left"), ("compared", "right"), ("largest difference", "right"), ("relative error", "right"),
-        ("allowed", "right"), ("verdict", "left"), ("detail", "left"),
+        ("stage", "left"), ("compared", "right"), ("max diff", "right"), ("error", "right"), ("allowed", "right"),
+        ("verdict", "left"), ("detail", "left"),
     ]  # fmt: skip
     rows = [
         (
@@ -81,7 +82,13 @@ def print_verify(report: VerifyReport, console: Console) -> None:
         )
         for stage in report.stages
     ]
-    print_table(console, columns, rows)
+    if _is_narrow(console):  # what was compared gives way; why something failed or was left out does not
+        print_table(console, columns[:-1], [row[:-1] for row in rows])
+        for stage in report.stages:
+            if stage.verdict in ("fail", "skipped"):
+                console.line(f"{stage.name}: {stage.verdict.value}, {stage.detail}")
+    else:
+        print_table(console, columns, rows)
     num_failed = sum(not stage.is_ok for stage in report.stages)
     verdict = f"{num_failed} of {len(rows)} stages FAILED" if num_failed else "no stage failed"
     console.line("\n" + console.styled(verdict, "red" if num_failed else "green", on_output=True))
@@ -104,10 +111,11 @@ def print_bench(report: BenchReport, console: Console) -> None:
     print_pairs(console, pairs)
     console.line()
     columns = [
-        ("part", "left"), ("time", "right"), ("lowest", "right"), ("highest", "right"), ("first run", "right"),
-        ("runs", "right"), ("rate", "right"), ("of the machine's limit", "right"),
+        ("part", "left"), ("median", "right"), ("rate", "right"), ("of the limit", "right"), ("lowest", "right"),
+        ("highest", "right"), ("first run", "right"), ("runs", "right"),
     ]  # fmt: skip
-    print_table(console, columns, [_bench_row(part) for part in report.parts])
+    num_shown = 4 if _is_narrow(console) else len(columns)
+    print_table(console, columns[:num_shown], [_bench_row(part)[:num_shown] for part in report.parts])
     console.line()
     memory = [("key/value cache", human_bytes(report.kv_bytes))]
     if report.memory is not None:
@@ -121,13 +129,17 @@ def print_bench(report: BenchReport, console: Console) -> None:
         console.line(f"\nThe cold start was not quite cold: {report.cached_share:.0%} of the files stayed in memory.")
 
 
+def _is_narrow(console: Console) -> bool:
+    return console.is_output_terminal and console.columns < _WIDE_COLUMNS
+
+
 def _bench_row(part: BenchPart) -> tuple[str, ...]:
     share = f"{part.share:.0%} of {part.bound_by}" if part.share is not None else ""
     rate = f"{part.rate:,.1f} {part.unit}/s" if part.unit == "tokens" else ""
     first = _seconds(part.first_s) if part.first_s is not None else ""
     return (
-        part.name, _seconds(part.median_s), _seconds(part.min_s), _seconds(part.max_s), first, str(part.num_runs), rate,
-        share,
+        part.name, _seconds(part.median_s), rate, share, _seconds(part.min_s), _seconds(part.max_s), first,
+        str(part.num_runs),
     )  # fmt: skip
 
 

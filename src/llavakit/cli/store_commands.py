@@ -92,7 +92,7 @@ def show(options: argparse.Namespace, console: Console) -> int:
         mark = " (default)" if preset["is_default"] else ""
         pairs += [("", ""), (f"preset {preset['name']}{mark}", ""), ("  pictures", _pixels(preset["image"]))]
         pairs.append(("  template", preset["template"]))
-        pairs += [("  prompt" if idx == 0 else "", line) for idx, line in enumerate(_folded(preset["prompt"]))]
+        pairs.append(("  prompt", preset["prompt"].replace("\n", "\\n")))
     if content["num_skipped_tensors"]:
         pairs += [("", ""), ("not used", f"{content['num_skipped_tensors']} tensors of the files; --json lists them")]
     print_pairs(console, pairs)
@@ -208,13 +208,6 @@ def _pixels(image: dict[str, Any]) -> str:
     }[image["mode"]]
     filters = ("nearest", "Lanczos", "bilinear", "bicubic", "box", "Hamming")
     return f"{how}, {filters[image['resample']]}"
-
-
-def _folded(text: str) -> list[str]:
-    """Break a prompt into lines of at most 96 characters, line breaks shown as they would be typed."""
-    import textwrap
-
-    return textwrap.wrap(text.replace("\n", "\\n"), 96, break_on_hyphens=False)
 
 
 def _counted(by_part: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from llavakit.cli.console import Console, printable
@@ -37,7 +38,7 @@ def print_table(console: Console, columns: Sequence[tuple[str, str]], rows: Sequ
         file=console.stdout,
         width=console.columns if is_terminal else _FILE_COLUMNS,
         no_color=not console.has_colors,
-        force_terminal=is_terminal,
+        force_terminal=is_terminal and console.has_colors,
         highlight=False,
     )
     with terminal.capture() as written:
@@ -48,6 +49,10 @@ def print_table(console: Console, columns: Sequence[tuple[str, str]], rows: Sequ
 def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     """Print names and values in two columns; an empty name goes on with the value above."""
     width = max(len(name) for name, _ in pairs)
+    space = max(console.columns - width - 3, 20) if console.is_output_terminal else _FILE_COLUMNS
     for name, value in pairs:
         label = console.styled(f"{name:<{width}}", "bold", on_output=True)
-        console.line(f"{label}  {printable(value, keep='')}".rstrip())
+        lines = textwrap.wrap(printable(value, keep=""), space, break_on_hyphens=False) or [""]
+        console.line(f"{label}  {lines[0]}".rstrip())
+        for line in lines[1:]:
+            console.line(f"{'':<{width}}  {line}")

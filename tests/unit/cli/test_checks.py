@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llavakit.cli.checks import print_bench, print_verify
 from llavakit.cli.main import run_command
 from llavakit.diagnostics import bench as bench_module
 from llavakit.diagnostics import verify as verify_module
@@ -84,8 +85,8 @@ def test_bench_shows_rates_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 0
     row = next(line for line in out.splitlines() if line.startswith("further tokens"))
     assert row.split() == [
-        "further", "tokens", "500.00", "ms", "400.00", "ms", "1.50", "s", "5", "62.0", "tokens/s",
-        "50%", "of", "memory",
+        "further", "tokens", "500.00", "ms", "62.0", "tokens/s", "50%", "of", "memory", "400.00", "ms", "1.50", "s",
+        "5",
     ]  # fmt: skip
     assert "12.3 GB/s, 66 GFLOP/s float32, 125 GFLOP/s bfloat16 (measured)" in out
     assert "peak memory      600 MB" in out
@@ -100,3 +101,18 @@ def test_bench_when_on_a_gpu_then_no_limits_are_shown(monkeypatch: pytest.Monkey
     out = _run("bench", "llava:tiny", "--device", "cuda")[1]
     assert "limits" not in out.split("part ")[0]
     assert "of memory" not in out
+
+
+def test_tables_when_the_terminal_is_narrow_then_no_row_is_broken_and_failures_say_why() -> None:
+    console = make_console(is_terminal=True, environ={"COLUMNS": "80", "NO_COLOR": "1"})
+    stages = (
+        replace(_STAGE, name="greedy tokens, batches of 4", num_compared=1_234_567),
+        replace(_STAGE, name="pixels", verdict=Verdict.FAIL, detail="picture 3 differs"),
+    )
+    print_verify(replace(_REPORT, stages=stages), console)
+    print_bench(replace(_BENCH, parts=(replace(_BENCH.parts[0], name="first token, warm start"),)), console)
+    lines = console.stdout.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "pixels: fail, picture 3 differs" in lines
+    for name in ("greedy tokens, batches of 4 ", "pixels ", "first token, warm start "):
+        assert any(line.startswith(name) for line in lines)

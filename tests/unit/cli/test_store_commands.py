@@ -8,6 +8,7 @@ import pytest
 
 from llavakit.cli.main import run_command
 from llavakit.cli.progress import human_bytes
+from llavakit.cli.tables import print_pairs
 from llavakit.core.errors import DiskFullError
 from llavakit.weights import store
 from llavakit.weights.store import ResolvedModel, StoredModel
@@ -112,3 +113,13 @@ def test_pull_when_the_disk_is_full_then_one_line_says_so(monkeypatch: pytest.Mo
 )
 def test_human_bytes(num_bytes: float, text: str) -> None:
     assert human_bytes(num_bytes) == text
+
+
+def test_print_pairs_when_on_a_narrow_terminal_then_values_stay_in_their_column() -> None:
+    console = make_console(is_terminal=True, environ={"COLUMNS": "40", "NO_COLOR": "1"})
+    print_pairs(console, [("name", "word " * 20), ("longer", "x\x1by")])
+    lines = console.stdout.getvalue().splitlines()
+    assert all(len(line) < 40 for line in lines)
+    assert lines[0].startswith("name    word")
+    assert all(line.startswith("        word") for line in lines[1:-1])
+    assert lines[-1] == "longer  xy"
