@@ -2,8 +2,9 @@
 
     python -m benchmarks.full_7b --dir FOLDER            writes 14 GB of random weights there, removes them at the end
 
-Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit prepared.
-The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped weights counted.
+Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit
+prepared. The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped
+weights counted.
 """
 
 from __future__ import annotations

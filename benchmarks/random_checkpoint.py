@@ -200,7 +200,8 @@ def _text_files(shape: Shape, dtype: str) -> dict[str, Any]:
         },
         "preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor", "do_resize": True,
-            "size": {"shortest_edge": shape.image_size}, "resample": 3, "do_center_crop": True, "crop_size": side, "do_rescale": True,
+            "size": {"shortest_edge": shape.image_size}, "resample": 3,
+            "do_center_crop": True, "crop_size": side, "do_rescale": True,
             "rescale_factor": 0.00392156862745098, "do_normalize": True, "image_mean": mean, "image_std": std,
             "do_convert_rgb": True,
         },

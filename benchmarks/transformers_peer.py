@@ -57,8 +57,8 @@ class TokenClock:
         """Do nothing: the last token has been timed."""
 
 
-def compare(loaded: LoadedModel, *, prompt_tokens: int, new_tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Measure every stage on both sides; one row per stage."""
+def compare(loaded: LoadedModel, *, prompt_tokens: int, new_tokens: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure every stage on both sides; yield one row per stage as soon as it is measured."""
     loaded = loaded.with_preset("hf")
     reference = Reference(loaded.model, loaded.folder, is_shared=True)
     question = loaded.prepare(_QUESTION, images=[make_picture(0)])
@@ -89,11 +89,8 @@ def compare(loaded: LoadedModel, *, prompt_tokens: int, new_tokens: int, rounds:
             lambda: _per_token(_their_times(reference, question, new_tokens)),
         ),
     }  # fmt: skip
-    rows = []
     for name, (ours, theirs) in stages.items():
-        rows.append(_row(name, *_take_turns(ours, theirs, rounds)))
-        print(make_table(rows[-1:], _COLUMNS).splitlines()[-1], flush=True)
-    return rows
+        yield _row(name, *_take_turns(ours, theirs, rounds))
 
 
 def _our_times(loaded: LoadedModel, prompt: PreparedPrompt, num_tokens: int) -> list[float]:
@@ -152,7 +149,7 @@ def _show(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def compare_loading(folder: Path, *, dtype: str, num_threads: int, rounds: int) -> list[dict[str, Any]]:
+def compare_loading(folder: Path, *, dtype: str, num_threads: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Time loading, and loading up to the first token, in fresh processes."""
     times: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for idx in range(rounds + 1):
@@ -165,10 +162,8 @@ def compare_loading(folder: Path, *, dtype: str, num_threads: int, rounds: int) 
             if idx:
                 times[side].append(json.loads(done.stdout.splitlines()[-1]))
     names = {"load_s": "load, warm page cache", "first_s": "load to first token of a picture question"}
-    return [
-        _row(name, [run[key] for run in times["ours"]], [run[key] for run in times["theirs"]])
-        for key, name in names.items()
-    ]
+    for key, name in names.items():
+        yield _row(name, [run[key] for run in times["ours"]], [run[key] for run in times["theirs"]])
 
 
 def _run_child(side: str, folder: str, dtype: str) -> dict[str, float]:
@@ -227,22 +222,28 @@ def main() -> None:
     if options.child:
         print(json.dumps(_run_child(options.child, options.model, options.dtype)))
         return
-    with _provide(options) as (name, folder):
-        loaded = llavakit.load(folder, dtype=options.dtype, device="cpu")
-        room = loaded.config.max_context_tokens - options.new_tokens
-        rows = compare(
-            loaded, prompt_tokens=min(options.prompt_tokens, room), new_tokens=options.new_tokens, rounds=options.rounds
-        )
-        del loaded
-        if not options.no_load:
-            rows += compare_loading(
-                folder, dtype=options.dtype, num_threads=options.threads, rounds=min(3, options.rounds)
-            )
     manifest = make_manifest(num_threads=options.threads)
-    label = options.label or name
-    write_result("transformers_peer", manifest, [{"model": label, "dtype": options.dtype, **row} for row in rows])
-    print(f"\n{label}, {options.dtype}, {options.threads} threads, commit {manifest['commit']}\n")
-    print(make_table(rows, _COLUMNS))
+    with _provide(options) as (name, folder):
+        label = options.label or name
+        print(f"{label}, {options.dtype}, {options.threads} threads, commit {manifest['commit']}\n")
+        print(make_table([], _COLUMNS), flush=True)
+        for row in _measure(folder, options):
+            # At once: a run that is interrupted keeps what it has measured.
+            write_result("transformers_peer", manifest, [{"model": label, "dtype": options.dtype, **row}])
+            print(make_table([row], _COLUMNS).splitlines()[-1], flush=True)
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    loaded = llavakit.load(folder, dtype=options.dtype, device="cpu")
+    room = loaded.config.max_context_tokens - options.new_tokens
+    yield from compare(
+        loaded, prompt_tokens=min(options.prompt_tokens, room), new_tokens=options.new_tokens, rounds=options.rounds
+    )
+    del loaded
+    if not options.no_load:
+        yield from compare_loading(
+            folder, dtype=options.dtype, num_threads=options.threads, rounds=min(3, options.rounds)
+        )
 
 
 if __name__ == "__main__":
