@@ -116,7 +116,7 @@ def _easy_vqa(num: int | None) -> Iterator[Item]:
 
 def _set_up_worker(folder: Path) -> None:
     """Load the model once per process; small products gain nothing from a second thread."""
-    global _model  # noqa: PLW0603 - a process pool has no other place
+    global _model  # a process pool has no other place
     torch.set_num_threads(1)
     _model = llavakit.load(folder)
 

@@ -9,6 +9,7 @@ Everything else is refused, by name.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,7 +78,10 @@ def read_state_dict(data: bytes, file_name: str) -> dict[str, TensorDescription]
         If the pickle is damaged, or asks for anything but tensors. Nothing of it has been run then either.
     """
     try:
-        content = _Machine(data).run()
+        with warnings.catch_warnings():  # a damaged string may hold an escape that Python warns of
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", SyntaxWarning)
+            content = _Machine(data).run()
     except _Refused as error:
         raise FormatError(
             f"{file_name} asks for {error}, which a file of weights has no business with. It was not run. Do not use "

@@ -1,7 +1,8 @@
 """Models by name: the embedded one, folders, and the Hugging Face cache, which other programs share.
 
 Nothing is copied: the store *is* huggingface_hub's cache, so what transformers has fetched is found here, and a
-download that was interrupted goes on where it stopped.
+download that was interrupted goes on where it stopped. The Hub's client is imported only where the Hub or its cache is
+asked: it takes longer to import than a small model takes to load.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from llavakit.core.config_json import is_original_config
 from llavakit.core.errors import ConfigError, FormatError, ModelNotFoundError, StoreError
-from llavakit.weights import hub
 from llavakit.weights.checkpoint import read_json
 
 __all__ = [
@@ -112,6 +112,8 @@ def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_d
         return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download), "folder")
     if _is_file(path):
         raise ModelNotFoundError(f"{path.name!r} is a file; name the folder that holds config.json and the weights.")
+    from llavakit.weights import hub
+
     hub_id = _hub_id(name)
     folder = hub.cached_folder(hub_id)
     if folder is None:
@@ -131,12 +133,16 @@ def pull(model: str, *, on_progress: OnProgress | None = None) -> ResolvedModel:
     """
     if model == EMBEDDED:
         return resolve(model)
+    from llavakit.weights import hub
+
     folder = hub.download(_hub_id(model), on_progress=on_progress)
     return ResolvedModel(model, folder, _vision_folder(folder, on_progress, allow_download=True), "hub")
 
 
 def list_models() -> list[StoredModel]:
     """List the embedded model and every LLaVA in the store."""
+    from llavakit.weights import hub
+
     folder = embedded_folder()
     num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     models = [StoredModel(EMBEDDED, None, num_bytes, folder, is_complete=True)]
@@ -165,6 +171,8 @@ def remove(model: str) -> int:
         raise StoreError(
             f"{model!r} is a folder of yours, not a model of the store; delete it yourself if you mean to."
         )
+    from llavakit.weights import hub
+
     return hub.delete(_hub_id(model))
 
 
@@ -225,6 +233,8 @@ def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download:
     for candidate in (beside, _path(tower)):
         if _is_file(candidate / "config.json"):
             return candidate
+    from llavakit.weights import hub
+
     hub_id = _hub_id(tower)
     cached = hub.cached_folder(hub_id)
     if cached is not None or not allow_download:

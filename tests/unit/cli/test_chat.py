@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +151,14 @@ def test_chat_when_interrupted_at_the_prompt_then_it_says_how_to_leave() -> None
 @pytest.mark.parametrize("word", ["/bye", "/exit", "/quit", "/BYE"])
 def test_chat_when_told_good_bye_then_it_ends(word: str) -> None:
     assert _chat(word, "not read").asked == []
+
+
+@pytest.fixture(autouse=True)
+def _default_interrupts() -> Iterator[None]:
+    """As a terminal has them; a shell's background job ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _interrupt_after(seconds: float) -> None:
