@@ -10,13 +10,12 @@ from torch import Tensor
 
 from llavakit.core.config import LlavaConfig
 from llavakit.processing.image import ImageProcessing, preprocess
-from recipes.tiny.conversations import Encoded, Turns, encode, encode_caption, image_turns, story_turns, text_turns
+from recipes.tiny.conversations import Encoded, Turns, encode, image_turns, text_turns
 from recipes.tiny.dense_labels import dense_labels
-from recipes.tiny.questions import caption
 from recipes.tiny.scenes import Scene, draw_scene, make_scene
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
 
-__all__ = ["TextBatch", "VisionBatch", "caption_batch", "instruction_batch", "language_batch", "vision_batch"]
+__all__ = ["TextBatch", "VisionBatch", "instruction_batch", "vision_batch"]
 
 # Stages draw from separate ranges of the training split: no picture is seen in two stages.
 _STAGE_STRIDE = 100_000_000
@@ -50,10 +49,11 @@ def _processing(image_size: int) -> ImageProcessing:
     )  # fmt: skip
 
 
-def vision_batch(config: LlavaConfig, step: int, batch_size: int, *, with_more_signs: bool = False) -> VisionBatch:
+def vision_batch(
+    config: LlavaConfig, step: int, batch_size: int, *, stage: int = 0, with_more_signs: bool = False
+) -> VisionBatch:
     """Pictures with dense labels; two in three of them signs if asked."""
     vision = config.vision_config
-    stage = 4 if with_more_signs else 0
     scenes = [
         make_scene("train", index, kind="sign" if with_more_signs and index % 3 else None)
         for index in _indices(stage, step, batch_size)
@@ -64,23 +64,6 @@ def vision_batch(config: LlavaConfig, step: int, batch_size: int, *, with_more_s
         torch.from_numpy(np.stack([label.patches for label in labels])),
         torch.from_numpy(np.stack([label.word for label in labels])),
     )
-
-
-def language_batch(vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:
-    """Conversations about described scenes, and small talk; no pictures."""
-    rows = []
-    for index in _indices(1, step, batch_size):
-        rng = np.random.default_rng((index, 7))
-        turns = text_turns(rng) if rng.random() < 0.15 else story_turns(make_scene("train", index), rng)
-        rows.append(_fitting(vocabulary, turns, None))
-    return _stack(vocabulary, rows, None)
-
-
-def caption_batch(config: LlavaConfig, vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:
-    """Pictures and captions in LLaVA's plain form."""
-    scenes = [make_scene("train", index) for index in _indices(2, step, batch_size)]
-    rows = [encode_caption(vocabulary, caption(s), num_image_tokens=config.num_image_tokens) for s in scenes]
-    return _stack(vocabulary, rows, _pixels(scenes, config.vision_config.image_size))
 
 
 def instruction_batch(config: LlavaConfig, vocabulary: Vocabulary, step: int, batch_size: int) -> TextBatch:

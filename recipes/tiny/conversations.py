@@ -10,7 +10,7 @@ from recipes.tiny.questions import SHORT_SUFFIX, ask, caption, describe
 from recipes.tiny.scenes import COLOR_NAMES, SHAPES, Scene
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
 
-__all__ = ["SYSTEM", "Encoded", "Turns", "encode", "encode_caption", "image_turns", "story_turns", "text_turns"]
+__all__ = ["SYSTEM", "Encoded", "Turns", "encode", "image_turns", "text_turns"]
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -54,13 +54,6 @@ def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
         text = question.text + SHORT_SUFFIX if has_suffix else question.text
         turns.append((text, question.short if is_short else question.sentence))
     return turns
-
-
-def story_turns(scene: Scene, rng: np.random.Generator) -> Turns:
-    """The same without a picture: the description stands in the first message. Teaches words, counting, relations."""
-    turns = image_turns(scene, rng)
-    question, answer = turns[0]
-    return [(f"{describe(scene)}\n{question}", answer), *turns[1:]]
 
 
 def text_turns(rng: np.random.Generator) -> Turns:
@@ -119,10 +112,3 @@ def encode(vocabulary: Vocabulary, turns: Turns, *, num_image_tokens: int | None
         ids += [*whole, vocabulary.eos_id]
         labels += [IGNORE] * len(asked) + whole[len(asked) :] + [vocabulary.eos_id]
     return Encoded(ids, labels)
-
-
-def encode_caption(vocabulary: Vocabulary, text: str, *, num_image_tokens: int) -> Encoded:
-    """LLaVA's plain form of stage 1: picture, caption, newline."""
-    words = vocabulary.encode(f"{text}\n")
-    ids = [vocabulary.bos_id, *[vocabulary.image_id] * num_image_tokens, *words]
-    return Encoded(ids, [IGNORE] * (num_image_tokens + 1) + words)

@@ -92,8 +92,9 @@ These numbers say nothing about the 7B and 13B models and are not comparable wit
 
 ## How it was made
 
-`make tiny` repeats it: vision pre-training with the renderer's exact labels, language pre-training on text, projector
-alignment on captions, instruction tuning on conversations, each on pictures of its own. `recipes/tiny/settings.py` has
+`make tiny` repeats it: vision pre-training with the renderer's exact labels, alignment of the projector with the
+decoder's own words patch by patch, instruction tuning on conversations, each on pictures of its own. The decoder saw no
+other text. `recipes/tiny/settings.py` has
 sizes and steps, `recipes/tiny/loss.png` the curves, `recipes/tiny/results.json` the figures above. Weights are float16.
 """
 

@@ -130,7 +130,7 @@ class LlavaProcessor:
                 "here, which is backend='pil'. "
                 "Leave both out."
             )
-        found = resolve(pretrained_model_name_or_path, allow_download=not local_files_only)
+        found = resolve(pretrained_model_name_or_path, allow_download=not local_files_only, with_weights=False)
         config = read_config(found.folder, vision_folder=found.vision_folder)
         policy = source_policy if source_policy is not None else SourcePolicy()
         return cls(

@@ -50,11 +50,12 @@ class CachedRepo:
     num_bytes: int
 
 
-def cached_folder(hub_id: str) -> Path | None:
+def cached_folder(hub_id: str, *, with_weights: bool = True) -> Path | None:
     """Folder of a repository whose files are all here, or None. Asks no network."""
     for entry in scan():
         if entry.hub_id == hub_id:
-            return entry.folder if _is_complete(entry.folder) else None
+            is_usable = _is_complete(entry.folder) if with_weights else (entry.folder / "config.json").is_file()
+            return entry.folder if is_usable else None
     return None
 
 
@@ -88,8 +89,8 @@ def delete(hub_id: str) -> int:
     return int(strategy.expected_freed_size)
 
 
-def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
-    """Fetch what a run needs of a repository; return its folder.
+def download(hub_id: str, *, on_progress: OnProgress | None = None, with_weights: bool = True) -> Path:
+    """Fetch what a run needs of a repository, or all of that but the weights; return its folder.
 
     Raises
     ------
@@ -109,6 +110,8 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
         raise ModelNotFoundError(
             f"{hub_id!r} has no model.safetensors or pytorch_model.bin that this program could run."
         )
+    if not with_weights:
+        wanted = {name: size for name, size in wanted.items() if not name.endswith((".safetensors", ".bin"))}
     cache = Path(constants.HF_HUB_CACHE)
     missing = {name: size for name, size in wanted.items() if not _is_cached(hub_id, name, str(info.sha))}
     storage = cache / f"models--{hub_id.replace('/', '--')}"
@@ -116,7 +119,7 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None) -> Path:
     _check_space(hub_id, sum(missing.values()) - waiting, cache)
     done, total = sum(wanted.values()) - sum(missing.values()), sum(wanted.values())
     folder: Path | None = None
-    # The configuration comes last: a folder that has one has everything.
+    # The configuration comes last: a folder that has one has everything that was asked for.
     for name in sorted(wanted, key=lambda item: (item == "config.json", item)):
         report = None if on_progress is None else _reporter(on_progress, done, total, name)
         with _clear_errors(hub_id):

@@ -82,7 +82,13 @@ class StoredModel:
     is_complete: bool
 
 
-def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_download: bool = True) -> ResolvedModel:
+def resolve(
+    model: str | Path,
+    *,
+    on_progress: OnProgress | None = None,
+    allow_download: bool = True,
+    with_weights: bool = True,
+) -> ResolvedModel:
     """Find a model's folder, fetching it first if it must be.
 
     Parameters
@@ -91,6 +97,8 @@ def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_d
         ``llava:tiny``, ``llava:7b``, ``llava:13b``, a Hub id ``owner/name``, or a folder.
     on_progress : callable, optional
     allow_download : bool, default True
+    with_weights : bool, default True
+        Whether the weights must be there; a processor needs only the small files beside them.
 
     Raises
     ------
@@ -109,18 +117,18 @@ def resolve(model: str | Path, *, on_progress: OnProgress | None = None, allow_d
             "for example llava:7b."
         )
     if name and _is_dir(path):
-        return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download), "folder")
+        return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download, with_weights), "folder")
     if _is_file(path):
         raise ModelNotFoundError(f"{path.name!r} is a file; name the folder that holds config.json and the weights.")
     from llavakit.weights import hub
 
     hub_id = _hub_id(name)
-    folder = hub.cached_folder(hub_id)
+    folder = hub.cached_folder(hub_id, with_weights=with_weights)
     if folder is None:
         if not allow_download:
             raise ModelNotFoundError(f"{name!r} is not on this machine. Fetch it with `llavakit pull {name}`.")
-        folder = hub.download(hub_id, on_progress=on_progress)
-    return ResolvedModel(name, folder, _vision_folder(folder, on_progress, allow_download), "hub")
+        folder = hub.download(hub_id, on_progress=on_progress, with_weights=with_weights)
+    return ResolvedModel(name, folder, _vision_folder(folder, on_progress, allow_download, with_weights), "hub")
 
 
 def pull(model: str, *, on_progress: OnProgress | None = None) -> ResolvedModel:
@@ -136,7 +144,8 @@ def pull(model: str, *, on_progress: OnProgress | None = None) -> ResolvedModel:
     from llavakit.weights import hub
 
     folder = hub.download(_hub_id(model), on_progress=on_progress)
-    return ResolvedModel(model, folder, _vision_folder(folder, on_progress, allow_download=True), "hub")
+    tower = _vision_folder(folder, on_progress, allow_download=True, with_weights=True)
+    return ResolvedModel(model, folder, tower, "hub")
 
 
 def list_models() -> list[StoredModel]:
@@ -218,7 +227,9 @@ def _hub_id(name: str) -> str:
     return hub_id
 
 
-def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download: bool) -> Path | None:
+def _vision_folder(
+    folder: Path, on_progress: OnProgress | None, allow_download: bool, with_weights: bool
+) -> Path | None:
     """Find the CLIP tower that an original checkpoint's config names: a folder, or a Hub id."""
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -236,10 +247,10 @@ def _vision_folder(folder: Path, on_progress: OnProgress | None, allow_download:
     from llavakit.weights import hub
 
     hub_id = _hub_id(tower)
-    cached = hub.cached_folder(hub_id)
+    cached = hub.cached_folder(hub_id, with_weights=with_weights)
     if cached is not None or not allow_download:
         return cached
-    return hub.download(hub_id, on_progress=on_progress)
+    return hub.download(hub_id, on_progress=on_progress, with_weights=with_weights)
 
 
 def _is_llava(folder: Path) -> bool:

@@ -98,6 +98,20 @@ def test_a_stored_model_is_found_without_the_network(remote: Hub) -> None:
     assert remote.requests == []
 
 
+def test_without_weights_only_the_small_files_travel(remote: Hub) -> None:
+    folder = store.resolve(NAME, with_weights=False).folder
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "README.md", "tokenizer.json", "model.safetensors.index.json"
+    }  # fmt: skip
+    remote.requests.clear()
+    assert store.resolve(NAME, with_weights=False).folder == folder
+    assert remote.requests == []
+    # A model that is asked for later is not taken for complete.
+    with pytest.raises(ModelNotFoundError, match="llavakit pull"):
+        store.resolve(NAME, allow_download=False)
+    assert_complete(store.resolve(NAME))
+
+
 def test_pull_list_rm(remote: Hub) -> None:
     store.pull(NAME)
     (entry,) = [model for model in store.list_models() if model.hub_id is not None]
