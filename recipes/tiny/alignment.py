@@ -26,11 +26,9 @@ class PatchWords:
     embeddings : tensor of shape (vocabulary, D)
         The decoder's, as initialised.
     vocabulary : Vocabulary
-    side : int
-        Patches per row.
     """
 
-    def __init__(self, embeddings: Tensor, vocabulary: Vocabulary, *, side: int) -> None:
+    def __init__(self, embeddings: Tensor, vocabulary: Vocabulary) -> None:
         scale, width = embeddings.std().item(), embeddings.shape[1]
         generator = torch.Generator().manual_seed(1)
 
@@ -50,10 +48,7 @@ class PatchWords:
             for idx, text in enumerate(words.get(name, ()), start=1):
                 code[idx] = word(text)
             self._codes.append(code)
-        rows, columns = (torch.randn(side, width, generator=generator) * scale / 2 for _ in range(2))
-        self._places = (rows[:, None] + columns[None]).flatten(0, 1)
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Map dense labels (N, targets, P) to features (N, P, D)."""
-        described = sum((code[patches[:, idx]] for idx, code in enumerate(self._codes)), torch.zeros(()))
-        return self._places + described
+        return sum((code[patches[:, idx]] for idx, code in enumerate(self._codes)), torch.zeros(()))

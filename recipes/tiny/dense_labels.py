@@ -1,7 +1,7 @@
 """What the vision tower is taught: for every patch, what is there; for the whole picture, the word.
 
 The labels come from the renderer, so they are exact. Per patch: shape, colour and size of the object that covers it,
-whether an object's centre lies in it, the value of a bar, and the letters in its four quarters.
+whether an object's centre lies in it, the value of a bar, the letters in its four quarters, and its row and column.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from recipes.tiny.scenes import _draw_shape as draw_shape_mask
 
 __all__ = ["PATCH_TARGETS", "DenseHeads", "DenseLabels", "dense_labels"]
 
+_MAX_SIDE = 16  # patches per row and column
 # Class 0 is "nothing here" throughout.
-PATCH_TARGETS = {"shape": len(SHAPES) + 2, "color": len(COLOR_NAMES) + 1, "size": 3, "center": 2, "value": 10,
+PATCH_TARGETS = {"row": _MAX_SIDE + 1, "column": _MAX_SIDE + 1, "shape": len(SHAPES) + 2,
+                 "color": len(COLOR_NAMES) + 1, "size": 3, "center": 2, "value": 10,
                  "letter0": 27, "letter1": 27, "letter2": 27, "letter3": 27}  # fmt: skip
 MAX_LETTERS = 6
 _BAR_CLASS = len(SHAPES) + 1
@@ -42,6 +44,9 @@ def dense_labels(scene: Scene, *, image_size: int, patch_size: int) -> DenseLabe
     side = image_size // patch_size
     grid = np.zeros((len(PATCH_TARGETS), side, side), dtype=np.int64)
     names = list(PATCH_TARGETS)
+    # Where it is must be in a patch's features too: the decoder sees them in one line.
+    grid[names.index("row")] = np.arange(1, side + 1)[:, None]
+    grid[names.index("column")] = np.arange(1, side + 1)[None]
     objects = _object_map(scene, image_size)
     if objects is not None:
         _label_objects(scene, objects, grid, names, patch_size)

@@ -345,7 +345,7 @@ SKILLS: dict[str, Asker] = {
     "size": ask_size, "word": ask_word, "chart": ask_chart, "absent": ask_absent, "choice": ask_choice,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 14, "shape": 13, "existence": 16, "count": 22, "position": 22, "size": 8, "absent": 4,
+    "shapes": {"color": 18, "shape": 11, "existence": 14, "count": 22, "position": 24, "size": 8, "absent": 4,
                "choice": 5, "word": 1},
     "single": {"color": 25, "shape": 25, "existence": 42, "count": 4, "position": 4},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},

