@@ -35,6 +35,9 @@ class Linear(nn.Linear):
         is_half_on_cpu = self.weight.dtype == torch.float16 and self.weight.device.type == "cpu"
         if is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features and not torch.is_grad_enabled():
             return self._forward_widened(x)
+        if x.dim() > 2:
+            # For a slice of positions of a batch torch's product would first copy the whole weight.
+            return F.linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight, self.bias)
 
     def _forward_widened(self, x: Tensor) -> Tensor:

@@ -80,3 +80,22 @@ def test_template_that_is_too_long_or_writes_too_much_is_refused() -> None:
         render_chat_template("x" * 300_000, [])
     with pytest.raises(PromptError, match="more than 16777216 characters"):
         render_chat_template("{% for i in range(20000) %}{{ 'x' * 1000 }}{% endfor %}", [])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'x' * 10 ** 12 }}", "{{ ('x' * 100000) * 100000 }}", "{{ 2 ** 100000 }}", "{{ [0] * 10 ** 11 }}",
+    ],
+)  # fmt: skip
+def test_template_cannot_take_all_memory(template: str) -> None:
+    with pytest.raises(PromptError, match="chat template"):
+        render_chat_template(template, [])
+
+
+@pytest.mark.parametrize("inner", ["range(99999)", "numbers"])
+def test_template_cannot_go_on_forever(inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llavakit.processing.jinja_template._MAX_RENDER_S", 0.2)
+    template = "{% set numbers = range(99999) %}{% for i in numbers %}{% for j in INNER %}{% endfor %}{% endfor %}"
+    with pytest.raises(PromptError, match=r"still rendering after 0\.2 s"):
+        render_chat_template(template.replace("INNER", inner), [])
