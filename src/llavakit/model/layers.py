@@ -37,7 +37,7 @@ class Linear(nn.Linear):
             return self._forward_widened(x)
         if x.dim() > 2:
             # For a slice of positions of a batch torch's product would first copy the whole weight.
-            return F.linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+            return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight, self.bias)
 
     def _forward_widened(self, x: Tensor) -> Tensor:
