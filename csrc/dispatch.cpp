@@ -26,11 +26,11 @@ Features detect() {
   Features found;
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return found;  // OSXSAVE
-  const bool has_fma = bit(c, 12);
+  const bool has_fma_f16c = bit(c, 12) && bit(c, 29);
   const uint64_t state = saved_state();
   const bool saves_ymm = (state & 0x06) == 0x06, saves_zmm = (state & 0xe6) == 0xe6;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
-  found.avx2_fma = saves_ymm && has_fma && bit(b, 5);
+  found.avx2_fma = saves_ymm && has_fma_f16c && bit(b, 5);
   found.avx512 = saves_zmm && found.avx2_fma && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   found.avx512_vnni = found.avx512 && bit(c, 11);
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {

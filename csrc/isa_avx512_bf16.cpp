@@ -13,6 +13,8 @@ inline Halves set_halves(int16_t bits) {
 }
 }  // namespace
 
+// Products with quantized weights use no instruction that the level below lacks.
+#define LLK_PRODUCTS kProductsAvx512Vnni
 #define LLK_BF16_DOT
 #define LLK_INT8_DOT
 #define LLK_TABLE kTableAvx512Bf16

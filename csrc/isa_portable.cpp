@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernel_table.h"
+#include "vec_portable.h"
 
 namespace {
 
@@ -22,6 +23,12 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
 inline float first_float(Floats a) { return a[0]; }
 
 }  // namespace
+
+#define LLK_KEEP_LOOPS  // four lanes of plain code gain nothing from unrolling and compile for minutes
+#define LLK_NARROW VecPortable
+#define LLK_WIDE VecPortable
+#define LLK_PRODUCTS kProductsPortable
+#include "matmul.inc"
 
 #define LLK_TABLE kTablePortable
 #include "probe.inc"

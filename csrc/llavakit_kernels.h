@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 1
+#define LLK_ABI_VERSION 2
 
 enum llk_status {
   LLK_OK = 0,
@@ -45,6 +45,20 @@ enum llk_rate {
   LLK_RATE_BF16_DOT = 1, /* bfloat16 pairs multiplied and added to float32, 2 operations a product */
   LLK_RATE_INT8_DOT = 2, /* int8 quads multiplied and added to int32, 2 operations a product */
   LLK_NUM_RATES = 3
+};
+
+/* Quantized types, numbered as in GGUF. */
+enum llk_type {
+  LLK_TYPE_Q4_0 = 2,
+  LLK_TYPE_Q4_1 = 3,
+  LLK_TYPE_Q5_0 = 6,
+  LLK_TYPE_Q5_1 = 7,
+  LLK_TYPE_Q8_0 = 8,
+  LLK_TYPE_Q2_K = 10,
+  LLK_TYPE_Q3_K = 11,
+  LLK_TYPE_Q4_K = 12,
+  LLK_TYPE_Q5_K = 13,
+  LLK_TYPE_Q6_K = 14
 };
 
 /* The release this library belongs to, such as "0.1.0". Static storage. */
@@ -73,6 +87,22 @@ LLK_EXPORT int32_t llk_measure_read(int32_t isa, int64_t num_bytes, int32_t num_
  * *gops is in 10^9 operations per second, all threads together.
  */
 LLK_EXPORT int32_t llk_measure_rate(int32_t isa, int32_t rate, int32_t num_threads, double seconds, double *gops);
+
+/* Weights in a block of a type, and its bytes. LLK_UNSUPPORTED for another type. */
+LLK_EXPORT int32_t llk_quant_block(int32_t type, int32_t *block_length, int32_t *block_bytes);
+
+/* Expand num_weights weights, a multiple of the block length. The blocks may lie at any address. */
+LLK_EXPORT int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights, int64_t num_weights, float *out);
+
+/* out[m * out_ld + n] = sum over k of round8(x)[m * k + ...] * weights[n * k + ...].
+ *
+ * weights are num_columns rows of k, a multiple of the block length, at any address; x is num_rows rows of k. Each
+ * span of x, 256 long for the k-quants and 32 for the others, is rounded to 255 steps between plus and minus its
+ * greatest magnitude; products are summed exactly within a group of the type, and groups in float. The result does not
+ * depend on num_threads (1 to 1024) and not on the other rows, but on num_rows: the order of the sums does.
+ */
+LLK_EXPORT int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_columns, int64_t k,
+                              const float *x, int64_t num_rows, float *out, int64_t out_ld, int32_t num_threads);
 
 #ifdef __cplusplus
 }

@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
+import numpy as np
+
 from llavakit.core.errors import CapacityError, ConfigError, MissingDependencyError
 from llavakit.core.version import __version__
 
 __all__ = ["ABI_VERSION", "InstructionSet", "KernelLibrary", "Rate", "find_library", "load_library"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -73,7 +75,7 @@ class KernelLibrary:
 
     def _declare(self) -> None:
         library, int32, int64, double = self._library, ctypes.c_int32, ctypes.c_int64, ctypes.c_double
-        out = ctypes.POINTER(double)
+        out, address = ctypes.POINTER(double), ctypes.c_void_p
         signatures: dict[str, tuple[object, list[object]]] = {
             "llk_version": (ctypes.c_char_p, []),
             "llk_abi_version": (int32, []),
@@ -82,6 +84,8 @@ class KernelLibrary:
             "llk_isa_best": (int32, []),
             "llk_measure_read": (int32, [int32, int64, int32, int32, double, out]),
             "llk_measure_rate": (int32, [int32, int32, int32, double, out]),
+            "llk_dequantize": (int32, [int32, int32, address, int64, address]),
+            "llk_matmul": (int32, [int32, int32, address, int64, int64, address, int64, address, int64, int32]),
         }
         for name, (result, arguments) in signatures.items():
             try:
@@ -102,7 +106,7 @@ class KernelLibrary:
                 f"llavakit {__version__} (interface {ABI_VERSION}). Reinstall llavakit so that both are built together."
             )
 
-    @property
+    @functools.cached_property
     def best(self) -> InstructionSet:
         """The highest instruction set that this build holds and this processor runs."""
         return InstructionSet(self._library.llk_isa_best())
@@ -185,6 +189,70 @@ class KernelLibrary:
             return None
         _check_status(status, f"measuring {rate.name} with {num_threads} threads for {seconds} s", chosen)
         return result.value
+
+    def dequantize(
+        self, weights: np.ndarray, block_type: int, num_weights: int, *, level: InstructionSet | None = None
+    ) -> np.ndarray:
+        """Expand quantized weights to float32.
+
+        Parameters
+        ----------
+        weights : uint8 array
+            Whole blocks, contiguous, at any address.
+        block_type : int
+            As numbered in GGUF.
+        num_weights : int
+
+        Returns
+        -------
+        float32 array of ``num_weights``
+
+        Raises
+        ------
+        ConfigError
+            If the number is no multiple of the block length.
+        CapacityError
+            If this machine lacks the instruction set, or the library the type.
+        """
+        chosen = self.best if level is None else level
+        out = np.empty(num_weights, dtype=np.float32)
+        status = self._library.llk_dequantize(chosen, block_type, weights.ctypes.data, num_weights, out.ctypes.data)
+        _check_status(status, f"expanding {num_weights} weights of type {block_type}", chosen)
+        return out
+
+    def matmul(
+        self,
+        weights_address: int,
+        block_type: int,
+        x_address: int,
+        out_address: int,
+        *,
+        num_rows: int,
+        num_columns: int,
+        k: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Multiply float32 rows (num_rows, k) with quantized weights (num_columns, k): ``out = x @ weights.T``.
+
+        The addresses are of contiguous memory that the caller keeps alive: this is called hundreds of times a token,
+        and looking through array objects would be a good part of its time. Rows are rounded to 8 bits as
+        ``csrc/llavakit_kernels.h`` says.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range.
+        CapacityError
+            If memory is short, this machine lacks the instruction set, or the library the type.
+        """
+        chosen = self.best if level is None else level
+        status = self._library.llk_matmul(
+            chosen, block_type, weights_address, num_columns, k, x_address, num_rows, out_address, num_columns,
+            num_threads,
+        )  # fmt: skip
+        if status:
+            _check_status(status, f"the product ({num_rows}, {k}) x ({num_columns}, {k}) of type {block_type}", chosen)
 
 
 def find_library(folders: Iterable[str | Path] | None = None) -> Path:

@@ -143,7 +143,8 @@ def _compile(tmp_path: Path, source: str) -> Path:
 
 
 def test_library_of_another_release_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    names = ["isa_name", "isa_is_supported", "isa_best", "measure_read", "measure_rate"]
+    names = ["isa_name", "isa_is_supported", "isa_best", "measure_read", "measure_rate", "quant_block", "dequantize",
+             "matmul"]  # fmt: skip
     source = 'const char *llk_version(void) { return "9.8.7"; }\nint llk_abi_version(void) { return 1; }\n'
     source += "".join(f"int llk_{name}(void) {{ return 0; }}\n" for name in names)
     with pytest.raises(MissingDependencyError, match=r"9\.8\.7") as caught:

@@ -1,0 +1,208 @@
+// Divides products with quantized weights into pieces for the pool.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "kernel_table.h"
+#include "pool.h"
+
+namespace {
+
+constexpr int32_t kMaxThreads = 1024;
+constexpr int64_t kMaxSize = int64_t{1} << 40;
+// Rows multiplied at a time: the sums of a strip of columns stay in the second-level cache.
+constexpr int64_t kChunkRows = 960;
+// Bytes of weights that a thread takes at a time when rows are few: long enough to be read in one stream.
+constexpr int64_t kPieceBytes = 128 * 1024;
+
+const QuantProducts *products_of(const KernelTable *table, int32_t type) {
+  for (int idx = 0; idx < LLK_NUM_QUANT_TYPES; ++idx) {
+    if (table->quant_products[idx].type == type) return &table->quant_products[idx];
+  }
+  return nullptr;
+}
+
+struct Free {
+  void operator()(unsigned char *at) const { std::free(at); }
+};
+using Buffer = std::unique_ptr<unsigned char, Free>;
+
+Buffer allocate(int64_t num_bytes) {
+  const size_t rounded = (static_cast<size_t>(num_bytes) + 63) / 64 * 64;
+  return Buffer(static_cast<unsigned char *>(std::aligned_alloc(64, rounded)));
+}
+
+struct Product {
+  const QuantProducts *with;
+  const uint8_t *weights;
+  int64_t row_bytes, num_columns, k;
+  const float *x;
+  int64_t num_rows;
+  float *out;
+  int64_t out_ld;
+  int32_t num_threads;
+};
+
+// ---- few rows
+
+struct FewContext {
+  const Product *product;
+  const unsigned char *packed;
+  int64_t piece_columns, row_stride;
+  std::atomic<int64_t> next{0};
+};
+
+void few_body(void *context, int32_t) {
+  auto *shared = static_cast<FewContext *>(context);
+  const Product &product = *shared->product;
+  for (;;) {
+    const int64_t first = shared->next.fetch_add(shared->piece_columns);
+    if (first >= product.num_columns) return;
+    const int64_t left = product.num_columns - first;
+    product.with->multiply_few[product.num_rows - 1](
+        product.weights + first * product.row_bytes, product.row_bytes,
+        left < shared->piece_columns ? left : shared->piece_columns, product.k, shared->packed, shared->row_stride,
+        product.out + first, product.out_ld);
+  }
+}
+
+int32_t multiply_few(const Product &product) {
+  const int64_t num_blocks = (product.k + 255) / 256;
+  const Buffer packed = allocate(product.num_rows * num_blocks * LLK_FEW_ROWS_BYTES);
+  if (!packed) return LLK_NO_MEMORY;
+  for (int64_t row = 0; row < product.num_rows; ++row) {
+    product.with->pack_few(product.x + row * product.k, product.k,
+                           packed.get() + row * num_blocks * LLK_FEW_ROWS_BYTES);
+  }
+  FewContext context;
+  context.product = &product;
+  context.packed = packed.get();
+  context.row_stride = num_blocks;
+  const int64_t even = (product.num_columns + product.num_threads - 1) / product.num_threads;
+  const int64_t by_bytes = kPieceBytes / product.row_bytes + 1;
+  context.piece_columns = by_bytes < even ? by_bytes : even;
+  const int64_t num_pieces = (product.num_columns + context.piece_columns - 1) / context.piece_columns;
+  run_on_pool(num_pieces < product.num_threads ? static_cast<int32_t>(num_pieces) : product.num_threads, few_body,
+              &context);
+  return LLK_OK;
+}
+
+// ---- many rows
+
+struct ManyContext {
+  const Product *product;
+  const ManyRowsProduct *with;
+  unsigned char *packed;
+  int64_t num_vectors, num_blocks;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> is_out_of_memory{false};
+};
+
+void pack_body(void *context, int32_t) {
+  auto *shared = static_cast<ManyContext *>(context);
+  const Product &product = *shared->product;
+  const int32_t lanes = shared->with->num_lanes;
+  for (int64_t v; (v = shared->next.fetch_add(1)) < shared->num_vectors;) {
+    const int64_t left = product.num_rows - v * lanes;
+    shared->with->pack(product.x + v * lanes * product.k, product.k, left < lanes ? static_cast<int>(left) : lanes,
+                       product.k, shared->num_vectors, shared->packed + v * shared->with->packed_bytes);
+  }
+}
+
+void many_body(void *context, int32_t) {
+  auto *shared = static_cast<ManyContext *>(context);
+  const Product &product = *shared->product;
+  const int64_t ld = shared->num_vectors * shared->with->num_lanes;
+  const Buffer columns = allocate(int64_t{LLK_STRIP_COLUMNS} * LLK_COLUMN_BYTES);
+  const Buffer sums_buffer = allocate(LLK_STRIP_COLUMNS * ld * static_cast<int64_t>(sizeof(float)));
+  if (!columns || !sums_buffer) {
+    shared->is_out_of_memory.store(true);
+    return;
+  }
+  auto *sums = reinterpret_cast<float *>(sums_buffer.get());
+  for (int64_t first; (first = shared->next.fetch_add(LLK_STRIP_COLUMNS)) < product.num_columns;) {
+    const int64_t left = product.num_columns - first;
+    const int num = left < LLK_STRIP_COLUMNS ? static_cast<int>(left) : LLK_STRIP_COLUMNS;
+    shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
+                           shared->packed, shared->num_vectors, columns.get(), sums);
+    for (int64_t row = 0; row < product.num_rows; ++row) {
+      float *out = product.out + row * product.out_ld + first;
+      for (int column = 0; column < num; ++column) out[column] = sums[column * ld + row];
+    }
+  }
+}
+
+int32_t multiply_many(const Product &product, const ManyRowsProduct &with) {
+  ManyContext context;
+  context.product = &product;
+  context.with = &with;
+  context.num_vectors = (product.num_rows + with.num_lanes - 1) / with.num_lanes;
+  context.num_blocks = (product.k + 255) / 256;
+  const Buffer packed = allocate(context.num_blocks * context.num_vectors * with.packed_bytes);
+  if (!packed) return LLK_NO_MEMORY;
+  context.packed = packed.get();
+  run_on_pool(context.num_vectors > 1 ? product.num_threads : 1, pack_body, &context);
+  context.next.store(0);
+  run_on_pool(product.num_threads, many_body, &context);
+  return context.is_out_of_memory.load() ? LLK_NO_MEMORY : LLK_OK;
+}
+
+int32_t multiply(Product product) {
+  const int64_t num_rows = product.num_rows;
+  for (int64_t first = 0; first < num_rows; first += kChunkRows) {
+    product.num_rows = num_rows - first < kChunkRows ? num_rows - first : kChunkRows;
+    int32_t status;
+    if (product.num_rows <= LLK_MAX_FEW_ROWS) {
+      status = multiply_few(product);
+    } else {
+      const ManyRowsProduct &narrow = product.with->narrow;
+      status = multiply_many(product, product.num_rows <= narrow.num_lanes ? narrow : product.with->wide);
+    }
+    if (status != LLK_OK) return status;
+    product.x += product.num_rows * product.k;
+    product.out += product.num_rows * product.out_ld;
+  }
+  return LLK_OK;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t llk_quant_block(int32_t type, int32_t *block_length, int32_t *block_bytes) {
+  const QuantProducts *products = products_of(table_of(LLK_ISA_PORTABLE), type);
+  if (products == nullptr) return LLK_UNSUPPORTED;
+  *block_length = products->block_length;
+  *block_bytes = products->block_bytes;
+  return LLK_OK;
+}
+
+int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights, int64_t num_weights, float *out) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  const QuantProducts *products = products_of(table, type);
+  if (products == nullptr) return LLK_UNSUPPORTED;
+  if (num_weights < 0 || num_weights > kMaxSize || num_weights % products->block_length) return LLK_BAD_ARGUMENT;
+  products->dequantize(static_cast<const uint8_t *>(weights), num_weights, out);
+  return LLK_OK;
+}
+
+int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_columns, int64_t k, const float *x,
+                   int64_t num_rows, float *out, int64_t out_ld, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  const QuantProducts *products = products_of(table, type);
+  if (products == nullptr) return LLK_UNSUPPORTED;
+  if (num_columns < 0 || num_columns > kMaxSize || k <= 0 || k > kMaxSize || k % products->block_length ||
+      num_rows < 0 || num_rows > kMaxSize || out_ld < num_columns || num_threads < 1 || num_threads > kMaxThreads) {
+    return LLK_BAD_ARGUMENT;
+  }
+  if (num_columns == 0 || num_rows == 0) return LLK_OK;
+  const int64_t row_bytes = k / products->block_length * products->block_bytes;
+  return multiply({products, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x, num_rows, out, out_ld,
+                   num_threads});
+}
+
+}  // extern "C"

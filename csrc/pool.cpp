@@ -1,0 +1,116 @@
+// A decode step dispatches hundreds of short products one after another, so workers stay awake for a moment after each
+// of them before they sleep: waking a thread takes longer than many a product.
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kAwake = std::chrono::microseconds(100);
+
+inline void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+class Pool {
+ public:
+  void run(int32_t num_threads, void (*body)(void *, int32_t), void *context) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock()) return body(context, 0);  // another caller has the workers
+    const int32_t num_workers = grow(num_threads - 1);
+    if (num_workers <= 0) return body(context, 0);
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      body_ = body;
+      context_ = context;
+      num_wanted_ = num_workers;
+      num_running_.store(num_workers, std::memory_order_relaxed);
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    if (num_asleep_.load() > 0) wake_.notify_all();
+    body(context, 0);
+    while (num_running_.load(std::memory_order_acquire) > 0) relax();
+  }
+
+ private:
+  int32_t grow(int32_t num_wanted) {
+    while (static_cast<int32_t>(workers_.size()) < num_wanted) {
+      try {
+        const int32_t idx = static_cast<int32_t>(workers_.size()) + 1;
+        workers_.emplace_back([this, idx, seen = round_.load()] { work(idx, seen); });
+      } catch (const std::system_error &) {
+        break;
+      } catch (const std::bad_alloc &) {
+        break;
+      }
+    }
+    const auto num_workers = static_cast<int32_t>(workers_.size());
+    return num_workers < num_wanted ? num_workers : num_wanted;
+  }
+
+  void work(int32_t idx, uint64_t seen) {
+    for (;;) {
+      const Clock::time_point sleepy = Clock::now() + kAwake;
+      while (round_.load(std::memory_order_acquire) == seen) {
+        for (int i = 0; i < 32 && round_.load(std::memory_order_relaxed) == seen; ++i) relax();
+        if (Clock::now() < sleepy) continue;
+        std::unique_lock<std::mutex> lock(mutex_);
+        num_asleep_.fetch_add(1);
+        wake_.wait(lock, [this, seen] { return round_.load(std::memory_order_acquire) != seen; });
+        num_asleep_.fetch_sub(1);
+      }
+      // A round cannot be replaced before every worker that it wants has ended it, so one is never missed; those it does
+      // not want may skip rounds.
+      seen = round_.load(std::memory_order_acquire);
+      if (idx > num_wanted_) continue;
+      body_(context_, idx);
+      num_running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int32_t> num_running_{0}, num_asleep_{0};
+  std::atomic<int32_t> num_wanted_{0};
+  void (*body_)(void *, int32_t) = nullptr;
+  void *context_ = nullptr;
+};
+
+}  // namespace
+
+void run_on_pool(int32_t num_threads, void (*body)(void *context, int32_t thread_idx), void *context) {
+  if (num_threads <= 1) return body(context, 0);
+  // Never destroyed: workers may outlive static destructors. A child of fork() has none of its parent's threads and
+  // gets a pool of its own.
+  static std::atomic<Pool *> pool{nullptr};
+  static std::atomic<pid_t> owner{0};
+  const pid_t self = getpid();
+  if (owner.load() != self) {
+    static std::mutex making;
+    const std::lock_guard<std::mutex> guard(making);
+    if (owner.load() != self) {
+      pool.store(new Pool);
+      owner.store(self);
+    }
+  }
+  pool.load()->run(num_threads, body, context);
+}

@@ -1,0 +1,73 @@
+// 256-bit vectors for the bodies in matmul.inc, with the processor's byte products where it has them.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define LLK_DPBUSD_256 _mm256_dpbusd_epi32
+#define LLK_DPWSSD_256 _mm256_dpwssd_epi32
+#elif defined(__AVXVNNI__)
+#define LLK_DPBUSD_256 _mm256_dpbusd_avx_epi32
+#define LLK_DPWSSD_256 _mm256_dpwssd_avx_epi32
+#endif
+
+struct Vec256 {
+  using Ints = __m256i;
+  using Floats = __m256;
+  static constexpr int kLanes = 8;
+#if defined(__AVX512VL__)
+  static constexpr int kTileVectors = 3;
+#else
+  static constexpr int kTileVectors = 1;  // 16 registers: 4 sums, 4 dots, the operands
+#endif
+
+  static inline Ints zero_ints() { return _mm256_setzero_si256(); }
+  static inline Ints set_ints(int32_t value) { return _mm256_set1_epi32(value); }
+  static inline Ints load_ints(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
+  static inline Floats zero_floats() { return _mm256_setzero_ps(); }
+  static inline Floats set_floats(float value) { return _mm256_set1_ps(value); }
+  static inline Floats set_pair(float low, float high) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_set1_ps(low)), _mm_set1_ps(high), 1);
+  }
+  static inline Floats load_floats(const float *at) { return _mm256_loadu_ps(at); }
+  static inline void store_floats(float *at, Floats value) { _mm256_storeu_ps(at, value); }
+  static inline Floats to_floats(Ints value) { return _mm256_cvtepi32_ps(value); }
+  static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static inline float sum(Floats a) {
+    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+  }
+
+#if defined(LLK_DPBUSD_256)
+  static constexpr bool kHasByteDot = true;
+  template <int kMaxByte>
+  static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
+    return LLK_DPBUSD_256(acc, u, s);
+  }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return LLK_DPWSSD_256(acc, a, b); }
+#else
+  static constexpr bool kHasByteDot = false;
+  template <int kMaxByte>
+  static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
+    if constexpr (kMaxByte <= 129) {  // 2 * 129 * 127 fits in 16 bits
+      const Ints words = _mm256_maddubs_epi16(u, s);
+      return _mm256_add_epi32(acc, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+    } else {
+      // The 16-bit sums of maddubs could overflow: even and odd bytes are widened and multiplied apart.
+      const Ints even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
+                                          _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+      const Ints odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+      return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+    }
+  }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+#endif
+};
+
+}  // namespace

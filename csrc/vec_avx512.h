@@ -1,0 +1,53 @@
+// 512-bit vectors for the bodies in matmul.inc, with the processor's byte products where it has them.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+struct Vec512 {
+  using Ints = __m512i;
+  using Floats = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kTileVectors = 3;  // 12 sums and 12 dots of 32 registers
+
+  static inline Ints zero_ints() { return _mm512_setzero_si512(); }
+  static inline Ints set_ints(int32_t value) { return _mm512_set1_epi32(value); }
+  static inline Ints load_ints(const void *at) { return _mm512_loadu_si512(at); }
+  static inline Floats zero_floats() { return _mm512_setzero_ps(); }
+  static inline Floats set_floats(float value) { return _mm512_set1_ps(value); }
+  static inline Floats load_floats(const float *at) { return _mm512_loadu_ps(at); }
+  static inline void store_floats(float *at, Floats value) { _mm512_storeu_ps(at, value); }
+  static inline Floats to_floats(Ints value) { return _mm512_cvtepi32_ps(value); }
+  static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+
+#if defined(__AVX512VNNI__)
+  static constexpr bool kHasByteDot = true;
+  template <int kMaxByte>
+  static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
+    return _mm512_dpbusd_epi32(acc, u, s);
+  }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm512_dpwssd_epi32(acc, a, b); }
+#else
+  static constexpr bool kHasByteDot = false;
+  template <int kMaxByte>
+  static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
+    if constexpr (kMaxByte <= 129) {  // 2 * 129 * 127 fits in 16 bits
+      const Ints words = _mm512_maddubs_epi16(u, s);
+      return _mm512_add_epi32(acc, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
+    } else {
+      // The 16-bit sums of maddubs could overflow: even and odd bytes are widened and multiplied apart.
+      const Ints even = _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)),
+                                          _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+      const Ints odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+      return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+    }
+  }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+#endif
+};
+
+}  // namespace

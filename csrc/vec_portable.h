@@ -1,0 +1,63 @@
+// Four lanes of plain C++ for the bodies in matmul.inc: right everywhere, and what the compiler makes of it.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+
+struct VecPortable {
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  typedef float Floats __attribute__((vector_size(16)));
+  static constexpr int kLanes = 4;
+  static constexpr int kTileVectors = 1;
+  static constexpr bool kHasByteDot = false;
+
+  static inline Ints zero_ints() { return Ints{0, 0, 0, 0}; }
+  static inline Ints set_ints(int32_t value) { return Ints{value, value, value, value}; }
+  static inline Ints load_ints(const void *at) {
+    Ints value;
+    memcpy(&value, at, sizeof value);
+    return value;
+  }
+  static inline Floats zero_floats() { return Floats{0, 0, 0, 0}; }
+  static inline Floats set_floats(float value) { return Floats{value, value, value, value}; }
+  static inline Floats set_pair(float low, float high) { return Floats{low, low, high, high}; }
+  static inline Floats load_floats(const float *at) {
+    Floats value;
+    memcpy(&value, at, sizeof value);
+    return value;
+  }
+  static inline void store_floats(float *at, Floats value) { memcpy(at, &value, sizeof value); }
+  static inline Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
+  static inline Floats add(Floats a, Floats b) { return a + b; }
+  static inline Floats multiply(Floats a, Floats b) { return a * b; }
+  static inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
+  static inline float sum(Floats a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+
+  template <int kMaxByte>
+  static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
+    uint8_t unsigned_bytes[16];
+    int8_t signed_bytes[16];
+    memcpy(unsigned_bytes, &u, 16);
+    memcpy(signed_bytes, &s, 16);
+    int32_t sums[4];
+    for (int lane = 0; lane < 4; ++lane) {
+      sums[lane] = 0;
+      for (int i = 4 * lane; i < 4 * lane + 4; ++i) sums[lane] += unsigned_bytes[i] * signed_bytes[i];
+    }
+    return acc + load_ints(sums);
+  }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) {
+    int16_t left[8], right[8];
+    memcpy(left, &a, 16);
+    memcpy(right, &b, 16);
+    int32_t sums[4];
+    for (int lane = 0; lane < 4; ++lane) {
+      sums[lane] = left[2 * lane] * right[2 * lane] + left[2 * lane + 1] * right[2 * lane + 1];
+    }
+    return acc + load_ints(sums);
+  }
+};
+
+}  // namespace
