@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from llavakit.weights.names import Dialect, canonical_name, find_dialect, skip_r
 from llavakit.weights.safetensors_file import open_safetensors
 from llavakit.weights.torch_file import open_torch_file
 
-__all__ = ["Checkpoint", "check_inside", "open_checkpoint", "read_config", "read_json"]
+__all__ = ["Checkpoint", "account", "check_inside", "open_checkpoint", "read_config", "read_json"]
 
 _MAX_LISTED = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+_MATRIX_DIMS = 2
 _MAX_JSON_BYTES = 64 * 1024**2
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -52,6 +53,11 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all used tensors as stored."""
         return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a pair of GGUF files, whose matrices are used as they are stored."""
+        return self.dialect is Dialect.GGUF
 
     @property
     def storage_dtypes(self) -> dict[str, int]:
@@ -90,7 +96,7 @@ def open_checkpoint(folder: Path, *, vision_folder: Path | None = None) -> Check
         tower = _open_files(vision_folder)
         has_tower = any(name.startswith("vision_tower.") for name, _ in named)
         named += [] if has_tower else [(canonical_name(name, dialect), tensor) for name, tensor in tower.items()]
-    return _account(config, dialect, named, folder)
+    return account(config, dialect, named, folder)
 
 
 def read_config(folder: Path, *, vision_folder: Path | None = None) -> LlavaConfig:
@@ -192,7 +198,33 @@ def _open_shards(folder: Path, index: str) -> dict[str, RawTensor]:
     return tensors
 
 
-def _account(config: LlavaConfig, dialect: Dialect, named: Iterable[tuple[str, RawTensor]], folder: Path) -> Checkpoint:
+def account(
+    config: LlavaConfig,
+    dialect: Dialect,
+    named: Iterable[tuple[str, RawTensor]],
+    path: Path,
+    *,
+    is_quantization_allowed: bool = False,
+) -> Checkpoint:
+    """Compare the tensors that are there with those that the model needs.
+
+    Parameters
+    ----------
+    config : LlavaConfig
+    dialect : Dialect
+    named : iterable of (our name, RawTensor)
+    path : Path
+        For messages.
+    is_quantization_allowed : bool, default False
+        Whether matrices may be stored in blocks.
+
+    Raises
+    ------
+    MissingTensorError, UnexpectedTensorError, ShapeError
+        If they are not exactly the model's; all of them are named.
+    FormatError
+        If one is stored in a type that is not supported.
+    """
     expected = expected_tensors(config)
     used: dict[str, RawTensor] = {}
     skipped: list[tuple[str, str]] = []
@@ -206,17 +238,15 @@ def _account(config: LlavaConfig, dialect: Dialect, named: Iterable[tuple[str, R
         elif name in used:
             unexpected.append(f"{tensor.file_name} {tensor.shape} (a second {name})")
         else:
-            used[name] = RawTensor(
-                name, tensor.file_name, tensor.dtype, tensor.shape, tensor.file, tensor.start, tensor.num_bytes
-            )
+            used[name] = replace(tensor, name=name)
     if missing := [f"{name} {shape}" for name, shape in expected.items() if name not in used]:
         raise MissingTensorError(
-            f"{len(missing)} of {len(expected)} tensors are missing in {folder.name!r}: {_listed(missing)}. "
+            f"{len(missing)} of {len(expected)} tensors are missing in {path.name!r}: {_listed(missing)}. "
             "The checkpoint is incomplete, or config.json is of another model."
         )
     if unexpected:
         raise UnexpectedTensorError(
-            f"{len(unexpected)} tensors in {folder.name!r} are not part of LLaVA-1.5: {_listed(unexpected)}. "
+            f"{len(unexpected)} tensors in {path.name!r} are not part of LLaVA-1.5: {_listed(unexpected)}. "
             "The checkpoint is of another model, or quantized."
         )
     wrong = [
@@ -228,7 +258,10 @@ def _account(config: LlavaConfig, dialect: Dialect, named: Iterable[tuple[str, R
         raise ShapeError(f"{len(wrong)} tensors have another shape than config.json asks for: {_listed(wrong)}. "
                          "config.json is probably of another size of the model.")  # fmt: skip
     if stored := [
-        f"{tensor.file_name}: {tensor.dtype}" for tensor in used.values() if tensor.dtype not in _WEIGHT_DTYPES
+        f"{tensor.file_name}: {tensor.dtype}"
+        for name, tensor in used.items()
+        if tensor.dtype not in _WEIGHT_DTYPES
+        and not (is_quantization_allowed and tensor.is_quantized and len(expected[name]) == _MATRIX_DIMS)
     ]:
         raise FormatError(
             f"{len(stored)} tensors are stored in a type that is not supported: {_listed(stored)}. Weights are "

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llavakit.core.errors import FormatError
+from llavakit.weights.ggml_types import is_quantized
 
 __all__ = ["MappedFile", "RawTensor"]
 
@@ -80,8 +81,10 @@ class RawTensor:
     file_name : str
         The name in the file.
     dtype : str
-        ``float32``, ``float16`` or ``bfloat16``; of skipped tensors also others.
+        ``float32``, ``float16``, ``bfloat16``, or a quantized type of GGUF; of skipped tensors also others.
     shape : tuple of int
+    has_interleaved_heads : bool
+        The rows of every attention head stand in pairs (0, d/2, 1, d/2 + 1, ...), as GGUF files keep queries and keys.
     """
 
     name: str
@@ -91,11 +94,19 @@ class RawTensor:
     file: MappedFile
     start: int
     num_bytes: int
+    has_interleaved_heads: bool = False
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the bytes are blocks with scales."""
+        return is_quantized(self.dtype)
 
     @cached_property
     def data(self) -> np.ndarray:
         """The bytes: a writable uint8 view of the file, or a copy where the file is not aligned for the dtype."""
         view = self.file.view(self.start, self.num_bytes)
+        if self.is_quantized:  # read byte by byte, at any address
+            return view
         itemsize = 4 if self.dtype == "float32" else 2
         return view if view.ctypes.data % itemsize == 0 else view.copy()
 

@@ -7,7 +7,9 @@ from enum import StrEnum
 
 from llavakit.core.config import LlavaConfig
 
-__all__ = ["Dialect", "canonical_name", "find_dialect", "skip_reason", "to_hf_legacy"]
+__all__ = [
+    "Dialect", "canonical_name", "find_dialect", "gguf_projector_name", "gguf_text_name", "skip_reason", "to_hf_legacy",
+]  # fmt: skip
 
 
 class Dialect(StrEnum):
@@ -16,6 +18,7 @@ class Dialect(StrEnum):
     HF_LEGACY = "hf-legacy"  # what llava-hf repositories have on disk
     HF_CURRENT = "hf-current"  # module names of transformers from 4.52 on
     ORIGINAL = "original"  # the LLaVA repository, with its separate CLIP tower
+    GGUF = "gguf"  # a pair of files of llama.cpp's world
 
 
 # Rewrites of a name's beginning, first match wins; after them the name is ours.
@@ -52,7 +55,31 @@ _SKIPPED: tuple[tuple[str, str], ...] = (
         "CLIP's text side and projections; LLaVA uses the tower only",
     ),
     (r"^logit_scale$", "CLIP's contrastive training"),
+    (
+        r"^(rope_freqs\.weight|blk\.\d+\.attn_rot_embd)",
+        "stale buffer: rotary frequencies follow from the configuration",
+    ),
 )
+# GGUF: the name of a whole tensor, or of what stands behind a block's number.
+_GGUF_TEXT = {"token_embd": "language_model.embed_tokens", "output_norm": "language_model.norm", "output": "lm_head"}
+_GGUF_TEXT_BLOCK = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_GGUF_VISION = {
+    "v.class_embd": "embeddings.class_embedding", "v.patch_embd.weight": "embeddings.patch_embedding.weight",
+    "v.position_embd.weight": "embeddings.position_embedding.weight", "v.pre_ln.weight": "pre_layernorm.weight",
+    "v.pre_ln.bias": "pre_layernorm.bias", "v.post_ln.weight": "post_layernorm.weight",
+    "v.post_ln.bias": "post_layernorm.bias",
+}  # fmt: skip
+_GGUF_VISION_BLOCK = {
+    "ln1": "layer_norm1", "ln2": "layer_norm2", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_out": "self_attn.out_proj", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
+}  # fmt: skip
+_GGUF_BLOCK = re.compile(r"(v\.)?blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
+_GGUF_PROJECTOR = re.compile(r"mm\.([02])\.(weight|bias)")
+
 _VISION_BLOCK = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.")
 
 
@@ -75,6 +102,39 @@ def canonical_name(name: str, dialect: Dialect) -> str:
             name = renamed
             break
     return re.sub(*_SPELLING, name)
+
+
+def gguf_text_name(name: str) -> str:
+    """Translate a tensor name of a GGUF language model to ours; unknown names stay as they are."""
+    stem, _, leaf = name.rpartition(".")
+    if stem in _GGUF_TEXT:
+        return f"{_GGUF_TEXT[stem]}.{leaf}"
+    match = _GGUF_BLOCK.fullmatch(name)
+    if match is None or match.group(1) or match.group(3) not in _GGUF_TEXT_BLOCK:
+        return name
+    return f"language_model.layers.{match.group(2)}.{_GGUF_TEXT_BLOCK[match.group(3)]}.{match.group(4)}"
+
+
+def gguf_projector_name(name: str, *, is_swapped: bool) -> str:
+    """Translate a tensor name of a GGUF projector file to ours; unknown names stay as they are.
+
+    Parameters
+    ----------
+    name : str
+    is_swapped : bool
+        Whether the file calls the first feed-forward matrix ``ffn_down``, as the old converter did.
+    """
+    if name in _GGUF_VISION:
+        return f"vision_tower.{_GGUF_VISION[name]}"
+    if match := _GGUF_PROJECTOR.fullmatch(name):
+        return f"multi_modal_projector.linear_{1 if match.group(1) == '0' else 2}.{match.group(2)}"
+    match = _GGUF_BLOCK.fullmatch(name)
+    if match is None or not match.group(1) or match.group(3) not in _GGUF_VISION_BLOCK:
+        return name
+    part = match.group(3)
+    if is_swapped:
+        part = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}.get(part, part)
+    return f"vision_tower.encoder.layers.{match.group(2)}.{_GGUF_VISION_BLOCK[part]}.{match.group(4)}"
 
 
 def skip_reason(name: str, config: LlavaConfig) -> str | None:

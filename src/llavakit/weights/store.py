@@ -49,13 +49,19 @@ class ResolvedModel:
     vision_folder : Path, optional
         The CLIP tower of an original checkpoint.
     source : str
-        ``embedded``, ``folder`` or ``hub``.
+        ``embedded``, ``folder``, ``hub`` or ``gguf``.
+    gguf_file : Path, optional
+        The language model of a GGUF pair.
+    mmproj_file : Path, optional
+        Its projector, where it was named.
     """
 
     name: str
     folder: Path
     vision_folder: Path | None
     source: str
+    gguf_file: Path | None = None
+    mmproj_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,17 +94,20 @@ def resolve(
     on_progress: OnProgress | None = None,
     allow_download: bool = True,
     with_weights: bool = True,
+    mmproj: str | Path | None = None,
 ) -> ResolvedModel:
     """Find a model's folder, fetching it first if it must be.
 
     Parameters
     ----------
     model : str or Path
-        ``llava:tiny``, ``llava:7b``, ``llava:13b``, a Hub id ``owner/name``, or a folder.
+        ``llava:tiny``, ``llava:7b``, ``llava:13b``, a Hub id ``owner/name``, a folder, or a ``.gguf`` file.
     on_progress : callable, optional
     allow_download : bool, default True
     with_weights : bool, default True
         Whether the weights must be there; a processor needs only the small files beside them.
+    mmproj : str or Path, optional
+        The projector of a GGUF language model, where it is not the one beside it.
 
     Raises
     ------
@@ -106,16 +115,22 @@ def resolve(
         If there is no such model.
     StoreError
         If it cannot be fetched.
+    ConfigError
+        If a projector is named for a model that has its own.
     """
     name = str(model)
+    is_gguf = name.lower().endswith(".gguf")
+    if mmproj is not None and not is_gguf:
+        raise ConfigError(f"mmproj is for GGUF files; {name[:200]!r} is none and has its own projector.")
     if name == EMBEDDED:
         return ResolvedModel(name, embedded_folder(), None, "embedded")
     path = _path(name)
-    if name.endswith(".gguf"):
-        raise ModelNotFoundError(
-            f"{path.name!r} is a GGUF file, which this version cannot run. Use a model's Hugging Face folder or id, "
-            "for example llava:7b."
-        )
+    if is_gguf:
+        projector = None if mmproj is None else _path(str(mmproj))
+        for file in (path,) if projector is None else (path, projector):
+            if not _is_file(file):
+                raise ModelNotFoundError(f"there is no file {str(file)[:200]!r}; check the path.")
+        return ResolvedModel(name, path.parent, None, "gguf", path, projector)
     if name and _is_dir(path):
         return ResolvedModel(name, path, _vision_folder(path, on_progress, allow_download, with_weights), "folder")
     if _is_file(path):

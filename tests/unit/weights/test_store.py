@@ -329,7 +329,7 @@ def test_names_that_are_no_model_are_not_found_and_ask_nobody(remote: Hub, name:
 
 
 def test_a_gguf_file_and_a_plain_file_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="GGUF"):
+    with pytest.raises(ModelNotFoundError, match="there is no file"):
         store.resolve("model.gguf")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x")

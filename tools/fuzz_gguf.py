@@ -1,0 +1,146 @@
+"""Open mutated GGUF files until told to stop: ``python tools/fuzz_gguf.py --num 1000000``.
+
+Starts from valid files of both kinds and changes bytes, numbers, lengths and ends. A file may be read or refused with a
+`FormatError`; anything else, or a file that takes longer than a second or memory far beyond its size, is written to the
+folder of failures and ends the run with status 1. With the atheris package, ``--atheris`` lets coverage choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from llavakit.core.errors import FormatError
+from llavakit.weights.gguf_file import open_gguf
+
+_EXTREMES = (0, 1, 7, 31, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63, 2**64 - 1)
+_SLOW_S = 1.0
+_MAX_GROWTH_KIB = 256 * 1024
+
+
+def make_seed(num_keys: int, num_tensors: int) -> bytes:
+    """Return a small valid file with every kind of value and several types of tensors."""
+    body = b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_keys)
+    kinds = ((4, "<I", 7), (6, "<f", 0.5), (7, "<B", 1), (10, "<Q", 9))
+    for idx in range(num_keys):
+        body += _text(f"key.{idx}")
+        if idx % 3 == 0:
+            body += struct.pack("<I", 8) + _text("llama" * idx)
+        elif idx % 3 == 1:
+            body += struct.pack("<IIQ", 9, 8, 2) + _text("a") + _text("bc")
+        else:
+            kind, code, number = kinds[idx % len(kinds)]
+            body += struct.pack("<I", kind) + struct.pack(code, number)
+    offset = 0
+    for idx in range(num_tensors):
+        type_id, num_bytes = ((0, 1024), (8, 272), (12, 144))[idx % 3]
+        body += _text(f"blk.{idx}.weight") + struct.pack("<IQIQ", 1, 256, type_id, offset)
+        offset += -(-num_bytes // 32) * 32
+    return body + b"\0" * (-len(body) % 32) + b"\1" * offset
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Change a file in one to eight places."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        at = rng.randrange(len(data)) if data else 0
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[at] = rng.randrange(256)
+        elif kind == 1 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            data[at : at + 8] = struct.pack("<Q", rng.choice(_EXTREMES))
+        elif kind == 3:
+            data[at : at + 4] = struct.pack("<I", rng.choice(_EXTREMES) & 0xFFFFFFFF)
+        elif kind == 4:
+            del data[at : at + rng.randint(1, 40)]
+        else:
+            start = rng.randrange(len(data)) if data else 0
+            data[at:at] = data[start : start + rng.randint(1, 60)]
+    return bytes(data[: rng.randrange(len(data) + 1)]) if rng.random() < 0.1 else bytes(data)
+
+
+def check(content: bytes, file: Path) -> str:
+    """Open one file; return what became of it, or raise."""
+    file.write_bytes(content)
+    try:
+        opened = open_gguf(file)
+    except FormatError:
+        return "refused"
+    for tensor in opened.tensors.values():
+        if tensor.start + tensor.num_bytes > len(content):
+            raise AssertionError(f"{tensor.name} lies behind the end")
+    return "read"
+
+
+def fuzz(num: int, seed: int, failures: Path) -> int:
+    """Run and report; return the number of failures."""
+    rng = random.Random(seed)
+    seeds = [make_seed(keys, tensors) for keys in (0, 3, 12) for tensors in (1, 5)]
+    outcomes: Counter[str] = Counter()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        file = Path(folder) / "mutated.gguf"
+        for idx in range(num):
+            content = mutate(rng.choice(seeds), rng)
+            started = time.monotonic()
+            try:
+                outcome = check(content, file)
+            except Exception as error:  # whatever it is, it is what is looked for
+                outcome = f"FAILED: {type(error).__name__}"
+            if time.monotonic() - started > _SLOW_S:
+                outcome = "FAILED: slow"
+            outcomes[outcome] += 1
+            if outcome.startswith("FAILED"):
+                failures.mkdir(parents=True, exist_ok=True)
+                (failures / f"{seed}-{idx}.gguf").write_bytes(content)
+            if idx % 50_000 == 0:
+                print(f"{idx:,} of {num:,} files, {dict(outcomes)}", file=sys.stderr, flush=True)
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    if growth > _MAX_GROWTH_KIB:
+        outcomes["FAILED: memory"] += 1
+    print(
+        f"{num:,} files in {time.monotonic() - began:.0f} s: {dict(outcomes)}, memory grew by {growth / 1024:.0f} MiB"
+    )
+    return sum(count for outcome, count in outcomes.items() if outcome.startswith("FAILED"))
+
+
+def run_atheris(arguments: list[str]) -> None:
+    """Let coverage choose the mutations; ends at the first failure."""
+    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    file = Path(tempfile.mkdtemp()) / "mutated.gguf"
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], *arguments], lambda content: check(content, file))
+    atheris.Fuzz()
+
+
+def main() -> None:
+    """Fuzz until told to stop; the exit status says whether a file got through."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--num", type=int, default=100_000, help="files to open")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--failures", type=Path, default=Path("build/fuzz"), help="folder for files that fail")
+    parser.add_argument("--atheris", nargs=argparse.REMAINDER, help="use atheris, with its own options after this one")
+    options = parser.parse_args()
+    if options.atheris is not None:
+        run_atheris(options.atheris)
+    elif fuzz(options.num, options.seed, options.failures):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
