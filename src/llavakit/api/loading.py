@@ -14,7 +14,8 @@ from llavakit.model.loader import load_model
 from llavakit.processing.presets import default_preset_name, load_presets
 from llavakit.processing.sources import SourcePolicy
 from llavakit.processing.tokenizer import Tokenizer
-from llavakit.weights.checkpoint import Checkpoint, open_checkpoint
+from llavakit.weights.checkpoint import Checkpoint
+from llavakit.weights.opening import open_resolved
 from llavakit.weights.store import resolve
 
 __all__ = ["choose_device", "choose_dtype", "load"]
@@ -30,6 +31,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | int | torch.device | None = None,
     preset: str | None = None,
+    mmproj: str | Path | None = None,
     policy: SourcePolicy | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
@@ -38,14 +40,17 @@ def load(
     Parameters
     ----------
     model : str or Path, default "llava:tiny"
-        ``llava:tiny`` (embedded), ``llava:7b``, ``llava:13b``, a Hugging Face id, or a folder.
+        ``llava:tiny`` (embedded), ``llava:7b``, ``llava:13b``, a Hugging Face id, a folder, or a ``.gguf`` file.
     dtype : str or torch.dtype, optional
         ``float32``, ``float16`` or ``bfloat16``. By default the weights stay as stored, mapped and not
-        copied, except that on a CPU models under 2 GiB are widened to float32. Both are exact.
+        copied, except that on a CPU models under 2 GiB are widened to float32. Both are exact. A GGUF file's
+        matrices stay as stored on a CPU, and everything else is float32; elsewhere they are expanded.
     device : str, int or torch.device, optional
         By default the first GPU if there is one, else the CPU.
     preset : {"original", "hf"}, optional
         How pictures and prompts are prepared; by default what the model's folder says, else ``original``.
+    mmproj : str or Path, optional
+        The projector of a GGUF language model; by default the one beside it.
     policy : SourcePolicy, optional
         Which picture sources are allowed, and their limits.
     on_progress : callable, optional
@@ -66,16 +71,26 @@ def load(
     """
     started = time.perf_counter()
     target_device = choose_device(device)
-    found = resolve(model)
-    checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
-    target_dtype = choose_dtype(dtype, checkpoint, target_device)
+    found = resolve(model, mmproj=mmproj)
+    opened = open_resolved(found)
+    checkpoint, vocabulary = opened.checkpoint, opened.vocabulary
     config = checkpoint.config
-    presets = load_presets(found.folder, config)
-    name = preset if preset is not None else default_preset_name(found.folder)
+    presets = load_presets(opened.processor_folder, config)
+    name = preset if preset is not None else default_preset_name(opened.processor_folder)
     if name not in presets:
         raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(presets))}.")
-    tokenizer = Tokenizer.from_folder(found.folder, config=config)
-    llava = load_model(config, checkpoint.tensors, dtype=target_dtype, device=target_device, on_progress=on_progress)
+    if vocabulary is None:
+        tokenizer = Tokenizer.from_folder(found.folder, config=config)
+    else:
+        tokenizer = Tokenizer.from_pieces(vocabulary.pieces, vocabulary.scores, vocabulary.types, config=config)
+    llava = load_model(
+        config,
+        checkpoint.tensors,
+        dtype=choose_dtype(dtype, checkpoint, target_device),
+        device=target_device,
+        is_storage_kept=checkpoint.is_gguf,
+        on_progress=on_progress,
+    )
     return LoadedModel(
         model=llava,
         tokenizer=tokenizer,
@@ -126,6 +141,8 @@ def choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is None or dtype == "auto":
+        if checkpoint.is_gguf and device.type == "cpu":
+            return torch.float32
         stored = _DTYPES[checkpoint.config.dtype]
         num_parameters = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values()) // stored.itemsize
         is_small = num_parameters * torch.float32.itemsize <= _MAX_WIDENED_BYTES

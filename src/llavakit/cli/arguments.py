@@ -21,7 +21,7 @@ __all__ = ["build_parser", "parse"]
 _HELP_WIDTH = 100
 _MODEL_HELP = (
     "llava:tiny (comes with llavakit), llava:7b, llava:13b, a Hugging Face id such as "
-    "llava-hf/llava-1.5-7b-hf, or a folder"
+    "llava-hf/llava-1.5-7b-hf, a folder, or a .gguf file"
 )
 
 
@@ -74,6 +74,14 @@ def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = 
     if has_device:
         group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU, else cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+
+
+def _add_mmproj_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--mmproj",
+        metavar="FILE",
+        help="projector of a .gguf model (default: the file with mmproj in its name beside it)",
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +142,7 @@ def _run() -> argparse.ArgumentParser:
         help="how pictures and prompts are prepared: original (pad to a square, prompt of LLaVA's paper) or hf "
         "(centre crop, as the transformers library); default: what the model's folder says, else original",
     )
+    _add_mmproj_option(pictures)
     pictures.add_argument(
         "--allow-private-urls", action="store_true", help="fetch pictures from this machine and its local network too"
     )
@@ -188,6 +197,7 @@ def _show() -> argparse.ArgumentParser:
         "  llavakit show llava:tiny\n  llavakit show llava:tiny --json | jq .num_parameters",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_mmproj_option(parser)
     _add_output_options(parser, json_help="print one JSON object")
     return parser
 
@@ -230,6 +240,7 @@ def _bench() -> argparse.ArgumentParser:
         "  llavakit bench llava:tiny\n  llavakit bench llava:7b --dtype bfloat16 --json",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_mmproj_option(parser)
     _add_output_options(parser, json_help="print one JSON object")
     _add_machine_options(parser)
     return parser

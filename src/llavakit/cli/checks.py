@@ -48,7 +48,11 @@ def bench(options: argparse.Namespace, console: Console) -> int:
     pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
     try:
         report = bench_model(
-            options.model, dtype=_dtype(options), device=options.device, on_progress=show_stage(console)
+            options.model,
+            dtype=_dtype(options),
+            device=options.device,
+            mmproj=options.mmproj,
+            on_progress=show_stage(console),
         )
     finally:
         console.status("")

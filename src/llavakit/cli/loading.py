@@ -53,6 +53,7 @@ def load_model(options: argparse.Namespace, console: Console, load: Callable[...
             dtype=None if options.dtype == "auto" else options.dtype,
             device=options.device,
             preset=options.preset,
+            mmproj=options.mmproj,
             policy=SourcePolicy(allow_private_hosts=options.allow_private_urls),
             on_progress=None if is_quiet else show,
         )

@@ -60,7 +60,7 @@ def list_all(options: argparse.Namespace, console: Console) -> int:
 
 def show(options: argparse.Namespace, console: Console) -> int:
     """Show what a model is."""
-    content = _describe(options.model)
+    content = _describe(options.model, options.mmproj)
     if options.json:
         _print_json(console, content)
         return 0
@@ -121,18 +121,18 @@ def remove(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _describe(name: str) -> dict[str, Any]:
+def _describe(name: str, mmproj: str | None) -> dict[str, Any]:
     """Gather what is known of a model without loading its weights."""
     from llavakit.core.shapes import count_parameters, kv_bytes_per_token
     from llavakit.processing.presets import default_preset_name, load_presets
-    from llavakit.weights.checkpoint import open_checkpoint
+    from llavakit.weights.opening import open_resolved
     from llavakit.weights.store import resolve
 
-    found = resolve(name, allow_download=False)
-    checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
-    config = checkpoint.config
-    default = default_preset_name(found.folder)
-    presets = load_presets(found.folder, config)
+    found = resolve(name, allow_download=False, mmproj=mmproj)
+    opened = open_resolved(found)
+    checkpoint, config = opened.checkpoint, opened.checkpoint.config
+    default = default_preset_name(opened.processor_folder)
+    presets = load_presets(opened.processor_folder, config)
     card, licence = _card_and_licence(found.folder)
     by_part: dict[str, int] = {}
     for tensor_name, tensor in checkpoint.tensors.items():
@@ -145,6 +145,7 @@ def _describe(name: str) -> dict[str, Any]:
         "model": name,
         "source": found.source,
         "folder": str(found.folder),
+        "weight_files": [str(file) for file in opened.weight_files],
         "vision_folder": str(found.vision_folder) if found.vision_folder else None,
         "card": card,
         "licence": licence,

@@ -20,29 +20,20 @@ import torch
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
-from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError
-from llavakit.core.shapes import (
-    DTYPE_BYTES,
-    decode_bytes,
-    decode_flops,
-    expected_tensors,
-    kv_bytes_per_token,
-    prefill_flops,
-    projector_flops,
-    vision_flops,
-    weight_bytes,
-)
+from llavakit.core.shapes import decode_flops, kv_bytes_per_token, prefill_flops, projector_flops, vision_flops
 from llavakit.core.types import SamplingParams
 from llavakit.core.version import __version__
 from llavakit.diagnostics.generated import encode_jpeg, make_picture
 from llavakit.diagnostics.memory import MemoryUse, drop_page_cache, read_memory
 from llavakit.engine.engine import Engine
 from llavakit.kernels.machine import MachineLimits, measure_machine
+from llavakit.model.storage import count_bytes, count_types, has_quantized
 from llavakit.processing.image import preprocess
 from llavakit.processing.prompt import PreparedPrompt
 from llavakit.processing.sources import open_image
 from llavakit.processing.tokenizer import StreamDecoder
+from llavakit.weights.opening import open_resolved
 from llavakit.weights.store import resolve
 
 __all__ = ["BenchPart", "BenchReport", "bench_loaded", "bench_model"]
@@ -137,6 +128,7 @@ def bench_model(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    mmproj: str | Path | None = None,
     prompt_tokens: int | None = None,
     new_tokens: int = 32,
     repeats: int = 5,
@@ -148,6 +140,7 @@ def bench_model(
     ----------
     model : str or Path
     dtype, device : str, optional
+    mmproj : str or Path, optional
         As for `llavakit.load`.
     prompt_tokens : int, optional
         Length of the prompt, its picture included; by default the picture and 64 tokens, as the context allows.
@@ -176,13 +169,13 @@ def bench_model(
     def start() -> tuple[LoadedModel, float, float]:
         gc.collect()
         began = time.perf_counter()
-        loaded = load(model, dtype=dtype, device=device)
+        loaded = load(model, dtype=dtype, device=device, mmproj=mmproj)
         loaded_at = time.perf_counter()
         loaded.chat(_QUESTION, images=[picture], max_new_tokens=1)
         return loaded, loaded_at - began, time.perf_counter() - began
 
     report("load, cold", 0, 1)
-    cached_share = drop_page_cache(resolve(model).folder)
+    cached_share = drop_page_cache(open_resolved(resolve(model, mmproj=mmproj)).weight_files)
     loaded, load_s, first_s = start()
     parts = [_single("load, cold", load_s, 1, "load"), _single("first token, cold start", first_s, 1, "answer")]
     report("load, cold", 1, 1)
@@ -230,20 +223,20 @@ def bench_loaded(
         report("limits of the machine", 0, 1)
         machine = measure_machine(_MACHINE_SECONDS)
         report("limits of the machine", 1, 1)
-    limits = _Limits(loaded.config, str(loaded.dtype).removeprefix("torch."), machine)
+    limits = _Limits(loaded, machine)
     parts = _picture_parts(loaded, picture, limits, repeats, report)
     parts += _answer_parts(loaded, prompt, limits, new_tokens, repeats, report)
     num_tokens = len(prompt.token_ids)
     return BenchReport(
         model=loaded.name,
-        dtype=limits.dtype,
+        dtype=limits.storage,
         device=str(loaded.device),
         version=__version__,
         torch_version=str(torch.__version__),
         num_threads=torch.get_num_threads(),
         num_prompt_tokens=num_tokens,
         num_new_tokens=new_tokens,
-        weight_bytes=weight_bytes(loaded.config, limits.dtype),
+        weight_bytes=count_bytes(loaded.model),
         kv_bytes=kv_bytes_per_token(loaded.config, limits.dtype) * (num_tokens + new_tokens),
         machine=machine,
         cached_share=None,
@@ -255,26 +248,36 @@ def bench_loaded(
 class _Limits:
     """Least times that the machine allows."""
 
-    def __init__(self, config: LlavaConfig, dtype: str, machine: MachineLimits | None) -> None:
-        self.config = config
-        self.dtype = dtype
+    def __init__(self, loaded: LoadedModel, machine: MachineLimits | None) -> None:
+        model = loaded.model
+        self.config = loaded.config
+        self.dtype = str(loaded.dtype).removeprefix("torch.")
+        self.storage = ", ".join(count_types(model)) if has_quantized(model) else self.dtype
         self._machine = machine
-        groups = {"vision_tower": 0, "multi_modal_projector": 0}
-        for name, shape in expected_tensors(config).items():
-            group = name.split(".", maxsplit=1)[0]
-            if group in groups:
-                groups[group] += int(torch.Size(shape).numel()) * DTYPE_BYTES[dtype]
-        self.tower_bytes, self.projector_bytes = groups["vision_tower"], groups["multi_modal_projector"]
+        self.tower_bytes, self.projector_bytes = (
+            count_bytes(model.vision_tower),
+            count_bytes(model.multi_modal_projector),
+        )
+        # A step reads one row of the embeddings, which is nothing, unless they are the head as well.
+        head_bytes = count_bytes(model.lm_head)
+        self._decoder_bytes = sum(count_bytes(layer) for layer in model.language_model.layers) + head_bytes
+        self._is_quantized = has_quantized(model)
 
-    def of(self, *, flops: float, num_bytes: float) -> dict[str, Any]:
+    def decode_bytes(self, num_context_tokens: int) -> int:
+        """Bytes that one further token must read: the decoder, the head, and the cache."""
+        return self._decoder_bytes + num_context_tokens * kv_bytes_per_token(self.config, self.dtype)
+
+    def of(self, *, flops: float, num_bytes: float, is_decoder: bool = False) -> dict[str, Any]:
         """Return the fields of a part that does this much."""
         if self._machine is None:
             return {}
-        gflops = self._machine.fp32_gflops
-        # float16 is widened to float32 on a processor (llavakit.model.layers); bfloat16 has its own instruction.
+        rate = self._machine.fp32_gflops
+        # float16 is widened to float32 on a processor (llavakit.model.layers); bfloat16 and bytes have instructions.
         if self.dtype == "bfloat16" and self._machine.bf16_gflops is not None:
-            gflops = self._machine.bf16_gflops
-        arithmetic_s = flops / (gflops * 1e9)
+            rate = self._machine.bf16_gflops
+        if is_decoder and self._is_quantized and self._machine.int8_gops is not None:
+            rate = self._machine.int8_gops
+        arithmetic_s = flops / (rate * 1e9)
         memory_s = num_bytes / (self._machine.read_gb_per_s * 1e9)
         bound_by = "memory" if memory_s > arithmetic_s else "arithmetic"
         return {"limit_s": max(arithmetic_s, memory_s), "bound_by": bound_by}
@@ -325,9 +328,9 @@ def _answer_parts(
         decode_s.append(generation.timings.decode_s)
     report("answer", repeats + 1, repeats + 1)
     decode_at = num_tokens + new_tokens // 2  # the middle of the answer
-    prompt_limit = limits.of(flops=prefill_flops(config, num_tokens), num_bytes=decode_bytes(config, limits.dtype, 0))
+    prompt_limit = limits.of(flops=prefill_flops(config, num_tokens), num_bytes=limits.decode_bytes(0), is_decoder=True)
     token_limit = limits.of(
-        flops=decode_flops(config, decode_at), num_bytes=decode_bytes(config, limits.dtype, decode_at)
+        flops=decode_flops(config, decode_at), num_bytes=limits.decode_bytes(decode_at), is_decoder=True
     )
     if token_limit:
         token_limit["limit_s"] *= new_tokens - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def read_available_bytes(root: Path = Path("/proc")) -> int | None:
     return _read_fields(root / "meminfo").get("MemAvailable")
 
 
-def drop_page_cache(folder: Path) -> float | None:
-    """Ask the system to forget the cached pages of a folder's files.
+def drop_page_cache(files: Sequence[Path]) -> float | None:
+    """Ask the system to forget the cached pages of files.
 
     Pages that any process has mapped and touched stay, so that the result is measured.
 
@@ -73,7 +74,6 @@ def drop_page_cache(folder: Path) -> float | None:
     """
     if not hasattr(os, "posix_fadvise"):
         return None
-    files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # pages not yet written cannot be dropped
@@ -81,7 +81,7 @@ def drop_page_cache(folder: Path) -> float | None:
     return _cached_share(files)
 
 
-def _cached_share(files: list[Path]) -> float | None:
+def _cached_share(files: Sequence[Path]) -> float | None:
     """Share of the files' bytes in the page cache, by ``mincore``."""
     try:
         mincore = ctypes.CDLL(None, use_errno=True).mincore

@@ -122,6 +122,11 @@ def verify_model(
         As `llavakit.load`.
     """
     import_transformers()
+    if str(model).lower().endswith(".gguf"):
+        raise ConfigError(
+            f"{str(model)!r} is a GGUF file, which transformers does not run for LLaVA-1.5; verify compares folders. "
+            "Its vision tower and decoder are those of every other model here."
+        )
     loaded = load(model, dtype=dtype, device="cpu")
     return verify_loaded(loaded, num_prompts=num_prompts, max_new_tokens=max_new_tokens, on_progress=on_progress)
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llavakit.model.quantized import QuantizedMatrix
+
 __all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
 
 
@@ -23,21 +25,47 @@ _WIDEN_ROWS = 256
 class Linear(nn.Linear):
     """``y = x @ weight.T + bias``, allocated without being initialised: a loader fills it.
 
-    float16 weights on a CPU are widened slice by slice to float32 for the product of more than a few rows,
-    which is about four times as fast there as torch's half-precision product, and accumulates in float32.
+    The storage decides how the product is computed:
+
+    - ``quantized`` is set: from the blocks, by the native library.
+    - float16 on a CPU: widened slice by slice to float32 for the product of more than a few rows, which is about four
+      times as fast there as torch's half-precision product, and accumulates in float32.
+    - otherwise: by torch.
+
+    Attributes
+    ----------
+    quantized : QuantizedMatrix, optional
+        The weight, in place of the parameter.
+    interleaved_head_dim : int, optional
+        The weight's rows are in GGUF's order of rotary pairs (0, d/2, 1, d/2 + 1, ...) within every head of this size;
+        outputs are put back in order.
     """
+
+    quantized: QuantizedMatrix | None = None
+    interleaved_head_dim: int | None = None
 
     def reset_parameters(self) -> None:
         """Leave the memory untouched; random initial values would cost seconds at real sizes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features) in the dtype of ``x``."""
+        out = self._multiply(x)
+        if self.interleaved_head_dim is not None:
+            out = out.view(*out.shape[:-1], -1, self.interleaved_head_dim // 2, 2).transpose(-1, -2).flatten(-3)
+        return out
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        if self.quantized is not None:
+            out = self.quantized.multiply(x)
+            return out if self.bias is None else out + self.bias
         is_half_on_cpu = self.weight.dtype == torch.float16 and self.weight.device.type == "cpu"
-        if is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features and not torch.is_grad_enabled():
+        is_mixed = self.weight.dtype != x.dtype
+        has_many_rows = is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features
+        if (is_mixed or has_many_rows) and not torch.is_grad_enabled():
             return self._forward_widened(x)
         if x.dim() > 2:
             # For a slice of positions of a batch torch's product would first copy the whole weight.
-            return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
+            return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)
 
     def _forward_widened(self, x: Tensor) -> Tensor:
@@ -54,7 +82,18 @@ class Embedding(nn.Embedding):
     """A table of rows, allocated without being initialised.
 
     Drawing random numbers for a table on the meta device makes torch import its compiler, which takes seconds.
+
+    Attributes
+    ----------
+    quantized : QuantizedMatrix, optional
+        The table, in place of the parameter.
     """
+
+    quantized: QuantizedMatrix | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map integer ids (...) to rows (..., embedding_dim)."""
+        return super().forward(input) if self.quantized is None else self.quantized.look_up(input)
 
     def reset_parameters(self) -> None:
         """Leave the memory untouched."""

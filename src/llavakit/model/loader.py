@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import MissingTensorError, NonFiniteError
+from llavakit.model.layers import Embedding, Linear
 from llavakit.model.llava import Llava
+from llavakit.model.quantized import QuantizedMatrix
 
 __all__ = ["StoredTensor", "build_meta_model", "load_model"]
 
@@ -30,7 +32,7 @@ class StoredTensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """``float32``, ``float16`` or ``bfloat16``."""
+        """``float32``, ``float16``, ``bfloat16``, or a quantized type of GGUF."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,6 +41,14 @@ class StoredTensor(Protocol):
     @property
     def data(self) -> np.ndarray:
         """The bytes, as a writable uint8 view of the file."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the bytes are blocks with scales."""
+
+    @property
+    def has_interleaved_heads(self) -> bool:
+        """Whether rows are in GGUF's order of rotary pairs."""
 
     def release(self) -> None:
         """Give the pages back to the operating system; they can be read again."""
@@ -56,6 +66,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    is_storage_kept: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Llava:
     """Build a model and fill it.
@@ -68,6 +79,9 @@ def load_model(
     dtype : torch.dtype
         Of the weights in memory.
     device : torch.device
+    is_storage_kept : bool, default False
+        Matrices of linear layers and token embeddings stay as stored, quantized or half precision, and ``dtype`` is
+        that of everything else: products convert as they go. Only on a CPU; elsewhere quantized matrices are expanded.
     on_progress : callable, optional
         Called with tensors done and tensors in all.
 
@@ -87,17 +101,40 @@ def load_model(
     names = [name for name, _ in model.named_parameters()]
     if missing := [name for name in names if name not in tensors]:
         raise MissingTensorError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}.")
+    is_kept = is_storage_kept and device.type == "cpu"
     for done, name in enumerate(names, start=1):
-        tensor = _convert(name, tensors[name], dtype=dtype, device=device)
-        _assign(model, name, nn.Parameter(tensor, requires_grad=False))
+        _fill(model, name, tensors[name], dtype=dtype, device=device, is_kept=is_kept)
         if on_progress is not None:
             on_progress(done, len(names))
     if config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
+        model.lm_head.quantized = model.language_model.embed_tokens.quantized
     return model
 
 
+def _fill(
+    model: Llava, name: str, stored: StoredTensor, *, dtype: torch.dtype, device: torch.device, is_kept: bool
+) -> None:
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    is_matrix = leaf == "weight" and isinstance(module, Linear | Embedding)
+    if stored.has_interleaved_heads and isinstance(module, Linear):
+        module.interleaved_head_dim = model.config.text_config.head_dim
+    if stored.is_quantized and is_kept and isinstance(module, Linear | Embedding):
+        module.quantized = QuantizedMatrix(stored.data, stored.dtype, stored.shape)
+        module.register_parameter("weight", None)
+        return
+    if is_kept and is_matrix and "position" not in name and stored.dtype in ("float16", "bfloat16"):
+        dtype = getattr(torch, stored.dtype)
+    tensor = _convert(name, stored, dtype=dtype, device=device)
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
 def _convert(name: str, stored: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if stored.is_quantized:
+        expanded = QuantizedMatrix(stored.data, stored.dtype, stored.shape).expand().to(device=device, dtype=dtype)
+        stored.release()
+        return expanded
     tensor = torch.from_numpy(stored.data).view(getattr(torch, stored.dtype)).view(stored.shape)
     if tensor.nbytes <= _MAX_CHECKED_BYTES and not bool(torch.isfinite(tensor).all()):
         raise NonFiniteError(
@@ -109,8 +146,3 @@ def _convert(name: str, stored: StoredTensor, *, dtype: torch.dtype, device: tor
     converted = tensor.to(device=device, dtype=dtype)
     stored.release()
     return converted
-
-
-def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    module_name, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module_name), leaf, parameter)

@@ -33,12 +33,12 @@ class Preset:
     template: str
 
 
-def load_presets(folder: Path, config: LlavaConfig) -> dict[str, Preset]:
+def load_presets(folder: Path | None, config: LlavaConfig) -> dict[str, Preset]:
     """Build both presets of a model.
 
     Parameters
     ----------
-    folder : Path
+    folder : Path, optional
         The model's files; ``preprocessor_config.json`` is read for ``hf`` where it exists.
     config : LlavaConfig
 
@@ -52,18 +52,18 @@ def load_presets(folder: Path, config: LlavaConfig) -> dict[str, Preset]:
     original = ImageProcessing(
         mode="pad", shortest_edge=size, mean=_CLIP_MEAN, std=_CLIP_STD, is_exif_turned=False, alpha="drop", **common
     )
-    file = folder / "preprocessor_config.json"
-    raw = read_json(file) if file.is_file() else _default_processor(size)
+    file = Path("preprocessor_config.json") if folder is None else folder / "preprocessor_config.json"
+    raw = read_json(file) if folder is not None and file.is_file() else _default_processor(size)
     return {
         "original": Preset("original", original, "vicuna_v1"),
         "hf": Preset("hf", _from_processor_file(raw, file, size), "llava-hf"),
     }
 
 
-def default_preset_name(folder: Path) -> str:
+def default_preset_name(folder: Path | None) -> str:
     """Return the preset stored with the model, else ``original``."""
-    file = folder / "llavakit.json"
-    if not file.is_file():
+    file = None if folder is None else folder / "llavakit.json"
+    if file is None or not file.is_file():
         return "original"
     name = read_json(file).get("preset")
     if name not in PRESET_NAMES:

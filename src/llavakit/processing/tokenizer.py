@@ -78,15 +78,23 @@ class Tokenizer:
 
     @classmethod
     def from_pieces(
-        cls, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, image_token_id: int | None = None
+        cls, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, config: LlavaConfig
     ) -> Tokenizer:
         """Build from a sentencepiece vocabulary, as GGUF files carry it.
 
-        The image token gets the id after the vocabulary unless one is given.
+        Raises
+        ------
+        ConfigError
+            If it is damaged or does not fit the model.
         """
-        content = pieces_to_tokenizer_json(pieces, scores, types)
-        image_id = len(pieces) if image_token_id is None else image_token_id
-        return cls(content, bos_token_id=1, eos_token_id=2, image_token_id=image_id)
+        tokenizer = cls(
+            pieces_to_tokenizer_json(pieces, scores, types),
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            image_token_id=config.image_token_id,
+        )
+        tokenizer.check_fits(config)
+        return tokenizer
 
     def check_fits(self, config: LlavaConfig) -> None:
         """Check that every id of the tokenizer has an embedding and that the image token agrees."""
