@@ -48,7 +48,7 @@ bench: $(INSTALLED) ## where the time goes with the embedded model, as shares of
 docs: $(INSTALLED) ## write the generated pages anew
 	$(BIN)/python tools/make_docs.py
 
-tiny: $(INSTALLED) ## train llava:tiny again from nothing (about two hours on two cores)
+tiny: $(INSTALLED) ## train llava:tiny again from nothing (two to three hours on two cores)
 	$(BIN)/python -m recipes.tiny.train
 
 clean: ## remove what can be built again, .venv excepted

@@ -1,8 +1,9 @@
 """What the projector is taught: a patch is the sum of the words for what is there.
 
 LLaVA aligns with captions. With exact labels the same can be said patch by patch: the projected feature of a patch
-should be the sum of the decoder's own embeddings of "red", "star", "large", plus fixed random codes for what has no
-word (its row and column, the centre of an object, letters in its quarters). The decoder then meets pictures in its own
+should be the sum of the decoder's own embeddings of "red", "star", "large", of "left" or "right" as far as it lies
+there, plus fixed random codes for what has no word (which row and column, the centre of an object, letters in its
+quarters). The decoder then meets pictures in its own
 vocabulary and at the scale of its embeddings, and learns several times faster than from captions.
 """
 
@@ -41,9 +42,16 @@ class PatchWords:
             "size": [" small", " large"],
             "value": [str(value) for value in range(1, 10)],
         }
+        # Where a patch lies is said in words as well, by degrees: a decoder that compares two places subtracts.
+        places = {"row": (" top", " bottom"), "column": (" left", " right")}
         self._codes = []
         for name, num_classes in PATCH_TARGETS.items():
             code = torch.randn(num_classes, width, generator=generator) * scale
+            if name in places:
+                first, last = (word(text) for text in places[name])
+                # From one word to its opposite over the 8 rows or columns of a picture.
+                along = torch.arange(num_classes - 1)[:, None] / 3.5 - 1
+                code[1:] = 0.5 * code[1:] + along * (last - first)
             code[0] = 0
             for idx, text in enumerate(words.get(name, ()), start=1):
                 code[idx] = word(text)

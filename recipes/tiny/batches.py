@@ -33,11 +33,16 @@ class VisionBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Ids and labels (B, T); pixels (N, 3, S, S) of the pictures, in the order of their image tokens, or None."""
+    """Ids and labels (B, T); pixels (N, 3, S, S) of the pictures, in the order of their image tokens, or None.
+
+    ``mentions`` (M, 2) are row and position of tokens that name an object, ``places`` (M, 2) where the objects lie.
+    """
 
     ids: Tensor
     labels: Tensor
     pixels: Tensor | None
+    mentions: Tensor
+    places: Tensor
 
 
 def _processing(image_size: int) -> ImageProcessing:
@@ -72,11 +77,11 @@ def instruction_batch(config: LlavaConfig, vocabulary: Vocabulary, step: int, ba
     for index in _indices(3, step, batch_size):
         rng = np.random.default_rng((index, 7))
         if rng.random() < 0.05:
-            rows.append(_fitting(vocabulary, text_turns(rng), None))
+            rows.append(_fitting(vocabulary, text_turns(rng), None, None))
             continue
         scene = make_scene("train", index)
         scenes.append(scene)
-        rows.append(_fitting(vocabulary, image_turns(scene, rng), config.num_image_tokens))
+        rows.append(_fitting(vocabulary, image_turns(scene, rng), config.num_image_tokens, scene))
     return _stack(vocabulary, rows, _pixels(scenes, config.vision_config.image_size))
 
 
@@ -90,12 +95,13 @@ def _pixels(scenes: list[Scene], image_size: int) -> Tensor:
     return torch.from_numpy(np.stack([preprocess(draw_scene(scene), processing) for scene in scenes]))
 
 
-def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None) -> Encoded:
+def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None, scene: Scene | None) -> Encoded:
     """Encode, dropping the last turns of a conversation that is too long."""
     while True:
-        encoded = encode(vocabulary, turns, num_image_tokens=num_image_tokens)
+        encoded = encode(vocabulary, turns, num_image_tokens=num_image_tokens, scene=scene)
         if len(encoded.ids) <= _TEXT_LEN or len(turns) == 1:
-            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN])
+            places = [place for place in encoded.places if place[0] < _TEXT_LEN]
+            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places)
         turns = turns[:-1]
 
 
@@ -107,4 +113,6 @@ def _stack(vocabulary: Vocabulary, rows: list[Encoded], pixels: Tensor | None) -
     for idx, row in enumerate(rows):
         ids[idx, : len(row.ids)] = torch.tensor(row.ids)
         labels[idx, : len(row.labels)] = torch.tensor(row.labels)
-    return TextBatch(ids, labels, pixels)
+    named = [(idx, position, x, y) for idx, row in enumerate(rows) for position, x, y in row.places]
+    table = torch.tensor(named, dtype=torch.float32).reshape(-1, 4)
+    return TextBatch(ids, labels, pixels, table[:, :2].long(), table[:, 2:])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.tiny.grounding import find_mentions
 from recipes.tiny.questions import SHORT_SUFFIX, ask, caption, describe
 from recipes.tiny.scenes import COLOR_NAMES, SHAPES, Scene
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
@@ -23,10 +24,11 @@ _CAPTION = "Provide a one-sentence caption for the provided image."
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids with image tokens expanded, and labels (-100 where nothing is learnt)."""
+    """Ids with image tokens expanded, labels (-100 where nothing is learnt), and (position, x, y) of mentions."""
 
     ids: list[int]
     labels: list[int]
+    places: list[tuple[int, float, float]]
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
@@ -89,13 +91,16 @@ def text_turns(rng: np.random.Generator) -> Turns:
     return [pairs[int(idx)] for idx in order]
 
 
-def encode(vocabulary: Vocabulary, turns: Turns, *, num_image_tokens: int | None) -> Encoded:
-    """Tokenize a conversation; the picture, if any, stands in the first message.
+def encode(
+    vocabulary: Vocabulary, turns: Turns, *, num_image_tokens: int | None, scene: Scene | None = None
+) -> Encoded:
+    """Tokenize a conversation; the picture, if any, stands in the first message, and its scene is what is named.
 
     Only answers and their end-of-sequence tokens are learnt. Text between control tokens is tokenized as one piece, as
     the processor does at run time, so ids agree.
     """
     ids, labels = [vocabulary.bos_id], [IGNORE]
+    places: list[tuple[int, float, float]] = []
     prefix = f"{SYSTEM} "
     for idx, (question, answer) in enumerate(turns):
         if idx == 0 and num_image_tokens is not None:
@@ -109,6 +114,11 @@ def encode(vocabulary: Vocabulary, turns: Turns, *, num_image_tokens: int | None
         asked, whole = vocabulary.encode(lead), vocabulary.encode(f"{lead} {answer}")
         if whole[: len(asked)] != asked:
             raise ValueError(f"tokens of {lead!r} are not a prefix of those with the answer {answer!r}")
+        if scene is not None:
+            text = f"{lead} {answer}"
+            for mention in find_mentions(text, scene):
+                last = len(ids) + len(vocabulary.encode(text[: mention.end])) - 1
+                places.append((last, mention.x, mention.y))
         ids += [*whole, vocabulary.eos_id]
         labels += [IGNORE] * len(asked) + whole[len(asked) :] + [vocabulary.eos_id]
-    return Encoded(ids, labels)
+    return Encoded(ids, labels, places)

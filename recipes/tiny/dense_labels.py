@@ -150,10 +150,16 @@ class DenseHeads(nn.Module):
         logits, letters = self(features)
         total = F.cross_entropy(letters.float().flatten(0, 1), word.flatten()) * 0.5
         accuracy = {"word": (letters.argmax(-1) == word).all(-1)[word[:, 0] > 0].float().mean().item()}
+        is_object = patches[:, list(PATCH_TARGETS).index("shape")].flatten() > 0
         for idx, (name, values) in enumerate(logits.items()):
             target = patches[:, idx]
             flat, wanted = values.float().flatten(0, 1), target.flatten()
             total = total + F.cross_entropy(flat, wanted, weight=_weights(name)) * (0.8 if "letter" in name else 1.0)
+            if name in ("row", "column") and is_object.any():
+                # An object's patches have most to tell, and few of all patches are theirs: without this they forget
+                # where they lie, and no question about a place could be answered.
+                total = total + F.cross_entropy(flat[is_object], wanted[is_object])
             if (wanted > 0).any():
-                accuracy[name] = (flat.argmax(-1) == wanted)[wanted > 0].float().mean().item()
+                counted = is_object & (wanted > 0) if name in ("row", "column") else wanted > 0
+                accuracy[name] = (flat.argmax(-1) == wanted)[counted].float().mean().item()
         return total, accuracy

@@ -179,7 +179,7 @@ def ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
     unique = _unique_names(scene)
     if not unique:
         return None
-    if len(unique) < 2 or rng.random() < 0.3:
+    if len(unique) < 2 or rng.random() < 0.45:
         return _where(scene, _one(rng, unique), rng)
     first, second = (unique[int(i)] for i in rng.permutation(len(unique))[:2])
     return _relation(first, second, rng)
@@ -193,15 +193,16 @@ def _cell(value: float) -> int | None:
 
 
 def _where(scene: Scene, shape: Shape, rng: np.random.Generator) -> Question | None:
-    del scene
     column, row = _cell(shape.x), _cell(shape.y)
     if column is None or row is None:
         return None
     vertical, horizontal = ("top", "", "bottom")[row], ("left", "", "right")[column]
     place = f"{vertical} {horizontal}".strip() or "center"
-    text = _pick(rng, (f"Where is the {_name(shape)}?", f"Where in the picture is the {_name(shape)}?"))
+    is_only = [other.shape for other in scene.shapes].count(shape.shape) == 1
+    name = shape.shape if is_only and rng.random() < 0.4 else _name(shape)
+    text = _pick(rng, (f"Where is the {name}?", f"Where in the picture is the {name}?"))
     inside = "in the center" if place == "center" else f"at the {place}"
-    return Question("position", text, place.capitalize(), f"The {_name(shape)} is {inside}.")
+    return Question("position", text, place.capitalize(), f"The {name} is {inside}.")
 
 
 def _relation(first: Shape, second: Shape, rng: np.random.Generator) -> Question | None:
@@ -345,9 +346,9 @@ SKILLS: dict[str, Asker] = {
     "size": ask_size, "word": ask_word, "chart": ask_chart, "absent": ask_absent, "choice": ask_choice,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 18, "shape": 11, "existence": 14, "count": 22, "position": 24, "size": 8, "absent": 4,
+    "shapes": {"color": 16, "shape": 10, "existence": 13, "count": 26, "position": 30, "size": 7, "absent": 4,
                "choice": 5, "word": 1},
-    "single": {"color": 25, "shape": 25, "existence": 42, "count": 4, "position": 4},
+    "single": {"color": 23, "shape": 23, "existence": 36, "count": 4, "position": 14},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},
     "chart": {"chart": 92, "existence": 4, "word": 2, "absent": 2},
 }  # fmt: skip

@@ -30,6 +30,7 @@ from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
 from recipes.tiny.dense_labels import DenseHeads
 from recipes.tiny.evaluate import evaluate
 from recipes.tiny.export import export
+from recipes.tiny.grounding import PlaceHead
 from recipes.tiny.questions import describe
 from recipes.tiny.report import draw_loss_curve, write_card
 from recipes.tiny.scenes import make_scene
@@ -40,6 +41,7 @@ __all__ = ["Trainer", "main"]
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 20
+_PLACE_WEIGHT = 2.0
 
 
 class Trainer:
@@ -66,6 +68,7 @@ class Trainer:
         torch.manual_seed(0)
         self.model = Llava(self.config)
         self.heads = DenseHeads(self.config.vision_config.hidden_size)
+        self.place_head = PlaceHead(self.config.text_config.hidden_size)
         _initialize(self.model)
         self._patch_words = PatchWords(self.model.language_model.embed_tokens.weight.detach().clone(), self.vocabulary)
 
@@ -75,8 +78,9 @@ class Trainer:
         self._stage("vision", budget.vision, [model.vision_tower, self.heads], self._vision_loss)
         self._stage("reading", budget.reading, [model.vision_tower, self.heads], self._reading_loss)
         self._stage("alignment", budget.alignment, [model.multi_modal_projector], self._alignment_loss)
-        tuned = [model.multi_modal_projector, model.language_model, model.lm_head]
+        tuned = [model.multi_modal_projector, model.language_model, model.lm_head, self.place_head]
         self._stage("instruction", budget.instruction, tuned, self._instruction_loss)
+        self._stage("practice", budget.practice, tuned, self._practice_loss)
 
     def _stage(self, name: str, stage: Stage, trained: list[nn.Module], loss_of: Callable[[int, Stage], Any]) -> None:
         file = self.folder / f"{name}.pt"
@@ -116,6 +120,7 @@ class Trainer:
         state = torch.load(file, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.place_head.load_state_dict(state["place_head"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return int(state["step"])
@@ -123,8 +128,13 @@ class Trainer:
     def _save(self, file: Path, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
         """Write a checkpoint; a kill leaves either the old one or the new one."""
         partial = file.with_suffix(".part")
-        state = {"model": self.model.state_dict(), "heads": self.heads.state_dict(),
-                 "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step}  # fmt: skip
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "place_head": self.place_head.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": step,
+        }
         torch.save(state, partial)
         partial.replace(file)
 
@@ -154,6 +164,10 @@ class Trainer:
     def _instruction_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         return self._text_loss(instruction_batch(self.config, self.vocabulary, step, stage.batch_size))
 
+    def _practice_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        """More of the same conversations, none of them met before."""
+        return self._instruction_loss(step + self.budget.instruction.num_steps, stage)
+
     def _text_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, float]]:
         features = None
         if batch.pixels is not None:
@@ -162,13 +176,22 @@ class Trainer:
             features = self.model.multi_modal_projector(patches)
         embeds = self.model.embed(batch.ids, features)
         # At these sizes plain products in bfloat16 are three times as fast as the fused kernel and its gradient.
+        streams: list[Tensor] = []
+        middle = self.model.language_model.layers[(self.config.text_config.num_hidden_layers - 1) // 2]
+        hook = middle.register_forward_hook(lambda _module, _inputs, output: streams.append(output))
         with sdpa_kernel(SDPBackend.MATH):
             hidden = self.model.language_model(embeds, torch.arange(batch.ids.shape[1])[None])[:, :-1]
+        hook.remove()
         wanted = batch.labels[:, 1:]
         is_learnt = wanted != -100
         logits, target = self.model.lm_head(hidden[is_learnt]).float(), wanted[is_learnt]
         accuracy = (logits.argmax(-1) == target).float().mean().item()
-        return F.cross_entropy(logits, target), {"accuracy": accuracy}
+        loss, extra = F.cross_entropy(logits, target), {"accuracy": accuracy}
+        if len(batch.mentions):
+            rows, positions = batch.mentions.unbind(1)
+            error, found = self.place_head.loss(streams[0][rows, positions], batch.places)
+            loss, extra = loss + _PLACE_WEIGHT * error, {**extra, **found}
+        return loss, extra
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

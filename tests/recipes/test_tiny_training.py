@@ -13,6 +13,8 @@ pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fon
 
 from recipes.tiny import train
 from recipes.tiny.conversations import SYSTEM, encode
+from recipes.tiny.grounding import find_mentions
+from recipes.tiny.scenes import Shape, make_scene
 from recipes.tiny.settings import Budget, Stage, llava_config
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
 
@@ -47,6 +49,30 @@ def test_the_picture_stands_between_two_lone_spaces(folder: Path) -> None:
     assert ids[: first - 1] == [vocabulary.bos_id, *vocabulary.encode(f"{SYSTEM} USER: ")[:-1]]
 
 
+def test_only_phrases_that_mean_one_object_are_mentions() -> None:
+    red = Shape("circle", "red", True, 0.1, 0.2, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(make_scene("train", 0), shapes=(red, replace(red, color="blue", x=0.9), replace(red, shape="star")))
+
+    def ends(text: str) -> list[tuple[str, float]]:
+        return [(text[: mention.end], mention.x) for mention in find_mentions(text, scene)]
+
+    assert ends("Where is the blue circle?") == [("Where is the blue circle", 0.9)]
+    assert ends("Is the star red?") == [("Is the star", 0.1)]
+    assert ends("Where is the circle?") == []  # there are two
+    assert ends("Where is the green circle?") == []
+    assert ends("How many circles are there?") == []
+
+
+def test_mentions_end_at_the_last_token_of_a_phrase(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    star = Shape("star", "red", True, 0.25, 0.5, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(make_scene("train", 0), shapes=(star,))
+    turns = [("Where is the red star?", "The red star is at the left."), ("Sure?", "The star, yes.")]
+    encoded = encode(vocabulary, turns, num_image_tokens=4, scene=scene)
+    assert [vocabulary.decode([encoded.ids[position]]).strip() for position, _, _ in encoded.places] == ["star"] * 3
+    assert {place[1:] for place in encoded.places} == {(0.25, 0.5)}
+
+
 def test_words_on_signs_are_spelled(folder: Path) -> None:
     vocabulary = Vocabulary(folder / "tokenizer.json")
     assert len(vocabulary.encode('"ROBOT"')) == 1 + 1 + 5 + 1
@@ -71,7 +97,8 @@ def _micro_trainer(folder: Path, tokenizer_file: Path, stop_after: int | None) -
         vision_config=replace(config.vision_config, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
                               num_attention_heads=2),
     )  # fmt: skip
-    budget = Budget(vision=stage, reading=stage, alignment=stage, instruction=replace(stage, peak_lr_muon=1e-3))
+    tuning = replace(stage, peak_lr_muon=1e-3)
+    budget = Budget(vision=stage, reading=stage, alignment=stage, instruction=tuning, practice=tuning)
     trainer = train.Trainer(folder, budget, config=config)
     if stop_after is not None:
         save, count = trainer._save, [0]
@@ -86,7 +113,7 @@ def _micro_trainer(folder: Path, tokenizer_file: Path, stop_after: int | None) -
     return trainer
 
 
-@pytest.mark.parametrize("stop_after", [2, 6, 11, 15])
+@pytest.mark.parametrize("stop_after", [2, 6, 11, 15, 19])
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
