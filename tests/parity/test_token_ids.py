@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from llavakit.core.config_json import parse_llava_config
 from llavakit.core.errors import PromptError
 from llavakit.processing.chat import render, to_messages
 from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece
 from llavakit.processing.tokenizer import StreamDecoder, Tokenizer
+from tests.unit.core.test_config_json import PUBLISHED_7B
 
 pytestmark = pytest.mark.needs_shared
 
@@ -86,7 +88,8 @@ def vocabulary(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> V
 
 @pytest.fixture(scope="module")
 def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    return Tokenizer.from_pieces(vocabulary.pieces, vocabulary.scores, vocabulary.types)
+    config = parse_llava_config(PUBLISHED_7B)
+    return Tokenizer.from_pieces(vocabulary.pieces, vocabulary.scores, vocabulary.types, config=config)
 
 
 @pytest.fixture(scope="module")

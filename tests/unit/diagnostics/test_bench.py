@@ -58,7 +58,8 @@ def test_shares_follow_from_the_limits(folder: Path) -> None:
     assert report.weight_bytes == weight_bytes(loaded.config, "float32")
     text = loaded.config.text_config
     decode = _part(report, "further tokens")
-    layers = text.num_hidden_layers * text.hidden_size * (4 * text.hidden_size + 3 * text.intermediate_size)
+    norms = 2
+    layers = text.num_hidden_layers * text.hidden_size * (4 * text.hidden_size + 3 * text.intermediate_size + norms)
     cache = 2 * text.num_hidden_layers * text.hidden_size * (200 + 5 // 2)
     num_bytes = 4 * (layers + text.hidden_size * text.vocab_size + cache)
     assert decode.bound_by == "memory"
