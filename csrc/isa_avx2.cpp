@@ -6,5 +6,8 @@
 #define LLK_PRODUCTS kProductsAvx2
 #include "matmul.inc"
 
+#define LLK_QUANTIZERS kQuantizersAvx2
+#include "quantize.inc"
+
 #define LLK_TABLE kTableAvx2
 #include "probe.inc"

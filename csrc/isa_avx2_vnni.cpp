@@ -11,5 +11,6 @@ inline Ints int8_dot(Ints acc, Ints a, Ints b) { return _mm256_dpbusd_avx_epi32(
 #include "matmul.inc"
 
 #define LLK_INT8_DOT
+#define LLK_QUANTIZERS kQuantizersAvx2
 #define LLK_TABLE kTableAvx2Vnni
 #include "probe.inc"

@@ -7,5 +7,8 @@
 #define LLK_PRODUCTS kProductsAvx512
 #include "matmul.inc"
 
+#define LLK_QUANTIZERS kQuantizersAvx512
+#include "quantize.inc"
+
 #define LLK_TABLE kTableAvx512
 #include "probe.inc"

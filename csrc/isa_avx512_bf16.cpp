@@ -17,5 +17,6 @@ inline Halves set_halves(int16_t bits) {
 #define LLK_PRODUCTS kProductsAvx512Vnni
 #define LLK_BF16_DOT
 #define LLK_INT8_DOT
+#define LLK_QUANTIZERS kQuantizersAvx512
 #define LLK_TABLE kTableAvx512Bf16
 #include "probe.inc"

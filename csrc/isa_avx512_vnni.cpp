@@ -12,5 +12,6 @@ inline Ints int8_dot(Ints acc, Ints a, Ints b) { return _mm512_dpbusd_epi32(acc,
 #include "matmul.inc"
 
 #define LLK_INT8_DOT
+#define LLK_QUANTIZERS kQuantizersAvx512
 #define LLK_TABLE kTableAvx512Vnni
 #include "probe.inc"

@@ -30,5 +30,8 @@ inline float first_float(Floats a) { return a[0]; }
 #define LLK_PRODUCTS kProductsPortable
 #include "matmul.inc"
 
+#define LLK_QUANTIZERS kQuantizersPortable
+#include "quantize.inc"
+
 #define LLK_TABLE kTablePortable
 #include "probe.inc"

@@ -33,6 +33,12 @@ struct QuantProducts {
   ManyRowsProduct narrow, wide;
 };
 
+// One block of a type from its weights; importance may be null.
+struct Quantizer {
+  int32_t type;
+  void (*quantize)(const float *x, const float *importance, uint8_t *out);
+};
+
 struct KernelTable {
   // XOR of num_bytes, walked in num_streams equal parts at once. base is 64-byte aligned and num_bytes a
   // multiple of num_streams * 256.
@@ -43,6 +49,7 @@ struct KernelTable {
   // Operations of one round, by llk_rate.
   int64_t rate_ops[LLK_NUM_RATES];
   const QuantProducts *quant_products;  // LLK_NUM_QUANT_TYPES of them
+  const Quantizer *quantizers;          // as many
 };
 
 extern const QuantProducts kProductsPortable[LLK_NUM_QUANT_TYPES];
@@ -50,6 +57,11 @@ extern const QuantProducts kProductsAvx2[LLK_NUM_QUANT_TYPES];
 extern const QuantProducts kProductsAvx2Vnni[LLK_NUM_QUANT_TYPES];
 extern const QuantProducts kProductsAvx512[LLK_NUM_QUANT_TYPES];
 extern const QuantProducts kProductsAvx512Vnni[LLK_NUM_QUANT_TYPES];
+
+// Quantizers need wide registers only, so the levels above share them.
+extern const Quantizer kQuantizersPortable[LLK_NUM_QUANT_TYPES];
+extern const Quantizer kQuantizersAvx2[LLK_NUM_QUANT_TYPES];
+extern const Quantizer kQuantizersAvx512[LLK_NUM_QUANT_TYPES];
 
 extern const KernelTable kTablePortable;
 extern const KernelTable kTableAvx2;

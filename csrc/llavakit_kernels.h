@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 2
+#define LLK_ABI_VERSION 3
 
 enum llk_status {
   LLK_OK = 0,
@@ -103,6 +103,13 @@ LLK_EXPORT int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights
  */
 LLK_EXPORT int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_columns, int64_t k,
                               const float *x, int64_t num_rows, float *out, int64_t out_ld, int32_t num_threads);
+
+/* Quantize num_rows rows of k weights, k a multiple of the block length, so that the sum over the weights of
+ * importance[column] * (weight - stored)^2 is small. importance is one positive number per column, or null for ones.
+ * Weights must be finite. The bytes depend neither on num_threads nor on the instruction set.
+ */
+LLK_EXPORT int32_t llk_quantize(int32_t isa, int32_t type, const float *x, int64_t num_rows, int64_t k,
+                                const float *importance, void *out, int32_t num_threads);
 
 #ifdef __cplusplus
 }

@@ -21,7 +21,7 @@ from llavakit.core.version import __version__
 
 __all__ = ["ABI_VERSION", "InstructionSet", "KernelLibrary", "Rate", "find_library", "load_library"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -86,6 +86,7 @@ class KernelLibrary:
             "llk_measure_rate": (int32, [int32, int32, int32, double, out]),
             "llk_dequantize": (int32, [int32, int32, address, int64, address]),
             "llk_matmul": (int32, [int32, int32, address, int64, int64, address, int64, address, int64, int32]),
+            "llk_quantize": (int32, [int32, int32, address, int64, int64, address, address, int32]),
         }
         for name, (result, arguments) in signatures.items():
             try:
@@ -219,6 +220,47 @@ class KernelLibrary:
         status = self._library.llk_dequantize(chosen, block_type, weights.ctypes.data, num_weights, out.ctypes.data)
         _check_status(status, f"expanding {num_weights} weights of type {block_type}", chosen)
         return out
+
+    def quantize(
+        self,
+        weights: np.ndarray,
+        block_type: int,
+        out: np.ndarray,
+        *,
+        num_threads: int,
+        importance: np.ndarray | None = None,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Quantize rows of weights.
+
+        Parameters
+        ----------
+        weights : float32 array of shape (num_rows, k)
+            Contiguous, finite.
+        block_type : int
+            As numbered in GGUF.
+        out : uint8 array
+            Contiguous, of the bytes of all blocks.
+        num_threads : int
+        importance : float32 array of shape (k,), optional
+            What a squared error of a column weighs; positive. Ones by default.
+        level : InstructionSet, optional
+            The best one by default; the bytes do not depend on it.
+
+        Raises
+        ------
+        ConfigError
+            If the rows are no whole blocks.
+        CapacityError
+            If this machine lacks the instruction set, or the library the type.
+        """
+        chosen = self.best if level is None else level
+        num_rows, k = weights.shape
+        status = self._library.llk_quantize(
+            chosen, block_type, weights.ctypes.data, num_rows, k, importance.ctypes.data if importance is not None else
+            None, out.ctypes.data, num_threads,
+        )  # fmt: skip
+        _check_status(status, f"quantizing ({num_rows}, {k}) weights to type {block_type}", chosen)
 
     def matmul(
         self,
