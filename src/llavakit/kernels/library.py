@@ -70,15 +70,15 @@ class KernelLibrary:
             ) from error
         self.path = path
         self._library = library
-        self._declare()
+        # First: a library of another release may lack other functions too, and its number says more than their names.
+        self._declare({"llk_version": (ctypes.c_char_p, []), "llk_abi_version": (ctypes.c_int32, [])})
         self._check_release()
+        self._declare_all()
 
-    def _declare(self) -> None:
-        library, int32, int64, double = self._library, ctypes.c_int32, ctypes.c_int64, ctypes.c_double
+    def _declare_all(self) -> None:
+        int32, int64, double = ctypes.c_int32, ctypes.c_int64, ctypes.c_double
         out, address = ctypes.POINTER(double), ctypes.c_void_p
         signatures: dict[str, tuple[object, list[object]]] = {
-            "llk_version": (ctypes.c_char_p, []),
-            "llk_abi_version": (int32, []),
             "llk_isa_name": (ctypes.c_char_p, [int32]),
             "llk_isa_is_supported": (int32, [int32]),
             "llk_isa_best": (int32, []),
@@ -88,9 +88,12 @@ class KernelLibrary:
             "llk_matmul": (int32, [int32, int32, address, int64, int64, address, int64, address, int64, int32]),
             "llk_quantize": (int32, [int32, int32, address, int64, int64, address, address, int32]),
         }
+        self._declare(signatures)
+
+    def _declare(self, signatures: dict[str, tuple[object, list[object]]]) -> None:
         for name, (result, arguments) in signatures.items():
             try:
-                function = getattr(library, name)
+                function = getattr(self._library, name)
             except AttributeError as error:
                 raise MissingDependencyError(
                     f"the native library {str(self.path)!r} has no function {name}; llavakit {__version__} needs it. "

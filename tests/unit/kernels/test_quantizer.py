@@ -16,8 +16,10 @@ from tests.unit.kernels.quantized_oracle import K_QUANTS, LEGACY
 LIBRARY = load_library()
 TYPES = (*LEGACY, *K_QUANTS)
 # Greatest number of a type's own, and how many weights share a scale.
-_STEPS = {"q4_0": (-8, 7, 32), "q4_1": (0, 15, 32), "q5_0": (-16, 15, 32), "q5_1": (0, 31, 32), "q8_0": (-127, 127, 32),
-          "q2_k": (0, 3, 16), "q3_k": (-4, 3, 16), "q4_k": (0, 15, 32), "q5_k": (0, 31, 32), "q6_k": (-32, 31, 16)}  # fmt: skip
+_STEPS = {
+    "q4_0": (-8, 7, 32), "q4_1": (0, 15, 32), "q5_0": (-16, 15, 32), "q5_1": (0, 31, 32), "q8_0": (-127, 127, 32),
+    "q2_k": (0, 3, 16), "q3_k": (-4, 3, 16), "q4_k": (0, 15, 32), "q5_k": (0, 31, 32), "q6_k": (-32, 31, 16),
+}  # fmt: skip
 
 
 def _quantize(
