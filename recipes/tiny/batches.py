@@ -32,17 +32,26 @@ class VisionBatch:
 
 
 @dataclass(frozen=True)
+class TokenTargets:
+    """Rows (M,) and positions (M,) of tokens, and what they stand for, (M, 2)."""
+
+    rows: Tensor
+    positions: Tensor
+    wanted: Tensor
+
+
+@dataclass(frozen=True)
 class TextBatch:
     """Ids and labels (B, T); pixels (N, 3, S, S) of the pictures, in the order of their image tokens, or None.
 
-    ``mentions`` (M, 2) are row and position of tokens that name an object, ``places`` (M, 2) where the objects lie.
+    ``places`` and ``gaps`` say what tokens stand for (`recipes.tiny.conversations.Encoded`).
     """
 
     ids: Tensor
     labels: Tensor
     pixels: Tensor | None
-    mentions: Tensor
-    places: Tensor
+    places: TokenTargets
+    gaps: TokenTargets
 
 
 def _processing(image_size: int) -> ImageProcessing:
@@ -100,8 +109,10 @@ def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None,
     while True:
         encoded = encode(vocabulary, turns, num_image_tokens=num_image_tokens, scene=scene)
         if len(encoded.ids) <= _TEXT_LEN or len(turns) == 1:
-            places = [place for place in encoded.places if place[0] < _TEXT_LEN]
-            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places)
+            places, gaps = (
+                [entry for entry in part if entry[0] < _TEXT_LEN] for part in (encoded.places, encoded.gaps)
+            )
+            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places, gaps)
         turns = turns[:-1]
 
 
@@ -113,6 +124,10 @@ def _stack(vocabulary: Vocabulary, rows: list[Encoded], pixels: Tensor | None) -
     for idx, row in enumerate(rows):
         ids[idx, : len(row.ids)] = torch.tensor(row.ids)
         labels[idx, : len(row.labels)] = torch.tensor(row.labels)
-    named = [(idx, position, x, y) for idx, row in enumerate(rows) for position, x, y in row.places]
-    table = torch.tensor(named, dtype=torch.float32).reshape(-1, 4)
-    return TextBatch(ids, labels, pixels, table[:, :2].long(), table[:, 2:])
+    return TextBatch(ids, labels, pixels, _targets([row.places for row in rows]), _targets([row.gaps for row in rows]))
+
+
+def _targets(rows: list[list[tuple[int, float, float]]]) -> TokenTargets:
+    entries = [(idx, position, x, y) for idx, row in enumerate(rows) for position, x, y in row]
+    table = torch.tensor(entries, dtype=torch.float32).reshape(-1, 4)
+    return TokenTargets(table[:, 0].long(), table[:, 1].long(), table[:, 2:])

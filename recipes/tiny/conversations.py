@@ -24,11 +24,16 @@ _CAPTION = "Provide a one-sentence caption for the provided image."
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids with image tokens expanded, labels (-100 where nothing is learnt), and (position, x, y) of mentions."""
+    """Ids with image tokens expanded, and labels (-100 where nothing is learnt).
+
+    ``places`` are (position, x, y) of mentions, ``gaps`` the same of the tokens that precede the answer to a question
+    about two objects, with the way from the second to the first.
+    """
 
     ids: list[int]
     labels: list[int]
     places: list[tuple[int, float, float]]
+    gaps: list[tuple[int, float, float]]
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
@@ -101,6 +106,7 @@ def encode(
     """
     ids, labels = [vocabulary.bos_id], [IGNORE]
     places: list[tuple[int, float, float]] = []
+    gaps: list[tuple[int, float, float]] = []
     prefix = f"{SYSTEM} "
     for idx, (question, answer) in enumerate(turns):
         if idx == 0 and num_image_tokens is not None:
@@ -116,9 +122,13 @@ def encode(
             raise ValueError(f"tokens of {lead!r} are not a prefix of those with the answer {answer!r}")
         if scene is not None:
             text = f"{lead} {answer}"
-            for mention in find_mentions(text, scene):
+            mentions = list(find_mentions(text, scene))
+            for mention in mentions:
                 last = len(ids) + len(vocabulary.encode(text[: mention.end])) - 1
                 places.append((last, mention.x, mention.y))
+            match [mention for mention in mentions if mention.end < len(lead)]:
+                case [first, second]:
+                    gaps.append((len(ids) + len(asked) - 1, first.x - second.x, first.y - second.y))
         ids += [*whole, vocabulary.eos_id]
         labels += [IGNORE] * len(asked) + whole[len(asked) :] + [vocabulary.eos_id]
-    return Encoded(ids, labels, places)
+    return Encoded(ids, labels, places, gaps)

@@ -3,7 +3,8 @@
 A question about a place has one bit or two in its answer, which is little to learn from: a decoder that only sees
 answers finds out late that "the red circle" must be looked up in the picture. The renderer knows where the red circle
 is. So at the last token of every phrase that names exactly one object, a throw-away head reads the place from the
-decoder's stream, as the dense heads read the tower's patches.
+decoder's stream, as the dense heads read the tower's patches. Where a question names two objects, a second head reads
+from the last token before the answer how far they lie apart.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ _PHRASE = re.compile(rf"\b(?:(?P<size>small|large) )?(?:(?P<color>{'|'.join(COLO
 
 @dataclass(frozen=True)
 class Mention:
-    """A phrase that ends before ``end`` and names the object at (``x``, ``y``), fractions of the picture."""
+    """A phrase that ends before ``end`` and names the object at (``x``, ``y``), from -1 to 1 across the picture."""
 
     end: int
     x: float
@@ -45,11 +45,11 @@ def find_mentions(text: str, scene: Scene) -> Iterator[Mention]:
             and (size is None or (size == "large") == other.is_large)
         ]
         if len(meant) == 1:
-            yield Mention(match.end(), meant[0].x, meant[0].y)
+            yield Mention(match.end(), meant[0].x * 2 - 1, meant[0].y * 2 - 1)
 
 
 class PlaceHead(nn.Module):
-    """Throw-away head: from the decoder's stream in the middle of its layers to a place.
+    """Throw-away head: from the decoder's stream to a place, or to the way from one place to another.
 
     Parameters
     ----------
@@ -62,11 +62,10 @@ class PlaceHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.place = nn.Linear(width, 2)
 
-    def loss(self, stream: Tensor, places: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Compare (M, D) at M mentions with their places (M, 2) in fractions of the picture.
+    def loss(self, stream: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
+        """Compare (M, D) at M tokens with what they stand for, (M, 2) in half pictures.
 
-        Returns the mean squared error in units of half the picture, and its root as a fraction of the picture.
+        Returns the mean squared error, and its root as a fraction of the picture.
         """
-        wanted = places * 2 - 1
         error = F.mse_loss(self.place(self.norm(stream)).float(), wanted)
-        return error, {"place_error": torch.sqrt(error).item() / 2}
+        return error, error.sqrt().item() / 2

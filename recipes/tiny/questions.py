@@ -174,12 +174,16 @@ def _singular(phrase: str) -> str:
     return phrase.removesuffix("es") if phrase.endswith("crosses") else phrase.removesuffix("s")
 
 
+# Comparing two places takes longest to learn.
+_WHERE_SHARE = 0.3
+
+
 def ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where is it, alone or beside another."""
     unique = _unique_names(scene)
     if not unique:
         return None
-    if len(unique) < 2 or rng.random() < 0.45:
+    if len(unique) < 2 or rng.random() < _WHERE_SHARE:
         return _where(scene, _one(rng, unique), rng)
     first, second = (unique[int(i)] for i in rng.permutation(len(unique))[:2])
     return _relation(first, second, rng)

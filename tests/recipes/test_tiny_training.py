@@ -56,8 +56,8 @@ def test_only_phrases_that_mean_one_object_are_mentions() -> None:
     def ends(text: str) -> list[tuple[str, float]]:
         return [(text[: mention.end], mention.x) for mention in find_mentions(text, scene)]
 
-    assert ends("Where is the blue circle?") == [("Where is the blue circle", 0.9)]
-    assert ends("Is the star red?") == [("Is the star", 0.1)]
+    assert ends("Where is the blue circle?") == [("Where is the blue circle", pytest.approx(0.8))]
+    assert ends("Is the star red?") == [("Is the star", pytest.approx(-0.8))]
     assert ends("Where is the circle?") == []  # there are two
     assert ends("Where is the green circle?") == []
     assert ends("How many circles are there?") == []
@@ -70,7 +70,19 @@ def test_mentions_end_at_the_last_token_of_a_phrase(folder: Path) -> None:
     turns = [("Where is the red star?", "The red star is at the left."), ("Sure?", "The star, yes.")]
     encoded = encode(vocabulary, turns, num_image_tokens=4, scene=scene)
     assert [vocabulary.decode([encoded.ids[position]]).strip() for position, _, _ in encoded.places] == ["star"] * 3
-    assert {place[1:] for place in encoded.places} == {(0.25, 0.5)}
+    assert {place[1:] for place in encoded.places} == {(-0.5, 0.0)}
+
+
+def test_a_question_about_two_objects_has_a_gap_before_its_answer(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    star = Shape("star", "red", True, 0.25, 0.5, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(make_scene("train", 0), shapes=(star, replace(star, shape="ring", x=0.75)))
+    turns = [("Is the star above or below the ring?", "Above"), ("Where is the star?", "Left")]
+    encoded = encode(vocabulary, turns, num_image_tokens=4, scene=scene)
+    ((position, *gap),) = encoded.gaps
+    assert gap == [-1.0, 0.0]
+    assert encoded.labels[position] == IGNORE
+    assert encoded.labels[position + 1] != IGNORE
 
 
 def test_words_on_signs_are_spelled(folder: Path) -> None:
