@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.core.config import LlavaConfig
+from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig
 from llavakit.processing.image import ImageProcessing, preprocess
 from recipes.tiny.conversations import Encoded, Turns, encode, image_turns, text_turns
 from recipes.tiny.dense_labels import dense_labels
@@ -58,7 +58,7 @@ def _processing(image_size: int) -> ImageProcessing:
     """The ``original`` preset."""
     return ImageProcessing(
         mode="pad", image_size=image_size, shortest_edge=image_size, resample=3, rescale_factor=1 / 255,
-        mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), is_exif_turned=False,
+        mean=CLIP_MEAN, std=CLIP_STD, is_exif_turned=False,
         alpha="drop",
     )  # fmt: skip
 

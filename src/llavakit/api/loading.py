@@ -76,11 +76,13 @@ def load(
     checkpoint, vocabulary = opened.checkpoint, opened.vocabulary
     config = checkpoint.config
     presets = load_presets(opened.processor_folder, config)
-    name = preset if preset is not None else default_preset_name(opened.processor_folder)
+    name = preset or opened.preset or default_preset_name(opened.processor_folder)
     if name not in presets:
         raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(presets))}.")
     if vocabulary is None:
         tokenizer = Tokenizer.from_folder(found.folder, config=config)
+    elif vocabulary.tokenizer_json is not None:
+        tokenizer = Tokenizer.from_content(vocabulary.tokenizer_json, config=config)
     else:
         tokenizer = Tokenizer.from_pieces(vocabulary.pieces, vocabulary.scores, vocabulary.types, config=config)
     llava = load_model(

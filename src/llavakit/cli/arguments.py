@@ -216,6 +216,41 @@ def _rm() -> argparse.ArgumentParser:
     return parser
 
 
+def _convert() -> argparse.ArgumentParser:
+    parser = _parser(
+        "convert",
+        "MODEL OUT --type TYPE [options]",
+        "Write a model in another number format.\n\n"
+        "An OUT that ends in .gguf becomes a pair of GGUF files, which llama.cpp and Ollama load too: the language\n"
+        "model, and mmproj-NAME.gguf with the vision tower beside it. Any other OUT becomes a folder of\n"
+        "safetensors. A conversion that was stopped goes on where it was when the same command runs again.",
+        "  llavakit convert llava:7b llava-7b-q4_k_m.gguf --type q4_k_m\n"
+        "  llavakit convert llava:tiny tiny-q8_0.gguf --type q8_0\n"
+        "  llavakit convert llava-7b-q8_0.gguf folder --type bf16",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("out", metavar="OUT", help="a file that ends in .gguf, or a folder")
+    parser.add_argument(
+        "--type",
+        required=True,
+        metavar="TYPE",
+        help="q2_k, q3_k_s, q3_k_m, q3_k_l, q4_0, q4_1, q4_k_s, q4_k_m, q5_0, q5_1, q5_k_s, q5_k_m, q6_k, q8_0, f16, "
+        "bf16 or f32; a folder takes the last three",
+    )
+    parser.add_argument(
+        "--mmproj-type",
+        choices=("f16", "f32", "bf16", "q8_0"),
+        default="f16",
+        help="number format of the vision tower and projector of a GGUF pair (default: f16)",
+    )
+    _add_mmproj_option(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    output = _add_output_options(parser, json_help="print one JSON object when done")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
 def _verify() -> argparse.ArgumentParser:
     parser = _parser(
         "verify",
@@ -252,6 +287,7 @@ _BUILDERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "list": _list,
     "show": _show,
     "rm": _rm,
+    "convert": _convert,
     "verify": _verify,
     "bench": _bench,
 }

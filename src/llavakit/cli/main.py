@@ -132,6 +132,10 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         from llavakit.cli.run import run
 
         return run(options, console, load=load)
+    if name == "convert":
+        from llavakit.cli.convert import convert
+
+        return convert(options, console)
     if name in ("verify", "bench"):
         from llavakit.cli import checks
 

@@ -10,6 +10,7 @@ ABOUT = {
     "list": "list the models on this machine",
     "show": "show what a model is",
     "rm": "remove a model from this machine",
+    "convert": "quantize a model, or write it in another format",
     "verify": "compare a model with the transformers library",
     "bench": "measure where the time goes",
 }

@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar for downloads, a passing line for measurements."""
+"""Progress of what takes long: a bar for downloads and conversions, a passing line for measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llavakit.cli.console import Console
 if TYPE_CHECKING:
     from llavakit.weights.store import ResolvedModel
 
-__all__ = ["download_progress", "human_bytes", "pull_with_progress", "show_stage"]
+__all__ = ["byte_progress", "human_bytes", "pull_with_progress", "show_stage"]
 
 OnBytes = Callable[[int, int, str], None]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -22,26 +22,34 @@ def pull_with_progress(name: str, console: Console, *, is_quiet: bool, must_be_n
     """Fetch a model, showing how far it is; one that is here is left alone unless the newest is asked for."""
     from llavakit.weights import store
 
-    with download_progress(name, console, is_quiet=is_quiet) as on_progress:
+    with byte_progress(f"fetching {name}", console, is_quiet=is_quiet) as on_progress:
         if must_be_newest:
             return store.pull(name, on_progress=on_progress)
         return store.resolve(name, on_progress=on_progress)
 
 
 @contextmanager
-def download_progress(name: str, console: Console, *, is_quiet: bool) -> Iterator[OnBytes | None]:
-    """Give a callback that shows bytes: as a bar on a terminal, as a line now and then in a log."""
+def byte_progress(doing: str, console: Console, *, is_quiet: bool) -> Iterator[OnBytes | None]:
+    """Give a callback that shows bytes: as a bar on a terminal, as a line now and then in a log.
+
+    Parameters
+    ----------
+    doing : str
+        What takes so long, such as ``fetching llava:7b``.
+    console : Console
+    is_quiet : bool
+    """
     if is_quiet:
         yield None
     elif console.is_error_terminal:
-        with _bar(name, console) as on_progress:
+        with _bar(doing, console) as on_progress:
             yield on_progress
     else:
-        yield _log_lines(name, console)
+        yield _log_lines(doing, console)
 
 
 @contextmanager
-def _bar(name: str, console: Console) -> Iterator[OnBytes]:
+def _bar(doing: str, console: Console) -> Iterator[OnBytes]:
     from rich.console import Console as RichConsole
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -60,7 +68,7 @@ def _bar(name: str, console: Console) -> Iterator[OnBytes]:
         nonlocal is_started
         if not is_started:
             console.status("")
-            console.note(f"fetching {name} ({human_bytes(total)})", style="dim")
+            console.note(f"{doing} ({human_bytes(total)})", style="dim")
             progress.start()
             is_started = True
         shown = file if len(file) <= 32 else f"...{file[-29:]}"
@@ -72,7 +80,7 @@ def _bar(name: str, console: Console) -> Iterator[OnBytes]:
         progress.stop()
 
 
-def _log_lines(name: str, console: Console) -> OnBytes:
+def _log_lines(doing: str, console: Console) -> OnBytes:
     last_s = -_SECONDS_BETWEEN_LINES
 
     def show(done: int, total: int, file: str) -> None:
@@ -80,7 +88,7 @@ def _log_lines(name: str, console: Console) -> OnBytes:
         now_s = time.monotonic()
         if now_s - last_s >= _SECONDS_BETWEEN_LINES or done == total:
             last_s = now_s
-            console.note(f"fetching {name}: {human_bytes(done)} of {human_bytes(total)} ({file})")
+            console.note(f"{doing}: {human_bytes(done)} of {human_bytes(total)} ({file})")
 
     return show
 

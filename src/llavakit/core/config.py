@@ -12,7 +12,11 @@ from typing import Literal
 
 from llavakit.core.errors import ConfigError
 
-__all__ = ["LlavaConfig", "TextConfig", "VisionConfig"]
+__all__ = ["CLIP_MEAN", "CLIP_STD", "LlavaConfig", "TextConfig", "VisionConfig"]
+
+# Of the pictures that CLIP was trained on, in fractions of white: red, green, blue.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FeatureStrategy = Literal["default", "full"]
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.core.config import LlavaConfig
+from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig
 from llavakit.core.errors import ConfigError
 from llavakit.processing.image import ImageProcessing
 
 __all__ = ["PRESET_NAMES", "Preset", "default_preset_name", "load_presets", "read_json"]
 
 PRESET_NAMES = ("original", "hf")
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_JSON_BYTES = 64 * 1024**2
 
 
@@ -50,7 +48,7 @@ def load_presets(folder: Path | None, config: LlavaConfig) -> dict[str, Preset]:
     size = config.vision_config.image_size
     common: dict[str, Any] = {"image_size": size, "resample": 3, "rescale_factor": 1 / 255}
     original = ImageProcessing(
-        mode="pad", shortest_edge=size, mean=_CLIP_MEAN, std=_CLIP_STD, is_exif_turned=False, alpha="drop", **common
+        mode="pad", shortest_edge=size, mean=CLIP_MEAN, std=CLIP_STD, is_exif_turned=False, alpha="drop", **common
     )
     file = Path("preprocessor_config.json") if folder is None else folder / "preprocessor_config.json"
     raw = read_json(file) if folder is not None and file.is_file() else _default_processor(size)
@@ -94,7 +92,7 @@ def _default_processor(size: int) -> dict[str, Any]:
     return {
         "do_resize": True, "size": {"shortest_edge": size}, "resample": 3, "do_center_crop": True,
         "crop_size": {"height": size, "width": size}, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(_CLIP_MEAN), "image_std": list(_CLIP_STD), "do_convert_rgb": True,
+        "do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "do_convert_rgb": True,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ two neighbours merge if their join is a piece, the best-scored join first.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 
 from llavakit.core.errors import ConfigError
 
-__all__ = ["pieces_to_tokenizer_json", "read_sentencepiece"]
+__all__ = ["pieces_to_tokenizer_json", "read_sentencepiece", "tokenizer_json_to_pieces"]
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+# Of pieces that no merge makes: below every merge.
+_LEAST_SCORE = -1e9
 _MAX_MODEL_BYTES = 16 * 1024**2
 
 
@@ -153,3 +157,46 @@ def _merges(pieces: dict[str, int], scores: Sequence[float]) -> list[list[str]]:
             if left in pieces and right in pieces:
                 ranked.append((-scores[idx], pieces[left], pieces[right], left, right))
     return [[left, right] for *_, left, right in sorted(ranked)]
+
+
+def tokenizer_json_to_pieces(content: dict[str, Any], num_pieces: int) -> tuple[list[str], list[float], list[int]]:
+    """Write a ``tokenizer.json`` as a sentencepiece vocabulary: pieces, scores, types.
+
+    A piece's score is the rank of the first merge that makes it. Where the file lists only some of the pairs that make
+    a piece, the vocabulary merges a little more than the file: `pieces_to_tokenizer_json` of the result tells.
+
+    Parameters
+    ----------
+    content : dict
+    num_pieces : int
+        Rows of the embeddings; ids that the file does not name get unused pieces.
+
+    Raises
+    ------
+    ConfigError
+        If the file is no byte-fallback BPE, or names ids that the model does not have.
+    """
+    model = content.get("model") or {}
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise ConfigError(
+            f"the tokenizer is of type {str(model.get('type'))[:50]!r}; LLaMA's, a BPE with byte fallback, is needed."
+        )
+    by_id = {int(idx): str(piece) for piece, idx in model["vocab"].items()}
+    types = {idx: _BYTE if _BYTE_PIECE.fullmatch(piece) else _NORMAL for idx, piece in by_id.items()}
+    for entry in content.get("added_tokens") or []:
+        idx = int(entry["id"])
+        if idx < num_pieces:
+            by_id[idx] = str(entry["content"])
+            types[idx] = _CONTROL if entry["special"] else _USER_DEFINED
+    unknown = model["vocab"].get(model.get("unk_token"))
+    if unknown is not None:
+        types[unknown] = _UNKNOWN
+    if beyond := [idx for idx in by_id if not 0 <= idx < num_pieces]:
+        raise ConfigError(f"the tokenizer names the id {beyond[0]}, the model embeds {num_pieces} tokens.")
+    ranks: dict[str, float] = {}
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, float(-rank))
+    pieces = [by_id.get(idx, f"[PAD{idx}]") for idx in range(num_pieces)]
+    scores = [ranks.get(piece, _LEAST_SCORE) for piece in pieces]
+    return pieces, scores, [types.get(idx, _UNUSED) for idx in range(num_pieces)]

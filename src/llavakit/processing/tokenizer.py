@@ -67,6 +67,17 @@ class Tokenizer:
             content = pieces_to_tokenizer_json(*read_sentencepiece(model_file))
         else:
             raise ConfigError(f"{folder.name!r} has no tokenizer.json and no tokenizer.model; fetch the model again.")
+        return cls.from_content(content, config=config)
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any], *, config: LlavaConfig) -> Tokenizer:
+        """Build from the content of a ``tokenizer.json``.
+
+        Raises
+        ------
+        ConfigError
+            If it is damaged or does not fit the model.
+        """
         tokenizer = cls(
             content,
             bos_token_id=config.bos_token_id,
@@ -87,14 +98,7 @@ class Tokenizer:
         ConfigError
             If it is damaged or does not fit the model.
         """
-        tokenizer = cls(
-            pieces_to_tokenizer_json(pieces, scores, types),
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            image_token_id=config.image_token_id,
-        )
-        tokenizer.check_fits(config)
-        return tokenizer
+        return cls.from_content(pieces_to_tokenizer_json(pieces, scores, types), config=config)
 
     def check_fits(self, config: LlavaConfig) -> None:
         """Check that every id of the tokenizer has an embedding and that the image token agrees."""

@@ -7,6 +7,7 @@ that are there, and the metadata must agree.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llavakit.core.config import LlavaConfig, TextConfig, VisionConfig
+from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig, TextConfig, VisionConfig
 from llavakit.core.errors import ConfigError, FormatError, ModelNotFoundError, ShapeError
 from llavakit.weights.checkpoint import Checkpoint, account
 from llavakit.weights.gguf_file import GgufFile, open_gguf
@@ -27,14 +28,12 @@ __all__ = ["GgufVocabulary", "find_projector", "open_gguf_checkpoint"]
 _VISION_BLOCK = re.compile(r"^v\.blk\.(\d+)\.")
 _QUERY_OR_KEY = re.compile(r"^blk\.\d+\.attn_[qk]\.weight$")
 _LLAVA_16 = ("clip.vision.image_grid_pinpoints", "clip.vision.mm_patch_merge_type")
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FULL_TOWER, _UNUSED_BLOCKS = 24, 1
 
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """The sentencepiece vocabulary of a file.
+    """What a file says about text: its sentencepiece vocabulary, and a preset.
 
     Attributes
     ----------
@@ -42,11 +41,17 @@ class GgufVocabulary:
     scores : list of float
     types : list of int
         Sentencepiece's numbering.
+    tokenizer_json : dict, optional
+        What the pieces say less exactly, where the file has it.
+    preset : str, optional
+        How pictures and prompts are prepared, where the file says it.
     """
 
     pieces: list[str]
     scores: list[float]
     types: list[int]
+    tokenizer_json: dict[str, Any] | None = None
+    preset: str | None = None
 
 
 def open_gguf_checkpoint(path: Path, *, projector: Path | None = None) -> tuple[Checkpoint, GgufVocabulary]:
@@ -99,6 +104,8 @@ def find_projector(path: Path, hidden_size: int) -> Path:
         tensor = open_gguf(file).tensors.get("mm.2.weight")
         if tensor is not None and tensor.shape[0] == hidden_size:
             fitting.append(file)
+    if len(fitting) > 1:  # one that was made together with the model bears its name
+        fitting = [file for file in fitting if path.stem.lower() in file.name.lower()] or fitting
     if len(fitting) > 1:  # one per storage type is usual: F16 is the one everybody has
         fitting = [file for file in fitting if re.search(r"[-._]f16[-._]", file.name.lower())] or fitting
     if len(fitting) == 1:
@@ -218,7 +225,7 @@ def _vision_config(file: GgufFile) -> VisionConfig:
         raise ConfigError(f"{file.path.name}: clip.vision.feature_layer is {str(layers)[:50]}; one layer is needed.")
     else:  # files usually leave out the last block, which LLaVA never runs
         num_run = stated - _UNUSED_BLOCKS if stated == _FULL_TOWER else stated
-    for key, wanted in (("clip.vision.image_mean", _CLIP_MEAN), ("clip.vision.image_std", _CLIP_STD)):
+    for key, wanted in (("clip.vision.image_mean", CLIP_MEAN), ("clip.vision.image_std", CLIP_STD)):
         found = file.metadata.get(key)
         if isinstance(found, np.ndarray) and not np.allclose(found, wanted, atol=1e-3):
             raise ConfigError(f"{file.path.name}: {key} is {found.tolist()[:3]}; CLIP's is {list(wanted)}.")
@@ -290,4 +297,23 @@ def _vocabulary(file: GgufFile) -> GgufVocabulary:
         not isinstance(column, np.ndarray) or len(column) != len(pieces) for column in columns.values()
     ):
         raise ConfigError(f"{file.path.name}: tokens, scores and token types are missing or differ in number.")
-    return GgufVocabulary(pieces, columns["scores"].astype(float).tolist(), columns["token_type"].astype(int).tolist())
+    return GgufVocabulary(
+        pieces,
+        columns["scores"].astype(float).tolist(),
+        columns["token_type"].astype(int).tolist(),
+        _tokenizer_json(file),
+        _value(file, "llavakit.preset", str) if "llavakit.preset" in file.metadata else None,
+    )
+
+
+def _tokenizer_json(file: GgufFile) -> dict[str, Any] | None:
+    text = file.metadata.get("tokenizer.huggingface.json")
+    if text is None:
+        return None
+    try:
+        content = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.path.name}: tokenizer.huggingface.json is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file.path.name}: tokenizer.huggingface.json is no JSON object.")
+    return content

@@ -8,7 +8,8 @@ from enum import StrEnum
 from llavakit.core.config import LlavaConfig
 
 __all__ = [
-    "Dialect", "canonical_name", "find_dialect", "gguf_projector_name", "gguf_text_name", "skip_reason", "to_hf_legacy",
+    "Dialect", "canonical_name", "find_dialect", "gguf_projector_name", "gguf_text_name", "skip_reason", "to_gguf",
+    "to_hf_legacy",
 ]  # fmt: skip
 
 
@@ -77,6 +78,7 @@ _GGUF_VISION_BLOCK = {
     "ln1": "layer_norm1", "ln2": "layer_norm2", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_out": "self_attn.out_proj", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
 }  # fmt: skip
+_SWAPPED = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
 _GGUF_BLOCK = re.compile(r"(v\.)?blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
 _GGUF_PROJECTOR = re.compile(r"mm\.([02])\.(weight|bias)")
 
@@ -133,7 +135,7 @@ def gguf_projector_name(name: str, *, is_swapped: bool) -> str:
         return name
     part = match.group(3)
     if is_swapped:
-        part = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}.get(part, part)
+        part = _SWAPPED.get(part, part)
     return f"vision_tower.encoder.layers.{match.group(2)}.{_GGUF_VISION_BLOCK[part]}.{match.group(4)}"
 
 
@@ -158,3 +160,24 @@ def to_hf_legacy(name: str) -> str:
     if name.startswith("language_model."):
         return name.replace("language_model.", "language_model.model.", 1)
     return f"language_model.{name}" if name.startswith("lm_head.") else name
+
+
+def to_gguf(name: str) -> str:
+    """Translate our name to the one in GGUF files.
+
+    The tower's first feed-forward matrix is called ``ffn_down``, as the converter of 2023 did: programs of that time
+    know no other name, and later ones tell by its shape.
+    """
+    stem, _, leaf = name.rpartition(".")
+    if part := {ours: theirs for theirs, ours in _GGUF_TEXT.items()}.get(stem):
+        return f"{part}.{leaf}"
+    if match := re.fullmatch(r"language_model\.layers\.(\d+)\.(.+)", stem):
+        parts = {ours: theirs for theirs, ours in _GGUF_TEXT_BLOCK.items()}
+        return f"blk.{match.group(1)}.{parts[match.group(2)]}.{leaf}"
+    if match := re.fullmatch(r"multi_modal_projector\.linear_([12])", stem):
+        return f"mm.{0 if match.group(1) == '1' else 2}.{leaf}"
+    if match := re.fullmatch(r"vision_tower\.encoder\.layers\.(\d+)\.(.+)", stem):
+        parts = {ours: theirs for theirs, ours in _GGUF_VISION_BLOCK.items()}
+        part = _SWAPPED.get(parts[match.group(2)], parts[match.group(2)])
+        return f"v.blk.{match.group(1)}.{part}.{leaf}"
+    return {f"vision_tower.{ours}": theirs for theirs, ours in _GGUF_VISION.items()}[name]

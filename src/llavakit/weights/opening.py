@@ -23,11 +23,14 @@ class OpenedModel:
         Where processor and tokenizer files lie; GGUF files have none beside them.
     vocabulary : GgufVocabulary, optional
         Of GGUF files.
+    preset : str, optional
+        What a GGUF file of ours says to use.
     """
 
     checkpoint: Checkpoint
     processor_folder: Path | None
     vocabulary: GgufVocabulary | None
+    preset: str | None = None
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -46,4 +49,4 @@ def open_resolved(found: ResolvedModel) -> OpenedModel:
     if found.gguf_file is None:
         return OpenedModel(open_checkpoint(found.folder, vision_folder=found.vision_folder), found.folder, None)
     checkpoint, vocabulary = open_gguf_checkpoint(found.gguf_file, projector=found.mmproj_file)
-    return OpenedModel(checkpoint, None, vocabulary)
+    return OpenedModel(checkpoint, None, vocabulary, vocabulary.preset)

@@ -1,0 +1,1 @@
+"""From one form of a checkpoint to another: quantization, GGUF pairs, safetensors folders."""
