@@ -4,6 +4,7 @@
 #define LLK_NARROW Vec256
 #define LLK_WIDE Vec256
 #define LLK_PRODUCTS kProductsAvx2
+#define LLK_OPS kOpsAvx2
 #include "matmul.inc"
 
 #define LLK_QUANTIZERS kQuantizersAvx2

@@ -8,6 +8,7 @@ inline Ints int8_dot(Ints acc, Ints a, Ints b) { return _mm256_dpbusd_avx_epi32(
 #define LLK_NARROW Vec256
 #define LLK_WIDE Vec256
 #define LLK_PRODUCTS kProductsAvx2Vnni
+#define LLK_OPS kOpsAvx2Vnni
 #include "matmul.inc"
 
 #define LLK_INT8_DOT

@@ -5,6 +5,7 @@
 #define LLK_NARROW Vec256
 #define LLK_WIDE Vec512
 #define LLK_PRODUCTS kProductsAvx512
+#define LLK_OPS kOpsAvx512
 #include "matmul.inc"
 
 #define LLK_QUANTIZERS kQuantizersAvx512

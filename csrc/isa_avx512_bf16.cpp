@@ -13,9 +13,13 @@ inline Halves set_halves(int16_t bits) {
 }
 }  // namespace
 
-// Products with quantized weights use no instruction that the level below lacks.
+#include "few_bf16.inc"
+
+// Other products use no instruction that the level below lacks.
 #define LLK_PRODUCTS kProductsAvx512Vnni
+#define LLK_OPS kOpsAvx512Vnni
 #define LLK_BF16_DOT
+#define LLK_FEW_BF16 kFewBf16
 #define LLK_INT8_DOT
 #define LLK_QUANTIZERS kQuantizersAvx512
 #define LLK_TABLE kTableAvx512Bf16

@@ -9,6 +9,7 @@ inline Ints int8_dot(Ints acc, Ints a, Ints b) { return _mm512_dpbusd_epi32(acc,
 #define LLK_NARROW Vec256
 #define LLK_WIDE Vec512
 #define LLK_PRODUCTS kProductsAvx512Vnni
+#define LLK_OPS kOpsAvx512Vnni
 #include "matmul.inc"
 
 #define LLK_INT8_DOT

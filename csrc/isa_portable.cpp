@@ -28,6 +28,7 @@ inline float first_float(Floats a) { return a[0]; }
 #define LLK_NARROW VecPortable
 #define LLK_WIDE VecPortable
 #define LLK_PRODUCTS kProductsPortable
+#define LLK_OPS kOpsPortable
 #include "matmul.inc"
 
 #define LLK_QUANTIZERS kQuantizersPortable

@@ -7,29 +7,39 @@
 
 // Sizes that the driver and the bodies in matmul.inc agree on.
 constexpr int LLK_STRIP_COLUMNS = 32;
-constexpr int LLK_MAX_FEW_ROWS = 4;
+constexpr int LLK_MAX_FEW_ROWS = 8;
 constexpr int LLK_COLUMN_BYTES = 512;
-constexpr int LLK_FEW_ROWS_BYTES = 384;
+constexpr int LLK_QUERY_BLOCK = 32;
+constexpr int LLK_KEY_BLOCK = 48;
 constexpr int LLK_NUM_QUANT_TYPES = 10;
+constexpr int LLK_NUM_TYPES = 2 + LLK_NUM_QUANT_TYPES;
 
 // Products of many rows, whose vectors hold num_lanes rows.
 struct ManyRowsProduct {
   int32_t num_lanes;
-  int32_t packed_bytes;  // of one vector's block of 256
+  int32_t block_k;       // numbers of a row that are packed together
+  int32_t packed_bytes;  // of one vector's block of that many
   void (*pack)(const float *x, int64_t ld, int num_rows, int64_t k, int64_t num_vectors, void *packed);
   void (*multiply)(const uint8_t *weights, int64_t row_bytes, int num_columns, int64_t k, const void *packed,
                    int64_t num_vectors, void *columns, float *sums);
 };
 
+// Products of few rows, whose vectors hold numbers of one row.
+struct FewRowsProduct {
+  int32_t packed_bytes;  // of 256 packed numbers of one row
+  int32_t max_rows;      // so many of the functions in `multiply` are there
+  void (*pack)(const float *x, int64_t k, void *packed);
+  void (*multiply[LLK_MAX_FEW_ROWS])(const uint8_t *weights, int64_t row_bytes, int64_t num_columns, int64_t k,
+                                     const void *packed, int64_t row_stride, float *out, int64_t ld);
+};
+
 // Everything that can be done with weights of one type.
-struct QuantProducts {
+struct Products {
   int32_t type;
   int32_t block_length;
   int32_t block_bytes;
   void (*dequantize)(const uint8_t *row, int64_t k, float *out);
-  void (*pack_few)(const float *x, int64_t k, void *packed);
-  void (*multiply_few[LLK_MAX_FEW_ROWS])(const uint8_t *weights, int64_t row_bytes, int64_t num_columns, int64_t k,
-                                         const void *packed, int64_t row_stride, float *out, int64_t ld);
+  FewRowsProduct few;
   ManyRowsProduct narrow, wide;
 };
 
@@ -37,6 +47,32 @@ struct QuantProducts {
 struct Quantizer {
   int32_t type;
   void (*quantize)(const float *x, const float *importance, uint8_t *out);
+};
+
+// Attention of one head; strides in numbers for the queries and the output, in bytes for keys and values.
+struct AttentionHead {
+  const float *query;
+  int64_t query_stride;
+  const uint8_t *keys, *values;
+  int64_t key_bytes, value_bytes;
+  float *out;
+  int64_t out_stride;
+  int64_t num_queries, num_keys;
+  int32_t head_dim, is_causal;
+  float scale;
+};
+
+// What lies between the products; see ops.inc.
+struct Ops {
+  void (*finish_rows)(float *out, int64_t ld, int64_t num_rows, int64_t num_columns, const float *bias, int activation);
+  void (*store_strip)(const float *sums, int64_t ld, int64_t num_rows, int num_columns, float *out, int64_t out_ld,
+                      const float *bias, int activation);
+  void (*swiglu)(const float *gate, const float *up, int64_t count, float *out);
+  void (*rms_norm)(const float *x, const float *weight, float eps, int64_t width, float *out);
+  void (*rotate_head)(const float *x, const float *cosines, const float *sines, int head_dim, int is_interleaved,
+                      float *out);
+  void (*round_blocks)(const float *x, int64_t num_blocks, uint8_t *out);
+  void (*attend[3])(const AttentionHead &head, int64_t first, int count, float *scratch);  // float32, float16, Q8_0
 };
 
 struct KernelTable {
@@ -48,15 +84,19 @@ struct KernelTable {
   double (*rate_loops[LLK_NUM_RATES])(int64_t num_rounds);
   // Operations of one round, by llk_rate.
   int64_t rate_ops[LLK_NUM_RATES];
-  const QuantProducts *quant_products;  // LLK_NUM_QUANT_TYPES of them
-  const Quantizer *quantizers;          // as many
+  const Products *products;     // LLK_NUM_TYPES of them
+  const FewRowsProduct *bf16;   // in place of the products' own, or null
+  const Quantizer *quantizers;  // LLK_NUM_QUANT_TYPES of them
+  const Ops *ops;
 };
 
-extern const QuantProducts kProductsPortable[LLK_NUM_QUANT_TYPES];
-extern const QuantProducts kProductsAvx2[LLK_NUM_QUANT_TYPES];
-extern const QuantProducts kProductsAvx2Vnni[LLK_NUM_QUANT_TYPES];
-extern const QuantProducts kProductsAvx512[LLK_NUM_QUANT_TYPES];
-extern const QuantProducts kProductsAvx512Vnni[LLK_NUM_QUANT_TYPES];
+extern const Products kProductsPortable[LLK_NUM_TYPES];
+extern const Products kProductsAvx2[LLK_NUM_TYPES];
+extern const Products kProductsAvx2Vnni[LLK_NUM_TYPES];
+extern const Products kProductsAvx512[LLK_NUM_TYPES];
+extern const Products kProductsAvx512Vnni[LLK_NUM_TYPES];
+
+extern const Ops kOpsPortable, kOpsAvx2, kOpsAvx2Vnni, kOpsAvx512, kOpsAvx512Vnni;
 
 // Quantizers need wide registers only, so the levels above share them.
 extern const Quantizer kQuantizersPortable[LLK_NUM_QUANT_TYPES];

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 3
+#define LLK_ABI_VERSION 5
 
 enum llk_status {
   LLK_OK = 0,
@@ -47,8 +47,10 @@ enum llk_rate {
   LLK_NUM_RATES = 3
 };
 
-/* Quantized types, numbered as in GGUF. */
+/* How weights are stored, numbered as in GGUF. */
 enum llk_type {
+  LLK_TYPE_F32 = 0, /* of keys and values only */
+  LLK_TYPE_F16 = 1,
   LLK_TYPE_Q4_0 = 2,
   LLK_TYPE_Q4_1 = 3,
   LLK_TYPE_Q5_0 = 6,
@@ -58,7 +60,13 @@ enum llk_type {
   LLK_TYPE_Q3_K = 11,
   LLK_TYPE_Q4_K = 12,
   LLK_TYPE_Q5_K = 13,
-  LLK_TYPE_Q6_K = 14
+  LLK_TYPE_Q6_K = 14,
+  LLK_TYPE_BF16 = 30
+};
+
+enum llk_activation {
+  LLK_ACTIVATION_NONE = 0,
+  LLK_ACTIVATION_QUICK_GELU = 1 /* x / (1 + exp(-1.702 x)) */
 };
 
 /* The release this library belongs to, such as "0.1.0". Static storage. */
@@ -73,6 +81,14 @@ LLK_EXPORT int32_t llk_isa_is_supported(int32_t isa);
 
 /* The highest supported instruction set. */
 LLK_EXPORT int32_t llk_isa_best(void);
+
+/* Starts `body(data)` on up to num_threads threads, the caller's among them, and returns when all have ended: the
+ * signature of GOMP_parallel. */
+typedef void (*llk_team)(void (*body)(void *data), void *data, unsigned num_threads, unsigned flags);
+
+/* Compute on another library's threads from now on, or with null on our own. Two sets of threads that take turns hold
+ * each other up, because those that have nothing to do stay awake for a moment. A child of fork() uses our own. */
+LLK_EXPORT void llk_set_team(llk_team parallel);
 
 /* Read num_bytes of ordinary memory again and again for at least `seconds`.
  *
@@ -94,15 +110,18 @@ LLK_EXPORT int32_t llk_quant_block(int32_t type, int32_t *block_length, int32_t 
 /* Expand num_weights weights, a multiple of the block length. The blocks may lie at any address. */
 LLK_EXPORT int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights, int64_t num_weights, float *out);
 
-/* out[m * out_ld + n] = sum over k of round8(x)[m * k + ...] * weights[n * k + ...].
+/* out[m * out_ld + n] = activation(bias[n] + sum over k of round(x)[m * k + ...] * weights[n * k + ...]); bias may be null.
  *
- * weights are num_columns rows of k, a multiple of the block length, at any address; x is num_rows rows of k. Each
- * span of x, 256 long for the k-quants and 32 for the others, is rounded to 255 steps between plus and minus its
- * greatest magnitude; products are summed exactly within a group of the type, and groups in float. The result does not
- * depend on num_threads (1 to 1024) and not on the other rows, but on num_rows: the order of the sums does.
+ * weights are num_columns rows of k, a multiple of the block length, at any address; x is num_rows rows of k.
+ * With quantized weights each span of x, 256 long for the k-quants and 32 for the others, is rounded to 255 steps
+ * between plus and minus its greatest magnitude; products are summed exactly within a group of the type, and groups in
+ * float. With weights of 16 bits up to 4 rows are computed in float, or in exact parts of them; of more, spans of 128 of x are rounded to
+ * 16383 steps and spans of 64 weights to 8191. The result does not depend on num_threads (1 to 1024) and not on the
+ * other rows, but on num_rows: the order of the sums does, and of the weights of 16 bits the rounding.
  */
 LLK_EXPORT int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_columns, int64_t k,
-                              const float *x, int64_t num_rows, float *out, int64_t out_ld, int32_t num_threads);
+                              const float *x, int64_t num_rows, const float *bias, int32_t activation, float *out,
+                              int64_t out_ld, int32_t num_threads);
 
 /* Quantize num_rows rows of k weights, k a multiple of the block length, so that the sum over the weights of
  * importance[column] * (weight - stored)^2 is small. importance is one positive number per column, or null for ones.
@@ -110,6 +129,44 @@ LLK_EXPORT int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, in
  */
 LLK_EXPORT int32_t llk_quantize(int32_t isa, int32_t type, const float *x, int64_t num_rows, int64_t k,
                                 const float *importance, void *out, int32_t num_threads);
+
+/* out = gate / (1 + exp(-gate)) * up, number by number; out may be gate or up. */
+LLK_EXPORT int32_t llk_swiglu(int32_t isa, const float *gate, const float *up, int64_t count, float *out,
+                              int32_t num_threads);
+
+/* out = x / sqrt(mean(x^2) + eps) * weight for every row of x. */
+LLK_EXPORT int32_t llk_rms_norm(int32_t isa, const float *x, const float *weight, float eps, int64_t num_rows,
+                                int64_t width, float *out, int32_t num_threads);
+
+/* Rotate the pairs (i, i + head_dim / 2) of every head by the angles of its position. x is num_positions rows of
+ * num_heads * head_dim; cosines and sines are num_positions rows of head_dim / 2. With is_interleaved the pairs of x are
+ * (2 i, 2 i + 1), and of out the others, which must then be other memory. */
+LLK_EXPORT int32_t llk_rotary(int32_t isa, const float *x, const float *cosines, const float *sines,
+                              int64_t num_positions, int64_t num_heads, int64_t head_dim, int32_t is_interleaved,
+                              float *out, int32_t num_threads);
+
+/* Round blocks of 32 numbers to Q8_0, the greatest size to 127: for keys and values, where a search would cost more than
+ * it gains. */
+LLK_EXPORT int32_t llk_round_blocks(int32_t isa, const float *x, int64_t num_blocks, void *out, int32_t num_threads);
+
+/* When a mapped file turns out to be shorter than it was, or cannot be read, the system sends SIGBUS, and nothing can be
+ * returned to. From now on the process then writes `message` to standard error and ends with `exit_status`. */
+LLK_EXPORT int32_t llk_explain_bus_errors(const char *message, int32_t exit_status);
+
+/* Attention of num_queries queries of each row of a batch. Strides are in numbers: from row to row, head to head,
+ * position to position; the numbers of a head lie together. out is (batch, num_queries, num_heads, head_dim). */
+typedef struct llk_attention_call {
+  const float *query;
+  const void *keys, *values; /* of kv_type: LLK_TYPE_F32, _F16, or _Q8_0 with strides in bytes */
+  float *out;
+  int64_t query_strides[3], key_strides[3], value_strides[3];
+  const int64_t *num_keys; /* of each row of the batch: all that it has, the queries' own keys last */
+  int64_t batch, num_queries, num_heads, num_kv_heads, head_dim;
+  int32_t kv_type, is_causal; /* causal: query i sees all keys but the last num_queries - 1 - i */
+  float scale;
+} llk_attention_call;
+
+LLK_EXPORT int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_threads);
 
 #ifdef __cplusplus
 }

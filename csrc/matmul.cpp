@@ -1,4 +1,4 @@
-// Divides products with quantized weights into pieces for the pool.
+// Divides products into pieces for the pool.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -17,9 +17,9 @@ constexpr int64_t kChunkRows = 960;
 // Bytes of weights that a thread takes at a time when rows are few: long enough to be read in one stream.
 constexpr int64_t kPieceBytes = 128 * 1024;
 
-const QuantProducts *products_of(const KernelTable *table, int32_t type) {
-  for (int idx = 0; idx < LLK_NUM_QUANT_TYPES; ++idx) {
-    if (table->quant_products[idx].type == type) return &table->quant_products[idx];
+const Products *products_of(const KernelTable *table, int32_t type) {
+  for (int idx = 0; idx < LLK_NUM_TYPES; ++idx) {
+    if (table->products[idx].type == type) return &table->products[idx];
   }
   return nullptr;
 }
@@ -35,11 +35,15 @@ Buffer allocate(int64_t num_bytes) {
 }
 
 struct Product {
-  const QuantProducts *with;
+  const Products *with;
+  const FewRowsProduct *few;
+  const Ops *ops;
   const uint8_t *weights;
   int64_t row_bytes, num_columns, k;
   const float *x;
   int64_t num_rows;
+  const float *bias;
+  int32_t activation;
   float *out;
   int64_t out_ld;
   int32_t num_threads;
@@ -61,20 +65,22 @@ void few_body(void *context, int32_t) {
     const int64_t first = shared->next.fetch_add(shared->piece_columns);
     if (first >= product.num_columns) return;
     const int64_t left = product.num_columns - first;
-    product.with->multiply_few[product.num_rows - 1](
-        product.weights + first * product.row_bytes, product.row_bytes,
-        left < shared->piece_columns ? left : shared->piece_columns, product.k, shared->packed, shared->row_stride,
-        product.out + first, product.out_ld);
+    const int64_t num = left < shared->piece_columns ? left : shared->piece_columns;
+    float *out = product.out + first;
+    product.few->multiply[product.num_rows - 1](product.weights + first * product.row_bytes, product.row_bytes, num,
+                                                product.k, shared->packed, shared->row_stride, out, product.out_ld);
+    product.ops->finish_rows(out, product.out_ld, product.num_rows, num,
+                             product.bias == nullptr ? nullptr : product.bias + first, product.activation);
   }
 }
 
 int32_t multiply_few(const Product &product) {
   const int64_t num_blocks = (product.k + 255) / 256;
-  const Buffer packed = allocate(product.num_rows * num_blocks * LLK_FEW_ROWS_BYTES);
+  const int64_t packed_bytes = num_blocks * product.few->packed_bytes;
+  const Buffer packed = allocate(product.num_rows * packed_bytes);
   if (!packed) return LLK_NO_MEMORY;
   for (int64_t row = 0; row < product.num_rows; ++row) {
-    product.with->pack_few(product.x + row * product.k, product.k,
-                           packed.get() + row * num_blocks * LLK_FEW_ROWS_BYTES);
+    product.few->pack(product.x + row * product.k, product.k, packed.get() + row * packed_bytes);
   }
   FewContext context;
   context.product = &product;
@@ -127,10 +133,8 @@ void many_body(void *context, int32_t) {
     const int num = left < LLK_STRIP_COLUMNS ? static_cast<int>(left) : LLK_STRIP_COLUMNS;
     shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
                            shared->packed, shared->num_vectors, columns.get(), sums);
-    for (int64_t row = 0; row < product.num_rows; ++row) {
-      float *out = product.out + row * product.out_ld + first;
-      for (int column = 0; column < num; ++column) out[column] = sums[column * ld + row];
-    }
+    product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld,
+                             product.bias == nullptr ? nullptr : product.bias + first, product.activation);
   }
 }
 
@@ -139,7 +143,7 @@ int32_t multiply_many(const Product &product, const ManyRowsProduct &with) {
   context.product = &product;
   context.with = &with;
   context.num_vectors = (product.num_rows + with.num_lanes - 1) / with.num_lanes;
-  context.num_blocks = (product.k + 255) / 256;
+  context.num_blocks = (product.k + with.block_k - 1) / with.block_k;
   const Buffer packed = allocate(context.num_blocks * context.num_vectors * with.packed_bytes);
   if (!packed) return LLK_NO_MEMORY;
   context.packed = packed.get();
@@ -154,7 +158,7 @@ int32_t multiply(Product product) {
   for (int64_t first = 0; first < num_rows; first += kChunkRows) {
     product.num_rows = num_rows - first < kChunkRows ? num_rows - first : kChunkRows;
     int32_t status;
-    if (product.num_rows <= LLK_MAX_FEW_ROWS) {
+    if (product.num_rows <= product.few->max_rows) {
       status = multiply_few(product);
     } else {
       const ManyRowsProduct &narrow = product.with->narrow;
@@ -172,7 +176,7 @@ int32_t multiply(Product product) {
 extern "C" {
 
 int32_t llk_quant_block(int32_t type, int32_t *block_length, int32_t *block_bytes) {
-  const QuantProducts *products = products_of(table_of(LLK_ISA_PORTABLE), type);
+  const Products *products = products_of(table_of(LLK_ISA_PORTABLE), type);
   if (products == nullptr) return LLK_UNSUPPORTED;
   *block_length = products->block_length;
   *block_bytes = products->block_bytes;
@@ -182,7 +186,7 @@ int32_t llk_quant_block(int32_t type, int32_t *block_length, int32_t *block_byte
 int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights, int64_t num_weights, float *out) {
   const KernelTable *table = table_of(isa);
   if (table == nullptr) return LLK_UNSUPPORTED;
-  const QuantProducts *products = products_of(table, type);
+  const Products *products = products_of(table, type);
   if (products == nullptr) return LLK_UNSUPPORTED;
   if (num_weights < 0 || num_weights > kMaxSize || num_weights % products->block_length) return LLK_BAD_ARGUMENT;
   products->dequantize(static_cast<const uint8_t *>(weights), num_weights, out);
@@ -190,19 +194,22 @@ int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights, int64_t n
 }
 
 int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_columns, int64_t k, const float *x,
-                   int64_t num_rows, float *out, int64_t out_ld, int32_t num_threads) {
+                   int64_t num_rows, const float *bias, int32_t activation, float *out, int64_t out_ld,
+                   int32_t num_threads) {
   const KernelTable *table = table_of(isa);
   if (table == nullptr) return LLK_UNSUPPORTED;
-  const QuantProducts *products = products_of(table, type);
+  const Products *products = products_of(table, type);
   if (products == nullptr) return LLK_UNSUPPORTED;
   if (num_columns < 0 || num_columns > kMaxSize || k <= 0 || k > kMaxSize || k % products->block_length ||
-      num_rows < 0 || num_rows > kMaxSize || out_ld < num_columns || num_threads < 1 || num_threads > kMaxThreads) {
+      num_rows < 0 || num_rows > kMaxSize || activation < LLK_ACTIVATION_NONE ||
+      activation > LLK_ACTIVATION_QUICK_GELU || out_ld < num_columns || num_threads < 1 || num_threads > kMaxThreads) {
     return LLK_BAD_ARGUMENT;
   }
   if (num_columns == 0 || num_rows == 0) return LLK_OK;
   const int64_t row_bytes = k / products->block_length * products->block_bytes;
-  return multiply({products, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x, num_rows, out, out_ld,
-                   num_threads});
+  const FewRowsProduct *few = type == LLK_TYPE_BF16 && table->bf16 != nullptr ? table->bf16 : &products->few;
+  return multiply({products, few, table->ops, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x, num_rows,
+                   bias, activation, out, out_ld, num_threads});
 }
 
 }  // extern "C"

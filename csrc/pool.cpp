@@ -4,6 +4,8 @@
 
 #include <unistd.h>
 
+#include "llavakit_kernels.h"
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -95,10 +97,36 @@ class Pool {
   void *context_ = nullptr;
 };
 
+// The team of another library, and the process it belongs to.
+std::atomic<llk_team> team{nullptr};
+std::atomic<pid_t> team_owner{0};
+
+struct TeamCall {
+  void (*body)(void *, int32_t);
+  void *context;
+  std::atomic<int32_t> next_idx{0};
+};
+
+void team_body(void *data) {
+  auto *call = static_cast<TeamCall *>(data);
+  call->body(call->context, call->next_idx.fetch_add(1));
+}
+
 }  // namespace
+
+extern "C" void llk_set_team(llk_team parallel) {
+  team_owner.store(getpid());
+  team.store(parallel);
+}
 
 void run_on_pool(int32_t num_threads, void (*body)(void *context, int32_t thread_idx), void *context) {
   if (num_threads <= 1) return body(context, 0);
+  if (const llk_team parallel = team.load(); parallel != nullptr && team_owner.load() == getpid()) {
+    TeamCall call;
+    call.body = body;
+    call.context = context;
+    return parallel(team_body, &call, static_cast<unsigned>(num_threads), 0);
+  }
   // Never destroyed: workers may outlive static destructors. A child of fork() has none of its parent's threads and
   // gets a pool of its own.
   static std::atomic<Pool *> pool{nullptr};

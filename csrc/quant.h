@@ -74,20 +74,47 @@ inline uint16_t load_u16(const uint8_t *at) {
 }
 inline float load_half(const uint8_t *at) { return half_to_float(load_u16(at)); }
 
+inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits >= 0x477ff000u) return sign | 0x7bffu;  // the greatest half: an infinite factor would spoil the block
+  if (bits < 0x38800000u) {                        // subnormal: adding 0.5 * 2^-14 * 2^10 rounds in place
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  const uint32_t odd = (bits >> 13) & 1u;
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xfffu + odd) >> 13));
+}
+inline float round_to_half(float value) { return half_to_float(float_to_half(value)); }
+inline void store_half(uint8_t *at, float value) {
+  const uint16_t half = float_to_half(value);
+  memcpy(at, &half, sizeof half);
+}
+
 // Eight small numbers times d, as floats.
 template <class Bytes>
 inline __attribute__((always_inline)) void store_scaled(Bytes values, float d, float *out) {
   store_vector(out, __builtin_convertvector(values, Floats8) * d);
 }
 
-// The 6-bit scales and minimums of Q4_K and Q5_K: eight of each in 12 bytes.
-inline void unpack_scales_k4(const uint8_t *in, float d, Block *out) {
+// The 6-bit scales and minimums of Q4_K and Q5_K: eight of each in 12 bytes, as bytes.
+inline void split_scales_k4(const uint8_t *in, uint64_t *scales, uint64_t *mins) {
   uint32_t word[3];
   memcpy(word, in, sizeof word);
   const uint32_t six = 0x3f3f3f3fu, four = 0x0f0f0f0fu, two = 0x03030303u;
   // Put together in a register: eight bytes loaded from two stores of four would have to wait for both.
-  const uint64_t scales = (word[0] & six) | uint64_t{(word[2] & four) | (((word[0] >> 6) & two) << 4)} << 32;
-  const uint64_t mins = (word[1] & six) | uint64_t{((word[2] >> 4) & four) | (((word[1] >> 6) & two) << 4)} << 32;
+  *scales = (word[0] & six) | uint64_t{(word[2] & four) | (((word[0] >> 6) & two) << 4)} << 32;
+  *mins = (word[1] & six) | uint64_t{((word[2] >> 4) & four) | (((word[1] >> 6) & two) << 4)} << 32;
+}
+
+inline void unpack_scales_k4(const uint8_t *in, float d, Block *out) {
+  uint64_t scales, mins;
+  split_scales_k4(in, &scales, &mins);
   store_scaled(load_vector<Bytes8>(&scales), d, out->scale);
   store_vector(out->mins, __builtin_convertvector(load_vector<Bytes8>(&mins), Words8));
 }

@@ -33,9 +33,30 @@ struct Vec256 {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_set1_ps(low)), _mm_set1_ps(high), 1);
   }
   static inline Floats load_floats(const float *at) { return _mm256_loadu_ps(at); }
+  static inline Floats load_halves(const void *at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(at)));
+  }
+  static inline Floats load_bytes(const void *at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at))));
+  }
+  static inline Floats load_bfloats(const void *at) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i *>(at)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
   static inline void store_floats(float *at, Floats value) { _mm256_storeu_ps(at, value); }
   static inline Floats to_floats(Ints value) { return _mm256_cvtepi32_ps(value); }
   static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static inline Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+  static inline Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+  static inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+  static inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+  static inline Floats choose_less(Floats a, Floats b, Floats x, Floats y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static inline Floats scale_by_power(Floats x, Floats shifted) {
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), power));
+  }
   static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
   static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static inline float sum(Floats a) {

@@ -18,9 +18,31 @@ struct Vec512 {
   static inline Floats zero_floats() { return _mm512_setzero_ps(); }
   static inline Floats set_floats(float value) { return _mm512_set1_ps(value); }
   static inline Floats load_floats(const float *at) { return _mm512_loadu_ps(at); }
+  static inline Floats load_halves(const void *at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(at)));
+  }
+  static inline Floats load_bytes(const void *at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(at))));
+  }
+  static inline Floats load_bfloats(const void *at) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i *>(at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  }
+  static inline float sum(Floats a) { return _mm512_reduce_add_ps(a); }
   static inline void store_floats(float *at, Floats value) { _mm512_storeu_ps(at, value); }
   static inline Floats to_floats(Ints value) { return _mm512_cvtepi32_ps(value); }
   static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static inline Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+  static inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static inline Floats choose_less(Floats a, Floats b, Floats x, Floats y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+  }
+  static inline Floats scale_by_power(Floats x, Floats shifted) {
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), power));
+  }
   static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 

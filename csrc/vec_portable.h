@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quant.h"
+
 namespace {
 
 struct VecPortable {
@@ -28,9 +30,32 @@ struct VecPortable {
     memcpy(&value, at, sizeof value);
     return value;
   }
+  static inline Floats load_halves(const void *at) {
+    const uint8_t *bytes = static_cast<const uint8_t *>(at);
+    return Floats{load_half(bytes), load_half(bytes + 2), load_half(bytes + 4), load_half(bytes + 6)};
+  }
+  static inline Floats load_bytes(const void *at) {
+    const int8_t *bytes = static_cast<const int8_t *>(at);
+    return Floats{static_cast<float>(bytes[0]), static_cast<float>(bytes[1]), static_cast<float>(bytes[2]),
+                  static_cast<float>(bytes[3])};
+  }
+  static inline Floats load_bfloats(const void *at) {
+    uint16_t bits[4];
+    memcpy(bits, at, sizeof bits);
+    const Ints words = {bits[0], bits[1], bits[2], bits[3]};
+    return (Floats)(words << 16);
+  }
   static inline void store_floats(float *at, Floats value) { memcpy(at, &value, sizeof value); }
   static inline Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
   static inline Floats add(Floats a, Floats b) { return a + b; }
+  static inline Floats subtract(Floats a, Floats b) { return a - b; }
+  static inline Floats divide(Floats a, Floats b) { return a / b; }
+  static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+  static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+  static inline Floats choose_less(Floats a, Floats b, Floats x, Floats y) { return a < b ? x : y; }
+  static inline Floats scale_by_power(Floats x, Floats shifted) {
+    return (Floats)((Ints)x + ((Ints)shifted << 23));
+  }
   static inline Floats multiply(Floats a, Floats b) { return a * b; }
   static inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
   static inline float sum(Floats a) { return (a[0] + a[1]) + (a[2] + a[3]); }

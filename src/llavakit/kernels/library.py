@@ -19,9 +19,19 @@ import numpy as np
 from llavakit.core.errors import CapacityError, ConfigError, MissingDependencyError
 from llavakit.core.version import __version__
 
-__all__ = ["ABI_VERSION", "InstructionSet", "KernelLibrary", "Rate", "find_library", "load_library"]
+__all__ = [
+    "ABI_VERSION",
+    "Activation",
+    "AttentionCall",
+    "InstructionSet",
+    "KernelLibrary",
+    "Rate",
+    "find_library",
+    "has_library",
+    "load_library",
+]
 
-ABI_VERSION = 3
+ABI_VERSION = 5
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -44,6 +54,26 @@ class Rate(IntEnum):
     FP32_FMA = 0
     BF16_DOT = 1
     INT8_DOT = 2
+
+
+class Activation(IntEnum):
+    """What a product may end with; the values are those of the C header."""
+
+    NONE = 0
+    QUICK_GELU = 1
+
+
+class AttentionCall(ctypes.Structure):
+    """``llk_attention_call`` of the C header: addresses, strides in numbers, sizes."""
+
+    _fields_ = (
+        ("query", ctypes.c_void_p), ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("out", ctypes.c_void_p),
+        ("query_strides", ctypes.c_int64 * 3), ("key_strides", ctypes.c_int64 * 3),
+        ("value_strides", ctypes.c_int64 * 3), ("num_keys", ctypes.c_void_p), ("batch", ctypes.c_int64),
+        ("num_queries", ctypes.c_int64), ("num_heads", ctypes.c_int64), ("num_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64), ("kv_type", ctypes.c_int32), ("is_causal", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
 
 
 class KernelLibrary:
@@ -82,10 +112,20 @@ class KernelLibrary:
             "llk_isa_name": (ctypes.c_char_p, [int32]),
             "llk_isa_is_supported": (int32, [int32]),
             "llk_isa_best": (int32, []),
+            "llk_set_team": (None, [address]),
+            "llk_explain_bus_errors": (int32, [ctypes.c_char_p, int32]),
             "llk_measure_read": (int32, [int32, int64, int32, int32, double, out]),
             "llk_measure_rate": (int32, [int32, int32, int32, double, out]),
             "llk_dequantize": (int32, [int32, int32, address, int64, address]),
-            "llk_matmul": (int32, [int32, int32, address, int64, int64, address, int64, address, int64, int32]),
+            "llk_matmul": (
+                int32,
+                [int32, int32, address, int64, int64, address, int64, address, int32, address, int64, int32],
+            ),
+            "llk_swiglu": (int32, [int32, address, address, int64, address, int32]),
+            "llk_rms_norm": (int32, [int32, address, address, ctypes.c_float, int64, int64, address, int32]),
+            "llk_rotary": (int32, [int32, address, address, address, int64, int64, int64, int32, address, int32]),
+            "llk_round_blocks": (int32, [int32, address, int64, address, int32]),
+            "llk_attention": (int32, [int32, ctypes.POINTER(AttentionCall), int32]),
             "llk_quantize": (int32, [int32, int32, address, int64, int64, address, address, int32]),
         }
         self._declare(signatures)
@@ -109,6 +149,14 @@ class KernelLibrary:
                 f"the native library {str(self.path)!r} is of release {version} (interface {abi_version}), but this is "
                 f"llavakit {__version__} (interface {ABI_VERSION}). Reinstall llavakit so that both are built together."
             )
+
+    def set_team(self, parallel: ctypes._NamedFuncPointer | None) -> None:
+        """Compute on another library's threads from now on: ``GOMP_parallel`` or its like. None: on our own."""
+        self._library.llk_set_team(ctypes.cast(parallel, ctypes.c_void_p) if parallel is not None else None)
+
+    def explain_bus_errors(self, message: str, exit_status: int) -> None:
+        """End with a message and a status, from now on, when a mapped file has become shorter or unreadable."""
+        self._library.llk_explain_bus_errors(message.encode(), exit_status)
 
     @functools.cached_property
     def best(self) -> InstructionSet:
@@ -197,7 +245,7 @@ class KernelLibrary:
     def dequantize(
         self, weights: np.ndarray, block_type: int, num_weights: int, *, level: InstructionSet | None = None
     ) -> np.ndarray:
-        """Expand quantized weights to float32.
+        """Expand stored weights to float32.
 
         Parameters
         ----------
@@ -276,9 +324,13 @@ class KernelLibrary:
         num_columns: int,
         k: int,
         num_threads: int,
+        bias_address: int | None = None,
+        activation: Activation = Activation.NONE,
         level: InstructionSet | None = None,
     ) -> None:
-        """Multiply float32 rows (num_rows, k) with quantized weights (num_columns, k): ``out = x @ weights.T``.
+        """Multiply float32 rows (num_rows, k) with stored weights (num_columns, k), and finish.
+
+        ``out = activation(x @ weights.T + bias)``, with a bias of num_columns float32.
 
         The addresses are of contiguous memory that the caller keeps alive: this is called hundreds of times a token,
         and looking through array objects would be a good part of its time. Rows are rounded to 8 bits as
@@ -293,11 +345,100 @@ class KernelLibrary:
         """
         chosen = self.best if level is None else level
         status = self._library.llk_matmul(
-            chosen, block_type, weights_address, num_columns, k, x_address, num_rows, out_address, num_columns,
-            num_threads,
+            chosen, block_type, weights_address, num_columns, k, x_address, num_rows, bias_address, activation,
+            out_address, num_columns, num_threads,
         )  # fmt: skip
         if status:
             _check_status(status, f"the product ({num_rows}, {k}) x ({num_columns}, {k}) of type {block_type}", chosen)
+
+    def swiglu(
+        self,
+        gate_address: int,
+        up_address: int,
+        out_address: int,
+        *,
+        count: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """``out = silu(gate) * up`` over ``count`` float32 numbers; ``out`` may be one of the others."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_swiglu(chosen, gate_address, up_address, count, out_address, num_threads)
+        if status:
+            _check_status(status, f"SwiGLU of {count} numbers", chosen)
+
+    def rms_norm(
+        self,
+        x_address: int,
+        weight_address: int,
+        out_address: int,
+        *,
+        eps: float,
+        num_rows: int,
+        width: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Root-mean-square norm of float32 rows (num_rows, width)."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_rms_norm(
+            chosen, x_address, weight_address, eps, num_rows, width, out_address, num_threads
+        )
+        if status:
+            _check_status(status, f"the norm of ({num_rows}, {width})", chosen)
+
+    def rotary(
+        self,
+        x_address: int,
+        cosines_address: int,
+        sines_address: int,
+        out_address: int,
+        *,
+        num_positions: int,
+        num_heads: int,
+        head_dim: int,
+        is_interleaved: bool,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Rotate float32 (num_positions, num_heads, head_dim) by angles (num_positions, head_dim / 2)."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_rotary(
+            chosen, x_address, cosines_address, sines_address, num_positions, num_heads, head_dim, is_interleaved,
+            out_address, num_threads,
+        )  # fmt: skip
+        if status:
+            _check_status(status, f"rotating ({num_positions}, {num_heads}, {head_dim})", chosen)
+
+    def round_blocks(
+        self,
+        x_address: int,
+        out_address: int,
+        *,
+        num_blocks: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Round blocks of 32 float32 numbers to Q8_0, 34 bytes each."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_round_blocks(chosen, x_address, num_blocks, out_address, num_threads)
+        if status:
+            _check_status(status, f"rounding {num_blocks} blocks", chosen)
+
+    def attention(self, call: AttentionCall, *, num_threads: int, level: InstructionSet | None = None) -> None:
+        """Attention as ``csrc/llavakit_kernels.h`` describes the call.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range, or a row has fewer keys than a causal call has queries.
+        CapacityError
+            If memory is short, or this machine lacks the instruction set.
+        """
+        chosen = self.best if level is None else level
+        status = self._library.llk_attention(chosen, ctypes.byref(call), num_threads)
+        if status:
+            _check_status(status, f"attention of ({call.batch}, {call.num_queries}, {call.num_heads})", chosen)
 
 
 def find_library(folders: Iterable[str | Path] | None = None) -> Path:
@@ -339,6 +480,16 @@ def load_library() -> KernelLibrary:
         If it is absent, cannot be loaded, or belongs to another release.
     """
     return KernelLibrary(find_library())
+
+
+@functools.cache
+def has_library() -> bool:
+    """Whether this installation was built with its native library."""
+    try:
+        find_library()
+    except MissingDependencyError:
+        return False
+    return True
 
 
 def _check_status(status: int, what: str, level: InstructionSet) -> None:

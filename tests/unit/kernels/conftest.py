@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from llavakit import kernels
 from llavakit.core.errors import MissingDependencyError
 from llavakit.kernels.library import find_library
 
+# `make sanitize` tests another build of the library, in this folder.
+if _OTHER_BUILD := os.environ.get("LLAVAKIT_TEST_KERNELS"):
+    kernels.__path__ = [_OTHER_BUILD, *kernels.__path__]
 collect_ignore: list[str] = []
 try:
     find_library()

@@ -1,0 +1,187 @@
+// Divides what lies between the products into pieces for the pool.
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+
+#include "kernel_table.h"
+#include "pool.h"
+
+namespace {
+
+constexpr int64_t kMaxSize = int64_t{1} << 40;
+constexpr int32_t kMaxThreads = 1024;
+constexpr int64_t kPieceNumbers = 16 * 1024;  // of a piece, so that it fits in the first-level caches
+
+struct Free {
+  void operator()(float *at) const { std::free(at); }
+};
+
+// Rows are handed out in pieces; Body is called with a first row and a number of rows.
+template <class Body>
+struct Rows {
+  const Body *body;
+  int64_t num_rows, piece;
+  std::atomic<int64_t> next{0};
+};
+
+template <class Body>
+void rows_body(void *context, int32_t) {
+  auto *rows = static_cast<Rows<Body> *>(context);
+  for (int64_t first; (first = rows->next.fetch_add(rows->piece)) < rows->num_rows;) {
+    const int64_t left = rows->num_rows - first;
+    (*rows->body)(first, left < rows->piece ? left : rows->piece);
+  }
+}
+
+template <class Body>
+void divide(int64_t num_rows, int64_t row_numbers, int32_t num_threads, const Body &body) {
+  Rows<Body> rows;
+  rows.body = &body;
+  rows.num_rows = num_rows;
+  rows.piece = kPieceNumbers / row_numbers + 1;
+  const int64_t num_pieces = (num_rows + rows.piece - 1) / rows.piece;
+  run_on_pool(num_pieces < num_threads ? static_cast<int32_t>(num_pieces) : num_threads, rows_body<Body>, &rows);
+}
+
+bool is_size(int64_t value) { return value >= 0 && value <= kMaxSize; }
+bool is_count_of_threads(int32_t value) { return value >= 1 && value <= kMaxThreads; }
+
+struct AttentionContext {
+  const llk_attention_call *call;
+  const Ops *ops;
+  int64_t blocks_per_head, num_items, scratch_floats;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> is_out_of_memory{false};
+};
+
+void attention_body(void *context, int32_t) {
+  auto *shared = static_cast<AttentionContext *>(context);
+  const llk_attention_call &call = *shared->call;
+  const std::unique_ptr<float, Free> scratch(static_cast<float *>(
+      std::aligned_alloc(64, (static_cast<size_t>(shared->scratch_floats) * sizeof(float) + 63) / 64 * 64)));
+  if (!scratch) {
+    shared->is_out_of_memory.store(true);
+    return;
+  }
+  const int64_t group = call.num_heads / call.num_kv_heads;
+  const auto *keys = static_cast<const uint8_t *>(call.keys);
+  const auto *values = static_cast<const uint8_t *>(call.values);
+  // Blocks are not whole bytes a number, so their strides come in bytes.
+  const int64_t number_bytes = call.kv_type == LLK_TYPE_F32 ? 4 : call.kv_type == LLK_TYPE_F16 ? 2 : 1;
+  for (int64_t item; (item = shared->next.fetch_add(1)) < shared->num_items;) {
+    // The last blocks of queries see most keys: they are handed out first, so that no thread ends alone with one.
+    const int64_t block = shared->blocks_per_head - 1 - item / (call.batch * call.num_heads);
+    const int64_t head_idx = item % (call.batch * call.num_heads);
+    const int64_t row = head_idx / call.num_heads, head = head_idx % call.num_heads, kv_head = head / group;
+    AttentionHead work;
+    work.query = call.query + row * call.query_strides[0] + head * call.query_strides[1];
+    work.query_stride = call.query_strides[2];
+    work.keys = keys + (row * call.key_strides[0] + kv_head * call.key_strides[1]) * number_bytes;
+    work.key_bytes = call.key_strides[2] * number_bytes;
+    work.values = values + (row * call.value_strides[0] + kv_head * call.value_strides[1]) * number_bytes;
+    work.value_bytes = call.value_strides[2] * number_bytes;
+    work.out = call.out + (row * call.num_queries * call.num_heads + head) * call.head_dim;
+    work.out_stride = call.num_heads * call.head_dim;
+    work.num_queries = call.num_queries;
+    work.num_keys = call.num_keys[row];
+    work.head_dim = static_cast<int32_t>(call.head_dim);
+    work.is_causal = call.is_causal;
+    work.scale = call.scale;
+    const int64_t first = block * LLK_QUERY_BLOCK, left = call.num_queries - first;
+    shared->ops->attend[call.kv_type == LLK_TYPE_F32 ? 0 : call.kv_type == LLK_TYPE_F16 ? 1 : 2](
+        work, first, left < LLK_QUERY_BLOCK ? static_cast<int>(left) : LLK_QUERY_BLOCK, scratch.get());
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t llk_swiglu(int32_t isa, const float *gate, const float *up, int64_t count, float *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  if (!is_size(count) || !is_count_of_threads(num_threads)) return LLK_BAD_ARGUMENT;
+  constexpr int64_t kRow = 1024;
+  divide((count + kRow - 1) / kRow, kRow, num_threads, [=](int64_t first, int64_t num) {
+    const int64_t start = first * kRow, end = (first + num) * kRow < count ? (first + num) * kRow : count;
+    table->ops->swiglu(gate + start, up + start, end - start, out + start);
+  });
+  return LLK_OK;
+}
+
+int32_t llk_rms_norm(int32_t isa, const float *x, const float *weight, float eps, int64_t num_rows, int64_t width,
+                     float *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  if (!is_size(num_rows) || !is_size(width) || width == 0 || !is_count_of_threads(num_threads)) return LLK_BAD_ARGUMENT;
+  divide(num_rows, width, num_threads, [=](int64_t first, int64_t num) {
+    for (int64_t row = first; row < first + num; ++row) {
+      table->ops->rms_norm(x + row * width, weight, eps, width, out + row * width);
+    }
+  });
+  return LLK_OK;
+}
+
+int32_t llk_rotary(int32_t isa, const float *x, const float *cosines, const float *sines, int64_t num_positions,
+                   int64_t num_heads, int64_t head_dim, int32_t is_interleaved, float *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  if (!is_size(num_positions) || num_heads < 1 || num_heads > 65536 || head_dim < 2 || head_dim > 65536 ||
+      head_dim % 2 || (is_interleaved && x == out) || !is_count_of_threads(num_threads)) {
+    return LLK_BAD_ARGUMENT;
+  }
+  divide(num_positions, num_heads * head_dim, num_threads, [=](int64_t first, int64_t num) {
+    for (int64_t position = first; position < first + num; ++position) {
+      for (int64_t head = 0; head < num_heads; ++head) {
+        const int64_t at = (position * num_heads + head) * head_dim;
+        table->ops->rotate_head(x + at, cosines + position * (head_dim / 2), sines + position * (head_dim / 2),
+                                static_cast<int>(head_dim), is_interleaved, out + at);
+      }
+    }
+  });
+  return LLK_OK;
+}
+
+int32_t llk_round_blocks(int32_t isa, const float *x, int64_t num_blocks, void *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  if (!is_size(num_blocks) || !is_count_of_threads(num_threads)) return LLK_BAD_ARGUMENT;
+  divide(num_blocks, 32, num_threads, [=](int64_t first, int64_t num) {
+    table->ops->round_blocks(x + first * 32, num, static_cast<uint8_t *>(out) + first * 34);
+  });
+  return LLK_OK;
+}
+
+int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  const bool is_blocks = call->kv_type == LLK_TYPE_Q8_0;
+  if (table == nullptr || (call->kv_type != LLK_TYPE_F32 && call->kv_type != LLK_TYPE_F16 && !is_blocks)) {
+    return LLK_UNSUPPORTED;
+  }
+  constexpr int64_t kMaxKeys = int64_t{1} << 24;  // counted in float
+  if (call->batch < 0 || call->batch > kMaxKeys || call->num_heads < 1 || call->num_heads > 65536 ||
+      call->num_kv_heads < 1 || call->num_heads % call->num_kv_heads || call->head_dim < 1 || call->head_dim > 65536 ||
+      (is_blocks && call->head_dim % 32) ||
+      call->num_queries < 0 || call->num_queries > kMaxKeys || !is_count_of_threads(num_threads)) {
+    return LLK_BAD_ARGUMENT;
+  }
+  int64_t most_keys = 0;
+  for (int64_t row = 0; row < call->batch; ++row) {
+    const int64_t num = call->num_keys[row];
+    if (num < 1 || num > kMaxKeys || (call->is_causal && num < call->num_queries)) return LLK_BAD_ARGUMENT;
+    if (num > most_keys) most_keys = num;
+  }
+  AttentionContext context;
+  context.call = call;
+  context.ops = table->ops;
+  context.blocks_per_head = (call->num_queries + LLK_QUERY_BLOCK - 1) / LLK_QUERY_BLOCK;
+  context.num_items = context.blocks_per_head * call->batch * call->num_heads;
+  const int64_t of_block = LLK_QUERY_BLOCK * (2 * call->head_dim + LLK_KEY_BLOCK) + LLK_KEY_BLOCK * call->head_dim;
+  context.scratch_floats = (of_block > most_keys ? of_block : most_keys) + 64;
+  if (context.num_items == 0) return LLK_OK;
+  run_on_pool(context.num_items < num_threads ? static_cast<int32_t>(context.num_items) : num_threads, attention_body,
+              &context);
+  return context.is_out_of_memory.load() ? LLK_NO_MEMORY : LLK_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,160 @@
+"""Products with float16 and bfloat16 weights against the slow oracle: every instruction set, odd shapes and values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llavakit.kernels.library import InstructionSet, load_library
+from llavakit.weights.ggml_types import type_by_name
+
+_LEVELS = load_library().supported
+_MAX_FEW_ROWS = 4
+_TYPES = ("float16", "bfloat16")
+
+
+def _store(weights: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bytes of the weights (n, k), and the numbers they then are."""
+    stored = torch.from_numpy(weights.astype(np.float32)).to(getattr(torch, dtype))
+    return stored.view(torch.uint8).numpy(), stored.double().numpy()
+
+
+def _run(x: np.ndarray, stored: np.ndarray, dtype: str, *, level: InstructionSet, num_threads: int = 2) -> np.ndarray:
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    guarded = np.full(len(x) * len(stored) + 16, np.float32(12345.0))
+    load_library().matmul(
+        stored.ctypes.data, type_by_name(dtype).type_id, x.ctypes.data, guarded.ctypes.data, num_rows=len(x),
+        num_columns=len(stored), k=x.shape[1], num_threads=num_threads, level=level,
+    )  # fmt: skip
+    assert (guarded[-16:] == 12345.0).all()
+    return guarded[:-16].reshape(len(x), len(stored))
+
+
+def _round(values: np.ndarray, span: int, greatest_number: int) -> np.ndarray:
+    """Every span of a row to integers of at most ``greatest_number`` times a scale, as the kernel rounds."""
+    out = np.zeros(values.shape, dtype=np.float64)
+    for start in range(0, values.shape[1], span):
+        part = values[:, start : start + span].astype(np.float32)
+        greatest = np.abs(part).max(axis=1, keepdims=True)
+        is_zero = greatest < 2.0**-112
+        factor = np.where(is_zero, np.float32(0), np.float32(greatest_number) / np.where(is_zero, 1, greatest))
+        numbers = np.rint(part * factor.astype(np.float32)).astype(np.float64)
+        out[:, start : start + span] = numbers * (greatest / np.float32(greatest_number))
+    return out
+
+
+def _assert_product(found: np.ndarray, x: np.ndarray, weights: np.ndarray) -> None:
+    """Few rows: float32 sums of k terms. Many: of two terms per 128, whose three factors are rounded once each."""
+    k = x.shape[1]
+    x = x.astype(np.float32).astype(np.float64)
+    if len(x) > _MAX_FEW_ROWS:
+        x, weights = _round(x, 128, 8191), _round(weights, 64, 4095)
+        num_terms = k / 64 + 8
+    else:
+        num_terms = k + 8
+    # A subnormal product or scale is rounded by more than its own size allows.
+    bound = 2.0**-24 * num_terms * (np.abs(x) @ np.abs(weights).T) * 2 + k * 2.0**-126
+    assert (np.abs(found - x @ weights.T) <= bound).all()
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("dtype", _TYPES)
+def test_equal_to_the_oracle_at_every_number_of_rows(dtype: str, level: InstructionSet) -> None:
+    rng = np.random.default_rng(1)
+    stored, weights = _store(rng.standard_normal((70, 700)), dtype)
+    for num_rows in (1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 48, 50, 100):
+        x = rng.standard_normal((num_rows, 700)).astype(np.float32)
+        _assert_product(_run(x, stored, dtype, level=level), x, weights)
+
+
+@given(
+    dtype=st.sampled_from(_TYPES), level=st.sampled_from(_LEVELS), num_rows=st.integers(1, 70),
+    num_columns=st.integers(1, 70), k=st.integers(1, 400), x_scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e4, 1e30]),
+    scale=st.sampled_from([1e-7, 1e-3, 1.0, 1e3]), num_threads=st.integers(1, 4), seed=st.integers(0, 2**32 - 1),
+    offset=st.integers(0, 63),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_odd_shapes_scales_and_addresses(
+    dtype: str, level: InstructionSet, num_rows: int, num_columns: int, k: int, x_scale: float, scale: float,
+    num_threads: int, seed: int, offset: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    stored, weights = _store(rng.standard_normal((num_columns, k)) * scale * 10.0 ** rng.integers(-3, 1, k), dtype)
+    memory = np.zeros(stored.size + 64, dtype=np.uint8)  # at an address that is aligned for nothing
+    moved = memory[offset : offset + stored.size].reshape(stored.shape)
+    moved[:] = stored
+    x = (rng.standard_normal((num_rows, k)) * x_scale).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = 0.0
+    _assert_product(_run(x, moved, dtype, level=level, num_threads=num_threads), x, weights)
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("dtype", _TYPES)
+@pytest.mark.parametrize("num_rows", [1, 6, 20])
+def test_the_ends_of_every_range(dtype: str, level: InstructionSet, num_rows: int) -> None:
+    """All products of a span alike and greatest: where integer sums would overflow, they do it here."""
+    k = 512
+    for value in (1.0, -1.0, 60000.0, 2.0**-24):
+        stored, weights = _store(np.full((5, k), value), dtype)
+        for sign in (1.0, -1.0):
+            x = np.full((num_rows, k), sign, dtype=np.float32)
+            _assert_product(_run(x, stored, dtype, level=level), x, weights)
+    stored, _ = _store(np.ones((5, k)), dtype)
+    assert (_run(np.zeros((num_rows, k)), stored, dtype, level=level) == 0).all()
+    assert np.abs(_run(np.full((num_rows, k), 1e-42), stored, dtype, level=level)).max() <= k * 1e-41
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("num_rows", [1, 6, 20])
+def test_what_is_not_finite_stays_so(num_rows: int, level: InstructionSet) -> None:
+    stored, _ = _store(np.ones((4, 256)), "float16")
+    damaged = np.ones((4, 256))
+    for value in (np.nan, np.inf):
+        x = np.ones((num_rows, 256), dtype=np.float32)
+        x[-1, 7] = value
+        found = _run(x, stored, "float16", level=level)
+        assert not np.isfinite(found[-1]).any()
+        assert np.isfinite(found[:-1]).all()
+        damaged[2, 7] = value
+        found = _run(np.ones((num_rows, 256)), _store(damaged, "float16")[0], "float16", level=level)
+        assert not np.isfinite(found[:, 2]).any()
+        assert np.isfinite(found[:, :2]).all()
+
+
+def test_rounding_to_words_costs_less_than_bfloat16_does() -> None:
+    """A span's greatest number is at most the root of its length times its root mean square, so the relative noise
+    of a product is at most (11.3 / 8191 + 8 / 4095) / sqrt(12); normal numbers stay at a third of it.
+    """
+    rng = np.random.default_rng(3)
+    for make in (rng.standard_normal, lambda shape: rng.standard_t(2, shape)):
+        stored, weights = _store(make((64, 1024)) * 0.02, "float16")
+        x = make((40, 1024)).astype(np.float32)
+        exact = x.astype(np.float64) @ weights.T
+        error = np.linalg.norm(_run(x, stored, "float16", level=load_library().best) - exact) / np.linalg.norm(exact)
+        halves = torch.from_numpy(x).bfloat16() @ torch.from_numpy(weights).bfloat16().T
+        assert error < (128**0.5 / 8191 + 8 / 4095) / 12**0.5
+        assert error < np.linalg.norm(halves.double().numpy() - exact) / np.linalg.norm(exact) / 3
+
+
+@pytest.mark.parametrize("dtype", _TYPES)
+def test_result_does_not_depend_on_threads(dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    stored, _ = _store(rng.standard_normal((200, 300)), dtype)
+    for num_rows in (1, 4, 7, 30):
+        x = rng.standard_normal((num_rows, 300)).astype(np.float32)
+        alone = _run(x, stored, dtype, level=load_library().best, num_threads=1)
+        assert np.array_equal(alone, _run(x, stored, dtype, level=load_library().best, num_threads=7))
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("dtype", _TYPES)
+def test_expansion_is_exact(dtype: str, level: InstructionSet) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    numbers = torch.from_numpy(every.view(np.int16)).view(getattr(torch, dtype)).float().numpy()
+    found = load_library().dequantize(every.view(np.uint8), type_by_name(dtype).type_id, 1 << 16, level=level)
+    is_nan = np.isnan(numbers)
+    assert np.array_equal(np.isnan(found), is_nan)
+    assert np.array_equal(found[~is_nan], numbers[~is_nan])
