@@ -18,6 +18,7 @@ from llavakit.core.shapes import expected_tensors
 from llavakit.processing.tokenizer import Tokenizer
 from llavakit.weights.opening import open_resolved
 from llavakit.weights.store import embedded_folder, resolve
+from tests.parity.reference import relative_error
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF files as other programs do: pip install gguf")
 
@@ -87,14 +88,17 @@ def test_a_pair_answers_as_the_model_it_came_from(pairs: dict[str, Conversion]) 
         assert [model.chat(question, images=[picture]).text for question in QUESTIONS] == expected, name
 
 
-def test_vision_features_of_a_pair_are_exact(pairs: dict[str, Conversion]) -> None:
+def test_vision_features_of_a_pair_are_right(pairs: dict[str, Conversion]) -> None:
+    """Products of words are off by 2e-4 of their norm; what every block adds is off by little more, and so are sums of
+    such blocks. Features rounded to bfloat16 would be off by 5e-3.
+    """
     pixels = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         features = [
             llavakit.load(name, device="cpu", dtype="float32").model.encode_images(pixels)
             for name in ("llava:tiny", pairs["q4_k_m"].files[0])
         ]
-    assert torch.equal(*features)
+    assert relative_error(features[1], features[0]) < 2e-3
 
 
 def test_token_ids_survive(pairs: dict[str, Conversion]) -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 import llavakit
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, FormatError, ModelNotFoundError, ShapeError
+from llavakit.model.layers import quick_gelu
 from llavakit.model.llava import Llava
 from llavakit.model.loader import build_meta_model
-from llavakit.model.quantized import QuantizedMatrix
+from llavakit.model.stored_matrix import StoredMatrix
 from tests.parity.reference import relative_error
 from tests.tiny.gguf_pair import write_pair
 from tests.tiny.random_model import make_config
@@ -58,7 +59,13 @@ def test_exact_products_give_the_logits_of_the_floats(
     """With products of the expanded matrices nothing is left but names, orders and shapes."""
     weights = write_pair(tmp_path, _config(), types=_TYPES[first:] + _TYPES[:first], swap_names=swap_names)
     loaded = llavakit.load(tmp_path / "model.gguf", device="cpu")
-    monkeypatch.setattr(QuantizedMatrix, "multiply", lambda self, x: x @ self.expand().T)
+
+    def multiply(self: StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None = None, *, activation: int = 0) -> Any:
+        out = x @ self.expand().T
+        out = out if bias is None else out + bias
+        return quick_gelu(out) if activation else out
+
+    monkeypatch.setattr(StoredMatrix, "multiply", multiply)
     assert relative_error(_logits(loaded.model), _logits(_float_model(_config(), weights))) < 1e-5
 
 
@@ -85,13 +92,14 @@ def test_a_pair_answers_about_a_picture_and_in_batches(tmp_path: Path) -> None:
 def test_weights_are_not_copied(tmp_path: Path) -> None:
     write_pair(tmp_path, _config(), types=("q4_k",))
     model = llavakit.load(tmp_path / "model.gguf", device="cpu").model
-    matrix = model.language_model.layers[0].mlp.gate_proj.quantized
+    matrix = model.language_model.layers[0].mlp.gate_proj.matrix
     assert matrix is not None and matrix.dtype == "q4_k"
     base: Any = matrix.data
     while isinstance(base, np.ndarray):
         base = base.base
     assert type(base).__name__ in ("mmap", "memoryview")
-    assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.dtype == torch.float16
+    tower = model.vision_tower.encoder.layers[0].mlp.fc1.matrix
+    assert tower is not None and tower.dtype == "float16"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="parity needs transformers: pip insta
 import llavakit
 from benchmarks.random_checkpoint import SHAPES, write_checkpoint
 from llavakit.api.loaded_model import LoadedModel
+from llavakit.conversion.convert import convert
 from llavakit.diagnostics import verify
 from llavakit.diagnostics.compare import Verdict
 from llavakit.diagnostics.verify import VerifyReport, verify_loaded, verify_model
@@ -65,6 +66,30 @@ def test_old_names_and_bfloat16(tmp_path: Path) -> None:
     report = verify_model(tmp_path, dtype="bfloat16", num_prompts=2, max_new_tokens=8)
     assert report.is_ok, report.stages
     assert report.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("type_name", ["f16", "q8_0", "q4_k_m"])
+def test_a_gguf_pair_beside_its_expanded_weights(
+    tmp_path: Path, type_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = convert("llava:tiny", tmp_path / "tiny.gguf", type_name=type_name).files[0]
+    report = verify_model(file, num_prompts=3, max_new_tokens=8)
+    assert report.is_ok, report.stages
+    assert report.are_weights_shared
+    errors = {stage.name: stage.relative_error for stage in report.stages}
+    assert 0 < (errors["vision features"] or 0) < 1e-3
+    # Expanded for each product, the logits are the same; tokens would take too long.
+    monkeypatch.setattr(verify, "read_available_bytes", lambda: 0)
+    frugal = verify_model(file, num_prompts=3, max_new_tokens=8)
+    assert _verdicts(frugal)["greedy tokens"] is Verdict.SKIPPED
+    assert {stage.name: stage.relative_error for stage in frugal.stages}["logits"] == pytest.approx(errors["logits"])
+
+
+def test_a_wrong_order_of_rows_in_a_gguf_pair_is_found(tmp_path: Path) -> None:
+    loaded = llavakit.load(convert("llava:tiny", tmp_path / "tiny.gguf", type_name="q8_0").files[0], device="cpu")
+    run = verify._Run(loaded, num_prompts=3, max_new_tokens=8, on_progress=None)
+    loaded.model.language_model.layers[0].self_attn.q_proj.interleaved_head_dim = None
+    assert run.compare_logits().verdict is Verdict.FAIL
 
 
 def test_shared_weights_give_the_same_verdicts(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

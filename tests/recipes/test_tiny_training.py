@@ -110,7 +110,7 @@ def _micro_trainer(folder: Path, tokenizer_file: Path, stop_after: int | None) -
                               num_attention_heads=2),
     )  # fmt: skip
     tuning = replace(stage, peak_lr_muon=1e-3)
-    budget = Budget(vision=stage, reading=stage, alignment=stage, instruction=tuning, practice=tuning)
+    budget = Budget(vision=stage, reading=stage, seeing=stage, alignment=stage, instruction=tuning, practice=tuning)
     trainer = train.Trainer(folder, budget, config=config)
     if stop_after is not None:
         save, count = trainer._save, [0]

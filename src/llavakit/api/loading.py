@@ -21,6 +21,7 @@ from llavakit.weights.store import resolve
 __all__ = ["choose_device", "choose_dtype", "load"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_KV_DTYPES = ("auto", "q8_0")
 # Models up to this size in float32 are widened on a CPU: exact, and much the fastest there for float16 files.
 _MAX_WIDENED_BYTES = 2 * 1024**3
 
@@ -32,6 +33,7 @@ def load(
     device: str | int | torch.device | None = None,
     preset: str | None = None,
     mmproj: str | Path | None = None,
+    kv_dtype: str = "auto",
     policy: SourcePolicy | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
@@ -51,6 +53,9 @@ def load(
         How pictures and prompts are prepared; by default what the model's folder says, else ``original``.
     mmproj : str or Path, optional
         The projector of a GGUF language model; by default the one beside it.
+    kv_dtype : {"auto", "q8_0"}
+        How keys and values of past tokens are kept: as the model computes them (float16 for a GGUF file on a CPU), or
+        in 8 bits with a scale for every 32 numbers.
     policy : SourcePolicy, optional
         Which picture sources are allowed, and their limits.
     on_progress : callable, optional
@@ -70,6 +75,8 @@ def load(
         If the device is not there.
     """
     started = time.perf_counter()
+    if kv_dtype not in _KV_DTYPES:
+        raise ConfigError(f"kv_dtype {kv_dtype!r} is not known; choose one of {', '.join(_KV_DTYPES)}.")
     target_device = choose_device(device)
     found = resolve(model, mmproj=mmproj)
     opened = open_resolved(found)
@@ -93,6 +100,8 @@ def load(
         is_storage_kept=checkpoint.is_gguf,
         on_progress=on_progress,
     )
+    if kv_dtype == "q8_0":
+        llava.use_kv_blocks()
     return LoadedModel(
         model=llava,
         tokenizer=tokenizer,

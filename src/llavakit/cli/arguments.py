@@ -72,6 +72,12 @@ def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = 
         help="number format of the weights in memory (default: as stored; float32 for small models on a CPU)",
     )
     if has_device:
+        group.add_argument(
+            "--kv-dtype",
+            choices=("auto", "q8_0"),
+            default="auto",
+            help="number format of the key-value cache: auto, or q8_0 for about half of auto's memory (default: auto)",
+        )
         group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU, else cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 
@@ -243,11 +249,58 @@ def _convert() -> argparse.ArgumentParser:
         default="f16",
         help="number format of the vision tower and projector of a GGUF pair (default: f16)",
     )
+    parser.add_argument("--importance", metavar="FILE", help="what matters in the model, from llavakit calibrate")
     _add_mmproj_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     output = _add_output_options(parser, json_help="print one JSON object when done")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _calibrate() -> argparse.ArgumentParser:
+    parser = _parser(
+        "calibrate",
+        "MODEL OUT [options]",
+        "Measure on prompts with pictures how much each column of each matrix matters, for a quantizer that\n"
+        "spends its precision there: llavakit convert --importance OUT.\n\n"
+        "Without --prompts, generated questions about generated pictures are asked. Prompts of the kind the model\n"
+        "is to answer are better; their form is that of `llavakit quality`.",
+        "  llavakit calibrate llava:7b llava-7b.importance --prompts mine.jsonl\n"
+        "  llavakit convert llava:7b llava-7b-q4_k_m.gguf --type q4_k_m --importance llava-7b.importance",
+    )
+    parser.add_argument("model", metavar="MODEL", help="an unquantized model, as for the other commands")
+    parser.add_argument("out", metavar="OUT", help="the file to write")
+    parser.add_argument("--prompts", metavar="FILE", help="prompts, one JSON object a line")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="of the model's own answers (default: 64)"
+    )
+    _add_output_options(parser, json_help="print one JSON object")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    return parser
+
+
+def _quality() -> argparse.ArgumentParser:
+    parser = _parser(
+        "quality",
+        "MODEL QUANTIZED [options]",
+        "Measure what quantizing a model has cost: how far the quantized model's next-token probabilities are from\n"
+        "the model's at every token of an answer (divergence), how often both choose the same token, and the\n"
+        "perplexity of the answers under both; for prompts with pictures and without, with intervals of 95 %.\n\n"
+        "Without --prompts, generated questions about generated pictures are asked, and the model's own greedy\n"
+        "answers are scored. Prompts of the kind the model is to answer tell more: one JSON object a line,\n"
+        '{"text": "What is this?", "images": ["a.png"], "answer": "A red circle."}; answer may be left out.',
+        "  llavakit quality llava:7b llava-7b-q4_k_m.gguf\n"
+        "  llavakit quality llava:7b llava-7b-q4_k_m.gguf --prompts mine.jsonl --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("quantized", metavar="QUANTIZED", help="the quantized model, such as a .gguf file")
+    parser.add_argument("--prompts", metavar="FILE", help="prompts, one JSON object a line")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=32, metavar="N", help="of the model's own answers (default: 32)"
+    )
+    _add_output_options(parser, json_help="print one JSON object")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     return parser
 
 
@@ -288,6 +341,8 @@ _BUILDERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "show": _show,
     "rm": _rm,
     "convert": _convert,
+    "calibrate": _calibrate,
+    "quality": _quality,
     "verify": _verify,
     "bench": _bench,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavakit.cli.console import Console
@@ -20,6 +21,7 @@ __all__ = ["convert"]
 def convert(options: argparse.Namespace, console: Console) -> int:
     """Convert a model and say what was written."""
     from llavakit.conversion import convert as conversion
+    from llavakit.conversion.importance import read_importance
 
     is_quiet = options.json or options.quiet
     if not options.model.lower().endswith(".gguf"):
@@ -34,6 +36,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
             mmproj_type=options.mmproj_type,
             is_overwrite_allowed=options.overwrite,
             num_threads=options.threads,
+            importance=None if options.importance is None else read_importance(Path(options.importance)),
             on_progress=on_progress,
         )
     elapsed_s = time.perf_counter() - started

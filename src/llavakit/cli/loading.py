@@ -54,6 +54,7 @@ def load_model(options: argparse.Namespace, console: Console, load: Callable[...
             device=options.device,
             preset=options.preset,
             mmproj=options.mmproj,
+            kv_dtype=options.kv_dtype,
             policy=SourcePolicy(allow_private_hosts=options.allow_private_urls),
             on_progress=None if is_quiet else show,
         )

@@ -27,6 +27,7 @@ __all__ = ["main", "run_command"]
 
 _EXIT_INTERRUPTED = 130  # what shells say of a program that SIGINT ended
 _EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
+_MAPS_FILES = ("run", "convert", "calibrate", "quality", "verify", "bench")
 _ALIASES = {"ls": "list", "remove": "rm"}
 
 
@@ -128,6 +129,8 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         import warnings
 
         warnings.simplefilter("ignore")  # warnings are for developers
+    if name in _MAPS_FILES:
+        _explain_bus_errors()
     if name == "run":
         from llavakit.cli.run import run
 
@@ -136,6 +139,14 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         from llavakit.cli.convert import convert
 
         return convert(options, console)
+    if name == "calibrate":
+        from llavakit.cli.calibrate import calibrate
+
+        return calibrate(options, console)
+    if name == "quality":
+        from llavakit.cli.quality import quality
+
+        return quality(options, console)
     if name in ("verify", "bench"):
         from llavakit.cli import checks
 
@@ -149,6 +160,20 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         "rm": store_commands.remove,
     }
     return handlers[name](options, console)
+
+
+def _explain_bus_errors() -> None:
+    """Let a mapped file that is cut short while it is used, which ends the process, end it with a message."""
+    from llavakit.core.errors import WeightsError
+    from llavakit.kernels.library import has_library, load_library
+
+    if has_library():
+        text = (
+            f"error[{WeightsError.code}]: a file of the model became shorter, or could not be read, while it was in "
+            "use. Leave model files alone while a program uses them; if nobody touched it, check the disk and fetch "
+            "the model again.\n"
+        )
+        load_library().explain_bus_errors(text, WeightsError.exit_code)
 
 
 def _unknown_command(name: str, known: list[str]) -> str:

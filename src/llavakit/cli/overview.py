@@ -11,12 +11,14 @@ ABOUT = {
     "show": "show what a model is",
     "rm": "remove a model from this machine",
     "convert": "quantize a model, or write it in another format",
+    "calibrate": "measure what matters in a model, for better quantizing",
+    "quality": "measure what quantizing a model has cost",
     "verify": "compare a model with the transformers library",
     "bench": "measure where the time goes",
 }
 """One line about each command, in the order of the help."""
 
-_LINES = "\n".join(f"  {name:<8} {about}" for name, about in ABOUT.items())
+_LINES = "\n".join(f"  {name:<9} {about}" for name, about in ABOUT.items())
 
 OVERVIEW = f"""\
 usage: {PROGRAM} COMMAND [options]

@@ -20,7 +20,7 @@ from llavakit.conversion.gguf_metadata import TextExtras, projector_metadata, te
 from llavakit.conversion.hf_folder import CHAT_TEMPLATE, hf_files, unused_tensors
 from llavakit.conversion.rows import Target, encode_tensor
 from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import ConfigError, StoreError
+from llavakit.core.errors import ConfigError, ShapeError, StoreError
 from llavakit.core.shapes import expected_tensors
 from llavakit.kernels.machine import count_cpus
 from llavakit.processing.presets import default_preset_name, read_json
@@ -253,10 +253,19 @@ class _Job:
                 num_rows=planned.shape[0],
                 head_dim=self._source.config.text_config.head_dim,
                 has_interleaved_heads=is_rotated and planned.name.startswith("blk."),
-                importance=self._importance.get(planned.source),
+                importance=self._importance_of(planned),
                 num_threads=self._num_threads,
             ),
         )
+
+    def _importance_of(self, planned: PlannedTensor) -> np.ndarray | None:
+        found = self._importance.get(planned.source)
+        if found is not None and found.shape != planned.shape[-1:]:
+            raise ShapeError(
+                f"the importance of {planned.source!r} is of {found.shape}, but the matrix has {planned.shape[-1]} "
+                "columns. It was measured on another model."
+            )
+        return found
 
     def _origin(self) -> str:
         digest = hashlib.sha256(self._source.key.encode())

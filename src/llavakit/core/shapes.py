@@ -100,9 +100,10 @@ def weight_bytes(config: LlavaConfig, dtype: str) -> int:
 
 
 def kv_bytes_per_token(config: LlavaConfig, dtype: str) -> int:
-    """Bytes of keys and values of one position, all layers."""
+    """Bytes of keys and values of one position, all layers; ``q8_0`` has 34 bytes for 32 numbers."""
     text = config.text_config
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * DTYPE_BYTES[dtype]
+    count = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return count // 32 * 34 if dtype == "q8_0" else count * DTYPE_BYTES[dtype]
 
 
 def vision_flops(config: LlavaConfig) -> int:

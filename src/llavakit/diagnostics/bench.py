@@ -28,7 +28,7 @@ from llavakit.diagnostics.generated import encode_jpeg, make_picture
 from llavakit.diagnostics.memory import MemoryUse, drop_page_cache, read_memory
 from llavakit.engine.engine import Engine
 from llavakit.kernels.machine import MachineLimits, measure_machine
-from llavakit.model.storage import count_bytes, count_types, has_quantized
+from llavakit.model.storage import count_bytes, count_types, has_quantized, has_words
 from llavakit.processing.image import preprocess
 from llavakit.processing.prompt import PreparedPrompt
 from llavakit.processing.sources import open_image
@@ -237,7 +237,7 @@ def bench_loaded(
         num_prompt_tokens=num_tokens,
         num_new_tokens=new_tokens,
         weight_bytes=count_bytes(loaded.model),
-        kv_bytes=kv_bytes_per_token(loaded.config, limits.dtype) * (num_tokens + new_tokens),
+        kv_bytes=kv_bytes_per_token(loaded.config, limits.kv_dtype) * (num_tokens + new_tokens),
         machine=machine,
         cached_share=None,
         parts=tuple(parts),
@@ -252,6 +252,7 @@ class _Limits:
         model = loaded.model
         self.config = loaded.config
         self.dtype = str(loaded.dtype).removeprefix("torch.")
+        self.kv_dtype = "q8_0" if model.has_kv_blocks else str(model.kv_dtype).removeprefix("torch.")
         self.storage = ", ".join(count_types(model)) if has_quantized(model) else self.dtype
         self._machine = machine
         self.tower_bytes, self.projector_bytes = (
@@ -261,22 +262,25 @@ class _Limits:
         # A step reads one row of the embeddings, which is nothing, unless they are the head as well.
         head_bytes = count_bytes(model.lm_head)
         self._decoder_bytes = sum(count_bytes(layer) for layer in model.language_model.layers) + head_bytes
-        self._is_quantized = has_quantized(model)
+        self._is_quantized, self._has_words = has_quantized(model), has_words(model)
 
     def decode_bytes(self, num_context_tokens: int) -> int:
         """Bytes that one further token must read: the decoder, the head, and the cache."""
-        return self._decoder_bytes + num_context_tokens * kv_bytes_per_token(self.config, self.dtype)
+        return self._decoder_bytes + num_context_tokens * kv_bytes_per_token(self.config, self.kv_dtype)
 
     def of(self, *, flops: float, num_bytes: float, is_decoder: bool = False) -> dict[str, Any]:
         """Return the fields of a part that does this much."""
         if self._machine is None:
             return {}
         rate = self._machine.fp32_gflops
-        # float16 is widened to float32 on a processor (llavakit.model.layers); bfloat16 and bytes have instructions.
+        # float16 is widened to float32 on a processor (llavakit.model.layers); bfloat16 and integers have instructions.
         if self.dtype == "bfloat16" and self._machine.bf16_gflops is not None:
             rate = self._machine.bf16_gflops
-        if is_decoder and self._is_quantized and self._machine.int8_gops is not None:
-            rate = self._machine.int8_gops
+        if self._machine.int8_gops is not None:
+            if is_decoder and self._is_quantized:
+                rate = self._machine.int8_gops
+            elif self._has_words:  # two bytes a number, half as many at a time
+                rate = self._machine.int8_gops / 2
         arithmetic_s = flops / (rate * 1e9)
         memory_s = num_bytes / (self._machine.read_gb_per_s * 1e9)
         bound_by = "memory" if memory_s > arithmetic_s else "arithmetic"

@@ -15,7 +15,16 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-__all__ = ["FLOAT32_BOUND", "StageResult", "Verdict", "bound_of", "compare_exact", "compare_ids", "compare_tensors"]
+__all__ = [
+    "FLOAT32_BOUND",
+    "StageResult",
+    "Verdict",
+    "bound_of",
+    "bound_of_stored",
+    "compare_exact",
+    "compare_ids",
+    "compare_tensors",
+]
 
 # The bar in float32, derived for one wide layer or a few narrow ones.
 FLOAT32_BOUND = 1e-5
@@ -23,6 +32,11 @@ _LAYERS_OF_BOUND = 8
 # Roundings to the storage format on a layer's way: norm, product, attention, product, sum; norm, product, gate,
 # product, sum.
 _ROUNDINGS_PER_LAYER = 10
+# Error of a product whose inputs are rounded to steps of d: d / sqrt(12) of each input. A block of 256 normal numbers
+# has its greatest near 3.2 deviations, so d is 3.2 / 127 of one; 16-bit weights are multiplied with an error of 2.1e-4
+# (docs/numerics.md).
+_BYTE_UNIT = 3.2 / 127 / math.sqrt(12)
+_WORD_UNIT = 2.1e-4
 
 
 class Verdict(StrEnum):
@@ -94,6 +108,22 @@ def bound_of(dtype: torch.dtype, num_layers: int) -> tuple[float, str]:
     bound = math.sqrt(2 * _ROUNDINGS_PER_LAYER * max(1, num_layers)) * unit
     name = str(dtype).removeprefix("torch.")
     return bound, f"{name}: {_ROUNDINGS_PER_LAYER} roundings a layer, half an ulp each, added in squares"
+
+
+def bound_of_stored(num_layers: int, *, is_quantized: bool) -> tuple[float, str]:
+    """Return the largest relative error that rounding explains of matrices multiplied as stored, and why.
+
+    Parameters
+    ----------
+    num_layers : int
+        Blocks between the input and what is compared.
+    is_quantized : bool
+        Whether some of the matrices are in blocks, whose products round their input to 8 bits, and not in 16 bits,
+        whose products round both sides to 13.
+    """
+    unit, name = (_BYTE_UNIT, "8-bit") if is_quantized else (_WORD_UNIT, "13-bit")
+    bound = math.sqrt(2 * max(1, num_layers)) * unit
+    return bound, f"{name} inputs of products, {unit:.1e} each; two branches a layer, added in squares"
 
 
 def compare_tensors(

@@ -13,16 +13,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, MissingDependencyError
+from llavakit.model.layers import Embedding, Linear
 from llavakit.model.llava import Llava
+from llavakit.model.stored_matrix import StoredMatrix
 
 __all__ = ["Reference", "import_transformers"]
 
@@ -66,7 +69,9 @@ class Reference:
         The model's files.
     is_shared : bool
         Use the tensors of ``model`` instead of reading the files a second time. A mistake in reading the files
-        shows only without it.
+        shows only without it. Matrices that stay as stored are expanded to float32.
+    is_expanded_on_use : bool
+        Expand them anew for every product, for models too large in float32: 7B takes 28 GB. Slow.
 
     Raises
     ------
@@ -76,19 +81,19 @@ class Reference:
         If transformers does not take the folder's files.
     """
 
-    def __init__(self, model: Llava, folder: Path, *, is_shared: bool) -> None:
+    def __init__(self, model: Llava, folder: Path, *, is_shared: bool, is_expanded_on_use: bool = False) -> None:
         self._transformers = import_transformers()
         self.version = str(self._transformers.__version__)
         self.is_shared = is_shared
         self._folder = folder
-        self._config = model.config
+        self._config, self._dtype = model.config, model.dtype
         vocab_size = model.config.text_config.vocab_size
         # transformers embeds the image token before it overwrites it, so that one outside the vocabulary needs a
         # stand-in; 0 is the unknown token of every LLaMA vocabulary, and no prompt here holds it.
         is_inside = model.config.image_token_id < vocab_size
         self.image_token_id = model.config.image_token_id if is_inside else 0
         with _quiet():
-            self.model = self._build_shared(model) if is_shared else self._read(model)
+            self.model = self._build_shared(model, is_expanded_on_use) if is_shared else self._read(model)
         # Padding is masked; it only must not be the picture's stand-in.
         self._pad_token_id = model.config.eos_token_id
         self.model.generation_config = self._transformers.GenerationConfig(pad_token_id=self._pad_token_id)
@@ -103,24 +108,29 @@ class Reference:
             raise ConfigError(f"transformers {self.version} cannot read {str(self._folder)!r}: {error}") from error
         return loaded.eval()
 
-    def _build_shared(self, model: Llava) -> Any:
+    def _build_shared(self, model: Llava, is_expanded_on_use: bool) -> Any:
         config = make_transformers_config(self._transformers, model.config, image_token_id=self.image_token_id)
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             theirs = self._transformers.LlavaForConditionalGeneration(config)
         ours = dict(model.named_parameters())
+        stored = {f"{name}.weight": part for name, part in model.named_modules() if getattr(part, "matrix", None)}
         state = {}
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in list(theirs.named_parameters()):
             own_name = _our_name(name)
             if own_name in ours:
                 state[name] = ours[own_name].data
+            elif own_name in stored and is_expanded_on_use:
+                theirs.set_submodule(name.removesuffix(".weight"), _Expanding(stored[own_name]))
+            elif own_name in stored:
+                state[name] = _expand(stored[own_name])
             elif any(part in own_name for part in _UNUSED):
                 state[name] = torch.zeros(parameter.shape, dtype=model.dtype)
             else:
                 raise ConfigError(f"transformers {self.version} has a parameter {name!r} that llavakit does not know.")
         theirs.load_state_dict(state, strict=False, assign=True)
         _rebuild_buffers(theirs)
-        if config.tie_word_embeddings:
+        if config.tie_word_embeddings and not is_expanded_on_use:
             theirs.tie_weights()
         return theirs.eval()
 
@@ -217,10 +227,6 @@ class Reference:
             output = self.model.generate(**inputs, generation_config=settings, streamer=streamer)
         return [row.tolist() for row in output[:, inputs["input_ids"].shape[1] :]]
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.lm_head.weight.dtype  # type: ignore[no-any-return]
-
     def _inputs(self, prompts: Sequence[Sequence[int]], pixels: Tensor | None) -> dict[str, Tensor]:
         longest = max(len(ids) for ids in prompts)
         rows = [[self._pad_token_id] * (longest - len(ids)) + [self._map(token) for token in ids] for ids in prompts]
@@ -235,6 +241,28 @@ class Reference:
 
     def _map(self, token_id: int) -> int:
         return self.image_token_id if token_id == self._config.image_token_id else token_id
+
+
+class _Expanding(nn.Module):
+    """A matrix of ours in the place of one of theirs: expanded for one product, then forgotten."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.part, Embedding):
+            return self.part(x)  # type: ignore[no-any-return]
+        return F.linear(x, _expand(self.part), self.part.bias)  # type: ignore[arg-type]
+
+
+def _expand(part: nn.Module) -> Tensor:
+    """Return the weight (N, K) in float32, its rows in transformers' order."""
+    weight: Tensor = cast("StoredMatrix", part.matrix).expand()
+    head_dim = part.interleaved_head_dim if isinstance(part, Linear) else None
+    if head_dim is None:
+        return weight
+    return weight.view(-1, head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def make_transformers_config(transformers: ModuleType, config: LlavaConfig, *, image_token_id: int) -> Any:

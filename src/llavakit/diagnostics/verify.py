@@ -28,6 +28,7 @@ from llavakit.diagnostics.compare import (
     StageResult,
     Verdict,
     bound_of,
+    bound_of_stored,
     compare_exact,
     compare_ids,
     compare_tensors,
@@ -37,6 +38,7 @@ from llavakit.diagnostics.generated import SAMPLE_TEXTS, make_pictures, make_que
 from llavakit.diagnostics.memory import read_available_bytes
 from llavakit.diagnostics.reference import Reference, import_transformers
 from llavakit.engine.engine import Engine
+from llavakit.model.storage import has_quantized, is_stored
 from llavakit.processing.chat import TextSegment, render, to_messages
 from llavakit.processing.image import preprocess
 from llavakit.processing.presets import read_json
@@ -122,11 +124,6 @@ def verify_model(
         As `llavakit.load`.
     """
     import_transformers()
-    if str(model).lower().endswith(".gguf"):
-        raise ConfigError(
-            f"{str(model)!r} is a GGUF file, which transformers does not run for LLaVA-1.5; verify compares folders. "
-            "Its vision tower and decoder are those of every other model here."
-        )
     loaded = load(model, dtype=dtype, device="cpu")
     return verify_loaded(loaded, num_prompts=num_prompts, max_new_tokens=max_new_tokens, on_progress=on_progress)
 
@@ -175,7 +172,12 @@ class _Run:
         self.config: LlavaConfig = loaded.config
         self._on_progress = on_progress
         self._report("load transformers", 0, 1)
-        self.reference = Reference(loaded.model, loaded.folder, is_shared=_must_share(loaded))
+        self.is_stored = is_stored(loaded.model)
+        # transformers' products are of float32 matrices; where these do not fit, each is made for its product only.
+        self.is_expanded_on_use = self.is_stored and not _fits(loaded)
+        self.reference = Reference(
+            loaded.model, loaded.folder, is_shared=_must_share(loaded), is_expanded_on_use=self.is_expanded_on_use
+        )
         self._report("load transformers", 1, 1)
         self.prompts, self.max_new_tokens = _make_prompts(self.loaded, num_prompts, max_new_tokens)
         pixels = [prompt.pixel_values for prompt in self.prompts if prompt.pixel_values is not None]
@@ -232,7 +234,7 @@ class _Run:
         if not len(self.pixels):
             return _skipped(name, "the context is too short for a picture")
         pairs = self._image_pairs(name, self.loaded.model.vision_tower, self.reference.encode_patches)
-        bound, reason = bound_of(self.loaded.dtype, num_layers)
+        bound, reason = self._bound(self.loaded.model.vision_tower, num_layers)
         what = f"{len(self.pixels)} pictures through {num_layers} blocks"
         return compare_tensors(name, pairs, tolerance=bound, reason=reason, what=what)
 
@@ -242,7 +244,7 @@ class _Run:
         if not len(self.pixels):
             return _skipped(name, "the context is too short for a picture")
         pairs = self._image_pairs(name, self.loaded.model.encode_images, self.reference.encode_images)
-        bound, reason = bound_of(self.loaded.dtype, self.config.num_vision_blocks + 1)
+        bound, reason = self._bound(self.loaded.model.vision_tower, self.config.num_vision_blocks + 1)
         return compare_tensors(name, pairs, tolerance=bound, reason=reason, what=f"{len(self.pixels)} pictures")
 
     def _image_pairs(
@@ -259,11 +261,16 @@ class _Run:
         """Compare the logits of every prompt position."""
         layers = self.config.text_config.num_hidden_layers
         # Pictures come through the tower first.
-        bound, reason = bound_of(self.loaded.dtype, layers + self.config.num_vision_blocks + 1)
+        bound, reason = self._bound(self.loaded.model, layers + self.config.num_vision_blocks + 1)
         what = f"{len(self.prompts)} prompts, every position"
         result = compare_tensors("logits", self._logit_pairs(), tolerance=bound, reason=reason, what=what)
         self._logit_error = result.max_abs_difference or 0.0
         return result
+
+    def _bound(self, part: torch.nn.Module, num_layers: int) -> tuple[float, str]:
+        if self.is_stored:
+            return bound_of_stored(num_layers, is_quantized=has_quantized(part))
+        return bound_of(self.loaded.dtype, num_layers)
 
     def _logit_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for idx, prompt in enumerate(self.prompts, start=1):
@@ -282,6 +289,8 @@ class _Run:
         name = "greedy tokens" if batch_size == 1 else f"greedy tokens, batches of {batch_size}"
         if batch_size > 1 and len(self.prompts) < 2:
             return _skipped(name, "one prompt makes no batch")
+        if self.is_expanded_on_use:
+            return _skipped(name, "transformers would expand every matrix for every token; the logits are compared")
         engine = Engine(self.loaded.model, make_decoder=lambda: StreamDecoder(self.loaded.tokenizer))
         params = SamplingParams(max_new_tokens=self.max_new_tokens, ignore_eos=True)
         problems: list[str] = []
@@ -353,10 +362,17 @@ def _has_image_token(run: _Run) -> bool:
 
 def _must_share(loaded: LoadedModel) -> bool:
     """Whether transformers cannot or should not read the files itself."""
+    if is_stored(loaded.model):
+        return True  # GGUF
     if "vision_config" not in read_json(loaded.folder / "config.json"):
         return True  # the original dialect
+    return not _fits(loaded)
+
+
+def _fits(loaded: LoadedModel) -> bool:
+    """Whether there is room for the weights a second time, in the model's dtype."""
     available = read_available_bytes()
-    return available is not None and _bytes_of(loaded) + _MEMORY_RESERVE_BYTES > available
+    return available is None or _bytes_of(loaded) + _MEMORY_RESERVE_BYTES <= available
 
 
 def _bytes_of(loaded: LoadedModel) -> int:

@@ -86,7 +86,7 @@ class LlavaForConditionalGeneration:
         device_map : str, int, torch.device or dict, optional
             ``"auto"`` is the GPU if there is one, else the CPU; by default the CPU.
         load_in_4bit, load_in_8bit : bool, optional
-            Quantize the decoder with bitsandbytes; needs a CUDA GPU.
+            Quantize the decoder: with bitsandbytes on a CUDA GPU, else to Q4_K or Q8_0 for llavakit's own kernels.
         quantization_config : BitsAndBytesConfig or dict, optional
             The same in detail.
         attn_implementation : str, optional
@@ -117,12 +117,20 @@ class LlavaForConditionalGeneration:
         config = checkpoint.config
         generation_config = load_generation_config(found.folder, config)
         dtype = parse_dtype(chosen.dtype, stored=config.dtype)
-        first_device = chosen.device if chosen.quantization is None else torch.device("cpu")
-        model = load_model(config, checkpoint.tensors, dtype=dtype, device=first_device)
-        loaded = cls(model, generation_config=generation_config, folder=found.folder, name=found.name)
-        if chosen.quantization is not None:
+        tensors = checkpoint.tensors
+        if chosen.quantization is None:
+            model = load_model(config, tensors, dtype=dtype, device=chosen.device)
+        elif chosen.device.type == "cpu":  # from the mapped file, so that the matrices are never in memory as a whole
+            model = load_model(config, tensors, dtype=parse_dtype("auto", stored=config.dtype), device=chosen.device)
+            quantize_decoder(
+                model, chosen.quantization, chosen.device, on_quantized=lambda name: tensors[name].release()
+            )
+            model.to(dtype=dtype)
+        else:
+            model = load_model(config, tensors, dtype=dtype, device=torch.device("cpu"))
             quantize_decoder(model, chosen.quantization, chosen.device)
-            loaded.is_quantized = True
+        loaded = cls(model, generation_config=generation_config, folder=found.folder, name=found.name)
+        loaded.is_quantized = chosen.quantization is not None
         return loaded
 
     @property

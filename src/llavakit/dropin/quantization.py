@@ -1,4 +1,4 @@
-"""4-bit and 8-bit weights through bitsandbytes, where a GPU and that package are there.
+"""4-bit and 8-bit weights: through bitsandbytes on a GPU, through the native library on a CPU.
 
 Only the decoder's matrices are quantized. The vision tower, the projector and the output head stay as they
 are: they are a twentieth of the weights, and rounding them costs the most answers.
@@ -6,6 +6,8 @@ are: they are a twentieth of the weights, and rounding them costs the most answe
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,11 +17,20 @@ import torch
 from torch import nn
 
 from llavakit.core.errors import CapacityError, ConfigError
+from llavakit.kernels.library import load_library
 from llavakit.model.layers import Linear
 from llavakit.model.llava import Llava
+from llavakit.model.stored_matrix import StoredMatrix
+from llavakit.weights.ggml_types import is_quantized
+from llavakit.weights.mixtures import fitting_type
 
 __all__ = ["BitsAndBytesConfig", "check_quantization_possible", "quantize_decoder"]
 
+_CPU_TYPES = {4: "q4_k", 8: "q8_0"}
+_GPU_ONLY = (
+    "llm_int8_threshold", "bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+    "bnb_4bit_quant_storage",
+)  # fmt: skip
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STORAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
@@ -27,6 +38,9 @@ _STORAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 @dataclass
 class BitsAndBytesConfig:
     """How to quantize, under the argument names of transformers.
+
+    On a CPU 4 bits are Q4_K and 8 bits Q8_0, types of GGUF; what chooses between formats of bitsandbytes has no effect
+    there, and a warning says so.
 
     Parameters
     ----------
@@ -99,41 +113,70 @@ def check_quantization_possible(config: BitsAndBytesConfig, device: torch.device
     Raises
     ------
     CapacityError
-        If there is no CUDA GPU, the model should go elsewhere, or bitsandbytes is not installed.
+        If the model should go to a GPU and bitsandbytes is not installed, or to another device that is no CPU.
+    MissingDependencyError
+        If it should go to a CPU and the native library is missing.
     """
-    what = f"{config.num_bits}-bit loading needs a CUDA GPU with the bitsandbytes package"
-    if not torch.cuda.is_available():
-        raise CapacityError(
-            f"{what}; torch finds no GPU here, and {config.num_bits}-bit kernels for CPUs are "
-            "not part of this release. "
-            "Leave the argument out and load with dtype=torch.bfloat16 or torch.float16."
-        )
+    if device.type == "cpu":
+        load_library()
+        changed = [name for name in _GPU_ONLY if getattr(config, name) != getattr(BitsAndBytesConfig(), name)]
+        if changed:
+            warnings.warn(
+                f"on a CPU {', '.join(changed)} has no effect: the decoder is quantized to "
+                f"{_CPU_TYPES[config.num_bits or 4].upper()} and multiplied by llavakit's own kernels.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return
+    what = f"{config.num_bits}-bit loading works on a CPU, and on a CUDA GPU with the bitsandbytes package"
     if device.type != "cuda":
-        raise CapacityError(f"{what}, but the model should go to {str(device)!r}. Pass device_map='cuda'.")
+        raise CapacityError(f"{what}, but the model should go to {str(device)!r}. Pass device_map='cuda' or 'cpu'.")
     if find_spec("bitsandbytes") is None:
-        raise CapacityError(f"{what}, which is not installed here. Install bitsandbytes, or leave the argument out.")
+        raise CapacityError(f"{what}, which is not installed here. Install it, or pass device_map='cpu'.")
 
 
-def quantize_decoder(model: Llava, config: BitsAndBytesConfig, device: torch.device) -> None:
-    """Replace the decoder's matrices by quantized ones on a GPU, one at a time, and move the rest there.
+def quantize_decoder(
+    model: Llava, config: BitsAndBytesConfig, device: torch.device, *, on_quantized: Callable[[str], None] | None = None
+) -> None:
+    """Quantize the decoder's matrices one at a time, and move the model to a device.
 
     Parameters
     ----------
     model : Llava
-        On the CPU, in its compute dtype. Changed in place.
+        On the CPU. Changed in place.
     config : BitsAndBytesConfig
     device : torch.device
-        A CUDA device.
+        The CPU or a CUDA device.
+    on_quantized : callable, optional
+        Called with the name of each weight once it is not needed any more.
+
+    Raises
+    ------
+    NonFiniteError
+        If a matrix holds NaN or infinity (on a CPU).
     """
-    bnb: Any = import_module("bitsandbytes")
     skipped = tuple(config.llm_int8_skip_modules or ())
     for name, module in list(model.language_model.named_modules()):
         full_name = f"language_model.{name}"
-        if isinstance(module, Linear) and not any(_is_named(full_name, pattern) for pattern in skipped):
+        if not isinstance(module, Linear) or any(_is_named(full_name, pattern) for pattern in skipped):
+            continue
+        if device.type == "cpu":
+            _quantize_in_place(module, config)
+        else:
             parent, _, leaf = name.rpartition(".")
+            bnb: Any = import_module("bitsandbytes")
             quantized = _quantize_linear(bnb, module, config).to(device)
             setattr(model.language_model.get_submodule(parent), leaf, quantized)
+        if on_quantized is not None:
+            on_quantized(f"{full_name}.weight")
     model.to(device)
+
+
+def _quantize_in_place(linear: Linear, config: BitsAndBytesConfig) -> None:
+    dtype = fitting_type(_CPU_TYPES[config.num_bits or 4], linear.in_features)
+    if is_quantized(dtype):  # else the rows are no whole blocks of any type
+        linear.matrix = StoredMatrix.quantize(linear.weight.detach(), dtype)
+        linear.register_parameter("weight", None)
 
 
 def _quantize_linear(bnb: Any, linear: Linear, config: BitsAndBytesConfig) -> nn.Module:

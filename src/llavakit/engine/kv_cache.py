@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llavakit.core.config import TextConfig
+from llavakit.model.kv_blocks import BLOCKS, num_bytes, to_blocks
 
 __all__ = ["DecodeView", "KVCache", "PrefillView"]
 
@@ -29,6 +30,8 @@ class KVCache:
         Sequences that can live side by side.
     max_len : int
         Slots of a row.
+    dtype : torch.dtype
+        Of keys and values; `kv_blocks.BLOCKS` for 8 bits with a scale for every 32 numbers.
 
     Notes
     -----
@@ -40,7 +43,8 @@ class KVCache:
     def __init__(
         self, config: TextConfig, *, num_rows: int, max_len: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len, config.head_dim)
+        shape: tuple[int, ...] = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len)
+        shape += (num_bytes(config.head_dim) if dtype == BLOCKS else config.head_dim,)
         self.keys = _reserve_zeros(shape, dtype=dtype, device=device)
         self.values = _reserve_zeros(shape, dtype=dtype, device=device)
         self.num_rows = num_rows
@@ -56,6 +60,10 @@ class KVCache:
         for store in (self.keys, self.values):
             for layer in store:
                 layer[: len(rows), :, :length] = layer[rows, :, :length]
+
+
+def _as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return to_blocks(x) if dtype == BLOCKS else x.to(dtype)
 
 
 def _reserve_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -84,9 +92,14 @@ class PrefillView:
         end = self._start + key.shape[2]
         keys = self._cache.keys[layer_idx, self._row : self._row + 1]
         values = self._cache.values[layer_idx, self._row : self._row + 1]
-        keys[:, :, self._start : end] = key
-        values[:, :, self._start : end] = value
+        keys[:, :, self._start : end] = _as_stored(key, keys.dtype)
+        values[:, :, self._start : end] = _as_stored(value, values.dtype)
         return keys[:, :, :end], values[:, :, :end]
+
+    @property
+    def num_keys(self) -> None:
+        """All that ``update`` returns."""
+        return None
 
     def mask(self, num_tokens: int) -> Tensor | None:
         """Return the causal mask (T, start + T) of a run that does not begin the sequence; None if it does."""
@@ -104,6 +117,7 @@ class DecodeView:
     def __init__(self, cache: KVCache, lengths: list[int]) -> None:
         self._cache = cache
         self._num_rows = len(lengths)
+        self._num_keys = [length + 1 for length in lengths]
         self._max_end = max(lengths) + 1
         self._rows = torch.arange(len(lengths), device=cache.keys.device)
         self._slots = torch.tensor(lengths, device=cache.keys.device)
@@ -113,13 +127,19 @@ class DecodeView:
         """Store (n, K, 1, E); return (n, K, S, E) with S the longest row."""
         keys = self._cache.keys[layer_idx, : self._num_rows]
         values = self._cache.values[layer_idx, : self._num_rows]
+        key, value = _as_stored(key[:, :, 0], keys.dtype), _as_stored(value[:, :, 0], values.dtype)
         if self._is_uniform:
-            keys[:, :, self._max_end - 1] = key[:, :, 0]
-            values[:, :, self._max_end - 1] = value[:, :, 0]
+            keys[:, :, self._max_end - 1] = key
+            values[:, :, self._max_end - 1] = value
         else:
-            keys[self._rows, :, self._slots] = key[:, :, 0]
-            values[self._rows, :, self._slots] = value[:, :, 0]
+            keys[self._rows, :, self._slots] = key
+            values[self._rows, :, self._slots] = value
         return keys[:, :, : self._max_end], values[:, :, : self._max_end]
+
+    @property
+    def num_keys(self) -> list[int]:
+        """Keys of each row, the new one among them."""
+        return self._num_keys
 
     def mask(self) -> Tensor | None:
         """Return the mask (n, 1, 1, S) that hides unused slots; None when every row is equally long."""

@@ -35,7 +35,7 @@ class ModelRunner:
     def new_cache(self, *, num_rows: int, max_len: int) -> KVCache:
         """Allocate a cache for this model."""
         config = self.model.config.text_config
-        return KVCache(config, num_rows=num_rows, max_len=max_len, dtype=self.model.dtype, device=self._device)
+        return KVCache(config, num_rows=num_rows, max_len=max_len, dtype=self.model.kv_dtype, device=self._device)
 
     def prefill(self, generation: Generation, cache: KVCache, *, row: int, num_cached: int) -> Tensor:
         """Compute the prompt from position ``num_cached`` on; return float32 logits (1, V) of its last token."""

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llavakit.core.config import FeatureStrategy, VisionConfig
+from llavakit.kernels.library import Activation
 from llavakit.model.layers import Embedding, Linear, attend, quick_gelu
+from llavakit.model.native import attend_native
 
 __all__ = ["CLIPVisionTower"]
 
@@ -51,6 +53,8 @@ class CLIPAttention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.out_proj.is_native(x):
+            return self.out_proj(attend_native(query.transpose(1, 2), key, value, is_causal=False))  # type: ignore[no-any-return]
         return self.out_proj(attend(query, key, value, mask=None, is_causal=False))  # type: ignore[no-any-return]
 
 
@@ -65,6 +69,8 @@ class CLIPMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, D) to (N, T, D)."""
+        if self.fc1.is_native(x) and self.activation is quick_gelu and self.fc1.matrix is not None:
+            return self.fc2(self.fc1.matrix.multiply(x, self.fc1.bias, activation=Activation.QUICK_GELU))  # type: ignore[no-any-return]
         return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
 
 

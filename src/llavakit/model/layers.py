@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llavakit.model.quantized import QuantizedMatrix
+from llavakit.kernels.library import has_library
+from llavakit.model.native import multiply_stored, rms_norm
+from llavakit.model.stored_matrix import StoredMatrix
 
 __all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
 
@@ -18,6 +20,9 @@ __all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", 
 # Below this many rows torch's half-precision matrix-vector product runs at memory speed; above it, on a CPU
 # without half-precision arithmetic, its product falls to a quarter of the float32 rate (docs/numerics.md).
 _MAX_HALF_ROWS = 2
+# Up to so many rows the native library multiplies bfloat16 weights as exactly as torch, in two thirds of the time
+# (benchmarks/quantized_products.py); torch's product is the faster one of more.
+_MAX_NATIVE_BFLOAT16_ROWS = 4
 # Weight rows widened at a time: a slice of 256 rows of a 13B layer is 14 MiB in float32 and stays in the cache.
 _WIDEN_ROWS = 256
 
@@ -27,21 +32,22 @@ class Linear(nn.Linear):
 
     The storage decides how the product is computed:
 
-    - ``quantized`` is set: from the blocks, by the native library.
+    - ``matrix`` is set: from the stored bytes, by the native library.
+    - bfloat16 on a CPU, up to four rows: by the native library where it is there.
     - float16 on a CPU: widened slice by slice to float32 for the product of more than a few rows, which is about four
       times as fast there as torch's half-precision product, and accumulates in float32.
     - otherwise: by torch.
 
     Attributes
     ----------
-    quantized : QuantizedMatrix, optional
+    matrix : StoredMatrix, optional
         The weight, in place of the parameter.
     interleaved_head_dim : int, optional
         The weight's rows are in GGUF's order of rotary pairs (0, d/2, 1, d/2 + 1, ...) within every head of this size;
         outputs are put back in order.
     """
 
-    quantized: QuantizedMatrix | None = None
+    matrix: StoredMatrix | None = None
     interleaved_head_dim: int | None = None
 
     def reset_parameters(self) -> None:
@@ -49,15 +55,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features) in the dtype of ``x``."""
-        out = self._multiply(x)
+        out = self.multiply(x)
         if self.interleaved_head_dim is not None:
             out = out.view(*out.shape[:-1], -1, self.interleaved_head_dim // 2, 2).transpose(-1, -2).flatten(-3)
         return out
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        if self.quantized is not None:
-            out = self.quantized.multiply(x)
-            return out if self.bias is None else out + self.bias
+    def is_native(self, x: Tensor) -> bool:
+        """Whether the native library multiplies ``x`` and may compute what follows: float32, and no gradient."""
+        return self.matrix is not None and x.dtype == torch.float32 and not (x.requires_grad or torch.is_grad_enabled())
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features), the rows in the order they are stored in."""
+        if self.matrix is not None:
+            return self.matrix.multiply(x, self.bias)
+        if self._has_few_bfloat16_rows(x):
+            return multiply_stored(self.weight.data_ptr(), "bfloat16", self.out_features, x, self.bias)
         is_half_on_cpu = self.weight.dtype == torch.float16 and self.weight.device.type == "cpu"
         is_mixed = self.weight.dtype != x.dtype
         has_many_rows = is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features
@@ -67,6 +79,16 @@ class Linear(nn.Linear):
             # For a slice of positions of a batch torch's product would first copy the whole weight.
             return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)
+
+    def _has_few_bfloat16_rows(self, x: Tensor) -> bool:
+        return (
+            x.dtype == self.weight.dtype == torch.bfloat16
+            and x.numel() <= _MAX_NATIVE_BFLOAT16_ROWS * self.in_features
+            and self.weight.device.type == "cpu"
+            and self.weight.is_contiguous()
+            and not torch.is_grad_enabled()
+            and has_library()
+        )
 
     def _forward_widened(self, x: Tensor) -> Tensor:
         out = x.new_empty((*x.shape[:-1], self.out_features))
@@ -85,15 +107,15 @@ class Embedding(nn.Embedding):
 
     Attributes
     ----------
-    quantized : QuantizedMatrix, optional
+    matrix : StoredMatrix, optional
         The table, in place of the parameter.
     """
 
-    quantized: QuantizedMatrix | None = None
+    matrix: StoredMatrix | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map integer ids (...) to rows (..., embedding_dim)."""
-        return super().forward(input) if self.quantized is None else self.quantized.look_up(input)
+        return super().forward(input) if self.matrix is None else self.matrix.look_up(input)
 
     def reset_parameters(self) -> None:
         """Leave the memory untouched."""
@@ -103,7 +125,14 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm: statistics in float32, the weight applied after rounding to the input's dtype.
 
     Source: LLaMA (arXiv 2302.13971); the place of the rounding as in transformers' LlamaRMSNorm.
+
+    Attributes
+    ----------
+    is_native : bool
+        Float32 inputs are left to the native library, which needs no intermediate tensors.
     """
+
+    is_native = False
 
     def __init__(self, hidden_size: int, *, eps: float) -> None:
         super().__init__()
@@ -112,6 +141,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; shape and dtype are kept."""
+        if self.is_native and x.dtype == self.weight.dtype == torch.float32 and not torch.is_grad_enabled():
+            return rms_norm(x, self.weight, self.eps)
         wide = x.to(torch.float32)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llavakit.core.config import TextConfig
+from llavakit.model.kv_blocks import BLOCKS, read_blocks
 from llavakit.model.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, apply_rotary, attend
+from llavakit.model.native import attend_native, rotate, swiglu
 
-__all__ = ["LayerCache", "LlamaModel"]
+__all__ = ["LayerCache", "LlamaAttention", "LlamaModel"]
 
 
 class LayerCache(Protocol):
     """One forward pass's view of the key-value cache."""
 
+    @property
+    def num_keys(self) -> Sequence[int] | None:
+        """Keys of each row of the batch, where they differ from what ``update`` returns."""
+
     def update(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values (B, K, T, E); return all that the queries may see, (B, K, S, E)."""
+        """Store the new keys and values (B, K, T, E); return all that the queries may see, (B, K, S, E), as stored."""
 
 
 class LlamaAttention(nn.Module):
@@ -44,6 +52,8 @@ class LlamaAttention(nn.Module):
         is_causal: bool,
     ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
+        if self.o_proj.is_native(x) and (cache is not None or mask is None):
+            return self._forward_native(x, rotary, cache)
         query, key, value = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -52,7 +62,32 @@ class LlamaAttention(nn.Module):
         key = apply_rotary(key, *rotary)
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value)
+        key, value = (_as_numbers(stored, query.dtype) for stored in (key, value))
         return self.o_proj(attend(query, key, value, mask=mask, is_causal=is_causal))  # type: ignore[no-any-return]
+
+    def _forward_native(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
+        """Compute the same without a mask: a row's queries are the last of what the cache holds of it."""
+        cosines, sines = (angles[:, 0, :, : self.head_dim // 2].contiguous() for angles in rotary)
+        query, key = (
+            rotate(
+                _heads(proj.multiply(x), self.head_dim), cosines, sines,
+                is_interleaved=proj.interleaved_head_dim is not None,
+            )
+            for proj in (self.q_proj, self.k_proj)
+        )  # fmt: skip
+        key, value = key.transpose(1, 2), _heads(self.v_proj(x), self.head_dim).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(self.layer_idx, key, value)
+        num_keys = None if cache is None else cache.num_keys
+        return self.o_proj(attend_native(query, key, value, num_keys=num_keys, is_causal=True))  # type: ignore[no-any-return]
+
+
+def _as_numbers(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    return read_blocks(stored, dtype) if stored.dtype == BLOCKS else stored.to(dtype)
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    return x.view(*x.shape[:-1], -1, head_dim)
 
 
 class LlamaMLP(nn.Module):
@@ -66,6 +101,8 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
+        if self.gate_proj.is_native(x):
+            return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 

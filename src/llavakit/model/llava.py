@@ -12,15 +12,24 @@ from torch import Tensor, nn
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import PromptError
 from llavakit.model.clip import CLIPVisionTower
+from llavakit.model.kv_blocks import BLOCKS, num_bytes
 from llavakit.model.layers import Linear
-from llavakit.model.llama import LayerCache, LlamaModel
+from llavakit.model.llama import LayerCache, LlamaAttention, LlamaModel
 from llavakit.model.projector import MultiModalProjector
 
 __all__ = ["Llava"]
 
 
 class Llava(nn.Module):
-    """The whole model. Build it on the ``meta`` device and let the loader fill it."""
+    """The whole model. Build it on the ``meta`` device and let the loader fill it.
+
+    Attributes
+    ----------
+    has_kv_blocks : bool
+        Whether keys and values are kept in 8 bits (`kv_blocks`).
+    """
+
+    has_kv_blocks = False
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
@@ -88,6 +97,26 @@ class Llava(nn.Module):
         """Return logits of shape (B, T, V), or (B, 1, V) with ``last_only``; see `LlamaModel.forward`."""
         hidden = self.language_model(inputs_embeds, positions, cache=cache, mask=mask)
         return self.lm_head(hidden[:, -1:] if last_only else hidden)  # type: ignore[no-any-return]
+
+    def use_kv_blocks(self) -> None:
+        """Keep keys and values in 8 bits from now on.
+
+        Raises
+        ------
+        ConfigError
+            If a head is not made of whole blocks.
+        """
+        num_bytes(self.config.text_config.head_dim)
+        self.has_kv_blocks = True
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values in a cache: `BLOCKS` if chosen, float16 where the native library reads it, or `dtype`."""
+        if self.has_kv_blocks:
+            return BLOCKS
+        attentions = (part for part in self.language_model.modules() if isinstance(part, LlamaAttention))
+        is_native = all(attention.o_proj.matrix is not None for attention in attentions)
+        return torch.float16 if is_native and self.dtype == torch.float32 else self.dtype
 
     @property
     def dtype(self) -> torch.dtype:

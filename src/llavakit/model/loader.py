@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import MissingTensorError, NonFiniteError
-from llavakit.model.layers import Embedding, Linear
+from llavakit.kernels.library import has_library
+from llavakit.model.layers import Embedding, Linear, RMSNorm
 from llavakit.model.llava import Llava
-from llavakit.model.quantized import QuantizedMatrix
+from llavakit.model.stored_matrix import StoredMatrix
 
 __all__ = ["StoredTensor", "build_meta_model", "load_model"]
 
-# Tensors up to this size are checked for NaN and infinity at load: norms, biases, positions. Checking all
-# weights would read the whole file, which is what mapping it avoids; a NaN elsewhere is met at the first token.
-_MAX_CHECKED_BYTES = 1 << 22
+# Tensors up to this size are checked for NaN and infinity at load: norms and biases. Checking all weights would read
+# the whole file, which is what mapping it avoids, and the tower's alone take a second; a NaN elsewhere is met at the
+# first token.
+_MAX_CHECKED_BYTES = 1 << 20
+_HALVES = ("float16", "bfloat16")
 
 
 class StoredTensor(Protocol):
@@ -80,7 +83,7 @@ def load_model(
         Of the weights in memory.
     device : torch.device
     is_storage_kept : bool, default False
-        Matrices of linear layers and token embeddings stay as stored, quantized or half precision, and ``dtype`` is
+        Matrices of linear layers and token embeddings stay as stored, quantized or in half precision, and ``dtype`` is
         that of everything else: products convert as they go. Only on a CPU; elsewhere quantized matrices are expanded.
     on_progress : callable, optional
         Called with tensors done and tensors in all.
@@ -106,9 +109,13 @@ def load_model(
         _fill(model, name, tensors[name], dtype=dtype, device=device, is_kept=is_kept)
         if on_progress is not None:
             on_progress(done, len(names))
+    if is_kept and has_library():
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.is_native = True
     if config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
-        model.lm_head.quantized = model.language_model.embed_tokens.quantized
+        model.lm_head.matrix = model.language_model.embed_tokens.matrix
     return model
 
 
@@ -117,14 +124,17 @@ def _fill(
 ) -> None:
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
-    is_matrix = leaf == "weight" and isinstance(module, Linear | Embedding)
+    matrix_of = (
+        module if leaf == "weight" and isinstance(module, Linear | Embedding) and "position" not in name else None
+    )
     if stored.has_interleaved_heads and isinstance(module, Linear):
         module.interleaved_head_dim = model.config.text_config.head_dim
-    if stored.is_quantized and is_kept and isinstance(module, Linear | Embedding):
-        module.quantized = QuantizedMatrix(stored.data, stored.dtype, stored.shape)
+    is_half = stored.dtype in _HALVES
+    if is_kept and matrix_of is not None and (stored.is_quantized or (is_half and has_library())):
+        matrix_of.matrix = StoredMatrix(stored.data, stored.dtype, stored.shape)
         module.register_parameter("weight", None)
         return
-    if is_kept and is_matrix and "position" not in name and stored.dtype in ("float16", "bfloat16"):
+    if is_kept and matrix_of is not None and is_half:
         dtype = getattr(torch, stored.dtype)
     tensor = _convert(name, stored, dtype=dtype, device=device)
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
@@ -132,7 +142,7 @@ def _fill(
 
 def _convert(name: str, stored: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     if stored.is_quantized:
-        expanded = QuantizedMatrix(stored.data, stored.dtype, stored.shape).expand().to(device=device, dtype=dtype)
+        expanded = StoredMatrix(stored.data, stored.dtype, stored.shape).expand().to(device=device, dtype=dtype)
         stored.release()
         return expanded
     tensor = torch.from_numpy(stored.data).view(getattr(torch, stored.dtype)).view(stored.shape)

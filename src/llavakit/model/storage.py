@@ -6,14 +6,14 @@ from collections import Counter
 
 from torch import nn
 
-from llavakit.model.quantized import QuantizedMatrix
+from llavakit.model.stored_matrix import StoredMatrix
 
-__all__ = ["count_bytes", "count_types", "has_quantized"]
+__all__ = ["count_bytes", "count_types", "has_quantized", "has_words", "is_stored"]
 
 
-def _matrices(part: nn.Module) -> list[QuantizedMatrix]:
-    found = (getattr(module, "quantized", None) for module in part.modules())
-    return [matrix for matrix in found if isinstance(matrix, QuantizedMatrix)]
+def _matrices(part: nn.Module) -> list[StoredMatrix]:
+    found = (getattr(module, "matrix", None) for module in part.modules())
+    return [matrix for matrix in found if isinstance(matrix, StoredMatrix)]
 
 
 def count_bytes(part: nn.Module) -> int:
@@ -32,6 +32,16 @@ def count_types(part: nn.Module) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
+def is_stored(part: nn.Module) -> bool:
+    """Whether a part has matrices that stay as a GGUF file stores them."""
+    return bool(_matrices(part))
+
+
+def has_words(part: nn.Module) -> bool:
+    """Whether a part has matrices of 16 bits that the native library multiplies as integers."""
+    return any(not matrix.is_quantized for matrix in _matrices(part))
+
+
 def has_quantized(part: nn.Module) -> bool:
     """Whether a part has matrices in blocks."""
-    return bool(_matrices(part))
+    return any(matrix.is_quantized for matrix in _matrices(part))

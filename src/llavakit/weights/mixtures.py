@@ -13,7 +13,7 @@ from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError
 from llavakit.weights.ggml_types import type_by_name
 
-__all__ = ["MIXTURES", "Mixture", "choose_type", "find_mixture"]
+__all__ = ["MIXTURES", "Mixture", "choose_type", "find_mixture", "fitting_type"]
 
 _LAYER = re.compile(r"^language_model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight$")
 _MATRIX_DIMS = 2
@@ -82,12 +82,12 @@ def choose_type(name: str, shape: tuple[int, ...], mixture: Mixture, config: Lla
     if len(shape) < _MATRIX_DIMS:
         return "float32"
     if name == "lm_head.weight" or (name.endswith("embed_tokens.weight") and config.text_config.tie_word_embeddings):
-        return _fitting(mixture.output, shape[-1])
+        return fitting_type(mixture.output, shape[-1])
     match = _LAYER.fullmatch(name)
     chosen = mixture.base
     if match is not None:
         chosen = _layer_type(mixture, int(match.group(1)), match.group(2), config.text_config.num_hidden_layers)
-    return _fitting(chosen, shape[-1])
+    return fitting_type(chosen, shape[-1])
 
 
 def _layer_type(mixture: Mixture, idx: int, part: str, num_layers: int) -> str:
@@ -108,8 +108,8 @@ def _layer_type(mixture: Mixture, idx: int, part: str, num_layers: int) -> str:
     return rules.get(mixture.name, {}).get(part, mixture.base)
 
 
-def _fitting(dtype: str, row_length: int) -> str:
-    """Give the type, or the one it falls back to where rows are no whole blocks."""
+def fitting_type(dtype: str, row_length: int) -> str:
+    """Give the type, or the one it falls back to where rows are no whole blocks; in the end float16."""
     while row_length % type_by_name(dtype).block_length:
         dtype = _FALLBACK.get(dtype, "float16")
     return dtype

@@ -133,14 +133,15 @@ class _FakeBitsAndBytes:
                 self.options = options
 
 
-def test_only_the_decoders_matrices_are_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_only_the_decoders_matrices_are_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)  # there may be no GPU here
     monkeypatch.setitem(sys.modules, "bitsandbytes", _FakeBitsAndBytes)
     model = make_model()
     before = model.language_model.layers[0].self_attn.q_proj.weight.clone()
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["down_proj"])
-    quantize_decoder(model, config, torch.device("cpu"))
+    quantize_decoder(model, config, torch.device("cuda"))
     quantized = {name for name, one in model.named_modules() if isinstance(one, _FakeBitsAndBytes.nn.Linear4bit)}
     kinds = [
         "self_attn.q_proj",

@@ -1,0 +1,53 @@
+"""One set of threads for torch and for the native library.
+
+torch's threads stay awake for some milliseconds after each operation, waiting for the next. A second set of threads
+would have to share the processors with them, and both would be half as fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from llavakit.kernels.library import KernelLibrary, load_library
+from llavakit.kernels.machine import count_cpus
+
+__all__ = ["count_threads", "load_shared_library"]
+
+
+@functools.cache
+def load_shared_library() -> KernelLibrary:
+    """Load the native library and let it compute on torch's threads, where these are GNU OpenMP's.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the library is absent, cannot be loaded, or belongs to another release.
+    """
+    library = load_library()
+    if "OpenMP" in torch.__config__.parallel_info() and (team := _find_team()) is not None:
+        library.set_team(team)
+    return library
+
+
+def count_threads() -> int:
+    """As many threads as torch uses, but never more than there are processors for this process."""
+    return min(torch.get_num_threads(), _num_cpus())
+
+
+@functools.cache
+def _num_cpus() -> int:
+    return count_cpus()
+
+
+def _find_team() -> ctypes._NamedFuncPointer | None:
+    """Find ``GOMP_parallel`` as torch calls it; other packages may have loaded another copy of its library."""
+    core = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:  # a look-up in a loaded library searches the libraries it depends on, and no others
+        return ctypes.CDLL(str(core), mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+    except (OSError, AttributeError):  # no Linux, or other threads than GNU OpenMP's
+        return None
