@@ -3,14 +3,17 @@
     python -m benchmarks.full_7b --dir FOLDER            writes 14 GB of random weights there, removes them at the end
 
 Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit
-prepared. The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache + 0.5 GB, mapped
-weights counted.
+prepared. Two libraries in bfloat16 can only agree where a choice is larger than a rounding, and random weights put the
+two best logits within one unit of bfloat16 at some 7 % of the steps: the gap at the first difference is reported, and
+must not exceed one unit. The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache +
+0.5 GB, mapped weights counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -87,13 +90,18 @@ def run_theirs(folder: Path, new_tokens: int) -> dict[str, Any]:
         pixel_values=torch.from_numpy(saved["pixels"]).to(torch.bfloat16), streamer=_Clock(clock),
     )  # fmt: skip
     answer_s = time.perf_counter() - began
-    gaps = [float(best[0] - best[1]) for logits in output.logits for best in logits.float().topk(2).values]
+    best = [logits[0].float().topk(2).values.tolist() for logits in output.logits]
     times = clock[1:]
     return {
         "token_ids": output.sequences[0, ids.shape[1] :].tolist(), "load_s": load_s, "answer_s": answer_s,
         "first_token_s": times[0] - began, "decode_tokens_per_s": (len(times) - 1) / (times[-1] - times[0]),
-        "least_gap_of_best_logits": min(gaps), "num_exact_ties": sum(gap == 0 for gap in gaps), **_memory_fields(),
+        "gaps_in_units": [_gap_in_units(first, second) for first, second in best], **_memory_fields(),
     }  # fmt: skip
+
+
+def _gap_in_units(first: float, second: float) -> float:
+    """By how many units in the last of bfloat16's 8 binary digits two logits differ."""
+    return (first - second) / 2.0 ** (math.frexp(max(abs(first), abs(second)))[1] - 8)
 
 
 class _Clock:
@@ -117,6 +125,14 @@ def _memory_fields() -> dict[str, Any]:
         "peak_bytes": memory.peak_resident, "own_bytes": memory.anonymous, "mapped_bytes": memory.file_backed,
         "proportional_bytes": memory.proportional,
     }  # fmt: skip
+
+
+def _read(files: list[Path]) -> None:
+    """Bring the files into the page cache: whoever is first would otherwise read them for both."""
+    for file in files:
+        with file.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
 
 
 def _run_apart(side: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -153,12 +169,24 @@ def _rows(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[dict[str,
         row("further tokens a second", f"{ours['decode_tokens_per_s']:.2f}", f"{rate:.2f}" if rate else None),
     ]
     if theirs is not None:
-        pairs = list(zip(ours["token_ids"], theirs["token_ids"], strict=True))
-        num_equal = next((idx for idx, (mine, their) in enumerate(pairs) if mine != their), len(pairs))
-        rows.append(row("equal tokens", f"{num_equal} of {len(pairs)}", None, "all"))
+        num_equal, num_tokens = _count_equal(ours, theirs), len(theirs["token_ids"])
+        rows.append(row("equal tokens", f"{num_equal} of {num_tokens}", None, "all"))
+        if num_equal < num_tokens:
+            gap = theirs["gaps_in_units"][num_equal]
+            rows.append(row("gap there of the two best logits", "", f"{gap:.3g} units", "<= 1 unit"))
         rows.append(row("different tokens among them", str(len(set(ours["token_ids"]))), None))
-        rows.append(row("least gap of the two best logits", "", f"{theirs['least_gap_of_best_logits']:.3g}"))
     return rows
+
+
+def _count_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> int:
+    """Count the tokens before the first difference."""
+    pairs = list(zip(ours["token_ids"], theirs["token_ids"], strict=True))
+    return next((idx for idx, (mine, their) in enumerate(pairs) if mine != their), len(pairs))
+
+
+def _is_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    num_equal = _count_equal(ours, theirs)
+    return num_equal == len(theirs["token_ids"]) or bool(theirs["gaps_in_units"][num_equal] <= 1)
 
 
 def main() -> None:
@@ -183,8 +211,11 @@ def main() -> None:
     try:
         results = {}
         for side in ("ours",) if options.without_transformers else ("ours", "theirs"):
+            files = list(options.dir.iterdir())
             if options.cold:
-                drop_page_cache(options.dir)
+                drop_page_cache(files)
+            else:
+                _read(files)
             results[side] = _run_apart(side, options)
     finally:
         (options.dir / _PROMPT_FILE).unlink(missing_ok=True)
@@ -196,7 +227,7 @@ def main() -> None:
     print(f"\n{options.shape}, bfloat16, {options.threads} threads, commit {manifest['commit']}\n")
     print(make_table(rows, ("what", "llavakit", "transformers", "bar")))
     is_small_enough = results["ours"]["peak_bytes"] <= results["ours"]["allowed_bytes"]
-    is_equal = "theirs" not in results or results["ours"]["token_ids"] == results["theirs"]["token_ids"]
+    is_equal = "theirs" not in results or _is_equal(results["ours"], results["theirs"])
     sys.exit(0 if is_small_enough and is_equal else 1)
 
 

@@ -197,6 +197,8 @@ def _provide(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     if options.model:
         yield options.model, resolve(options.model).folder
         return
+    if options.dir is not None:
+        Path(options.dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         write_checkpoint(Path(folder), SHAPES[options.shape], dtype=options.dtype)
         yield options.shape, Path(folder)

@@ -1,0 +1,211 @@
+"""llavakit beside llama.cpp on the same GGUF pair: two processes that take turns in one run.
+
+    python -m benchmarks.cpu_peers --build-peer PEER_FOLDER
+    python -m benchmarks.cpu_peers --model MODEL.gguf --peer PEER_FOLDER
+
+The first builds llama-cpp-python from its source package for this very machine. Every figure is measured on both sides
+in the order A B B A, and is given with its share of what the machine can do: bytes read a second for single tokens,
+8-bit products a second for prompts, 16-bit ones for pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.common import ROOT, make_manifest, make_table, summarise, write_result
+from llavakit.core.config import LlavaConfig
+from llavakit.core.shapes import decode_flops, kv_bytes_per_token, prefill_flops, projector_flops, vision_flops
+from llavakit.diagnostics.generated import make_picture
+from llavakit.kernels.library import Rate, load_library
+from llavakit.weights.gguf_checkpoint import find_projector
+from llavakit.weights.opening import open_resolved
+from llavakit.weights.store import resolve
+
+_COLUMNS = ("measured", "llavakit", "llama.cpp", "speed ratio", "share of the limit", "their share")
+_PACKAGE = "llama-cpp-python"
+
+
+class Side:
+    """One worker process."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer."""
+        assert self._process.stdin is not None  # noqa: S101 - piped above
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker ended while it was asked for {op!r}: {self._process.args!r}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def build_peer(folder: Path) -> None:
+    """Build llama-cpp-python from source, with every instruction of this machine."""
+    venv.create(folder, with_pip=True)
+    subprocess.run(
+        [
+            str(folder / "bin/pip"),
+            "install",
+            "--no-cache-dir",
+            "--no-binary",
+            _PACKAGE,
+            _PACKAGE,
+            "-C",
+            "cmake.args=-DGGML_NATIVE=ON",
+        ],
+        check=True,
+    )
+
+
+class Comparison:
+    """Both sides, what is asked of them, and what the machine could do."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.sides = {
+            "ours": Side([sys.executable, "-m", "benchmarks.llavakit_worker"]),
+            "theirs": Side([str(options.peer / "bin/python"), str(ROOT / "benchmarks/llama_cpp_worker.py")]),
+        }
+        library, threads = load_library(), options.threads
+        self.read_gb_per_s = library.measure_read(num_bytes=1 << 30, num_threads=threads, num_streams=1, seconds=1)
+        self.int8_gops = library.measure_rate(Rate.INT8_DOT, num_threads=threads, seconds=1) or float("nan")
+        self.model_bytes = options.model.stat().st_size
+        opened = open_resolved(resolve(str(options.model)))
+        self.config: LlavaConfig = opened.checkpoint.config
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Measure everything; yield a row as soon as it is measured."""
+        options = self.options
+        projector = find_projector(options.model, self.config.text_config.hidden_size)
+        loads = {
+            name: side.ask(
+                "load", model=str(options.model), projector=str(projector), threads=options.threads,
+                context=max(2200, max(options.depths) + 64, 8 * 128), sequences=max(options.batches),
+            )["seconds"]
+            for name, side in self.sides.items()
+        }  # fmt: skip
+        yield _row("load, warm page cache", [loads["ours"]], [loads["theirs"]])
+        with tempfile.TemporaryDirectory() as folder:
+            size = self.config.vision_config.image_size
+            pixels = Path(folder) / "pixels"
+            pixels.write_bytes(make_picture(0).convert("RGB").resize((size, size)).tobytes())
+            flops = vision_flops(self.config) + projector_flops(self.config)
+            yield self._compare(
+                "picture through tower and projector", "picture", {"pixels": str(pixels), "size": size},
+                limit_s=flops / (self.int8_gops / 2 * 1e9),
+            )  # fmt: skip
+        for num_tokens in options.prompts:
+            ids = [1, *(100 + idx % 20000 for idx in range(num_tokens - 1))]
+            flops = prefill_flops(self.config, num_tokens)
+            yield self._compare(
+                f"prompt of {num_tokens} tokens", "prompt", {"ids": ids}, limit_s=flops / (self.int8_gops * 1e9)
+            )
+        for depth in options.depths:
+            yield self._compare_decode(depth, 1)
+        for batch in options.batches:
+            if batch > 1:
+                yield self._compare_decode(64, batch)
+        peaks = {name: side.ask("memory")["peak_bytes"] for name, side in self.sides.items()}
+        yield {
+            "measured": "peak memory", "llavakit": f"{peaks['ours'] / 1e9:.2f} GB",
+            "llama.cpp": f"{peaks['theirs'] / 1e9:.2f} GB", "speed ratio": None, "peaks": peaks,
+            "file_bytes": self.model_bytes + projector.stat().st_size,
+        }  # fmt: skip
+
+    def _compare_decode(self, depth: int, batch: int) -> dict[str, Any]:
+        num_bytes = self.model_bytes + batch * depth * kv_bytes_per_token(self.config, "float16")
+        flops = batch * decode_flops(self.config, depth)
+        limit_s = max(num_bytes / (self.read_gb_per_s * 1e9), flops / (self.int8_gops * 1e9))
+        name = f"one token of {batch} sequences" if batch > 1 else f"one token at depth {depth}"
+        return self._compare(name, "decode", {"depth": depth, "steps": 16, "batch": batch}, limit_s=limit_s)
+
+    def _compare(self, name: str, op: str, arguments: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for idx in range(self.options.rounds):
+            for side in ("ours", "theirs") if idx % 2 == 0 else ("theirs", "ours"):
+                times[side].append(self.sides[side].ask(op, **arguments)["seconds"])
+        return _row(name, times["ours"], times["theirs"], limit_s=limit_s)
+
+    def close(self) -> None:
+        """End both processes."""
+        for side in self.sides.values():
+            side.close()
+
+
+def _row(name: str, ours: list[float], theirs: list[float], *, limit_s: float | None = None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "measured": name,
+        "llavakit": _show(median(ours)),
+        "llama.cpp": _show(median(theirs)),
+        "speed ratio": round(median(theirs) / median(ours), 2),
+        "ours": {**summarise(ours), "all_s": ours},
+        "theirs": {**summarise(theirs), "all_s": theirs},
+    }
+    if limit_s is not None:
+        row["share of the limit"] = f"{100 * limit_s / median(ours):.0f} %"
+        row["their share"] = f"{100 * limit_s / median(theirs):.0f} %"
+    return row
+
+
+def _show(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--build-peer", type=Path, help="build llama-cpp-python into a new folder and stop")
+    parser.add_argument("--peer", type=Path, help="the folder that --build-peer made")
+    parser.add_argument("--model", type=Path, help="a GGUF file with its projector beside it")
+    parser.add_argument("--label", help="what to call it in the results")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, nargs="*", default=[64, 128, 600, 2000])
+    parser.add_argument("--depths", type=int, nargs="*", default=[2, 600, 3500])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8])
+    options = parser.parse_args()
+    if options.build_peer:
+        build_peer(options.build_peer)
+        return
+    if not options.model or not options.peer:
+        parser.error("name --model and --peer, or --build-peer")
+    manifest = make_manifest(num_threads=options.threads)
+    manifest["versions"][_PACKAGE] = subprocess.run(
+        [str(options.peer / "bin/python"), "-c", "import llama_cpp; print(llama_cpp.__version__)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()[-1]  # fmt: skip
+    comparison = Comparison(options)
+    limits = {"read_gb_per_s": comparison.read_gb_per_s, "int8_gops": comparison.int8_gops}
+    label = options.label or options.model.stem
+    print(f"{label}, {options.threads} threads, commit {manifest['commit']}, {limits}\n\n{make_table([], _COLUMNS)}")
+    try:
+        for row in comparison.run():
+            write_result("cpu_peers", manifest, [{"model": label, "limits": limits, **row}])
+            print(make_table([row], _COLUMNS).splitlines()[-1], flush=True)
+    finally:
+        comparison.close()
+
+
+if __name__ == "__main__":
+    main()
