@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-all check fmt bench docs tiny clean
+.PHONY: help setup demo test test-all check sanitize fmt bench docs tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,12 @@ check: $(INSTALLED) ## format, lint, types, layers, sizes, freshness of the gene
 	$(BIN)/python tools/size_table.py
 	$(BIN)/python tools/make_docs.py --check
 
+sanitize: $(INSTALLED) ## the native library's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake -S . -B build/sanitize -DLLK_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake --build build/sanitize --parallel
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LLAVAKIT_TEST_KERNELS=build/sanitize $(BIN)/python -m pytest -p no:xdist tests/unit/kernels $(PYTEST_ARGS)
+
 fmt: $(INSTALLED) ## format the code and repair what can be repaired
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -48,7 +54,7 @@ bench: $(INSTALLED) ## where the time goes with the embedded model, as shares of
 docs: $(INSTALLED) ## write the generated pages anew
 	$(BIN)/python tools/make_docs.py
 
-tiny: $(INSTALLED) ## train llava:tiny again from nothing (two to three hours on two cores)
+tiny: $(INSTALLED) ## train llava:tiny again from nothing (about five hours on two cores)
 	$(BIN)/python -m recipes.tiny.train
 
 clean: ## remove what can be built again, .venv excepted
