@@ -155,6 +155,22 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
         color, shape = _candidate(scene, rng, is_present=bool(rng.random() < 0.75))
         phrase = f"{color} {_plural(shape)}"
         count = sum((s.color, s.shape) == (color, shape) for s in scene.shapes)
+    return _how_many(phrase, count, rng)
+
+
+def ask_tally(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """How many of one colour, or of one shape: to practise, since it is learnt last; mostly of several."""
+    is_color = bool(rng.random() < 0.65)
+    kinds = [shape.color if is_color else shape.shape for shape in scene.shapes]
+    if not kinds:
+        return None
+    several = [kind for kind in kinds if kinds.count(kind) > 1]
+    kind = _pick(rng, several if several and rng.random() < 0.7 else kinds)
+    phrase = f"{kind} {_pick(rng, ('objects', 'shapes'))}" if is_color else _plural(kind)
+    return _how_many(phrase, kinds.count(kind), rng, skill="tally")
+
+
+def _how_many(phrase: str, count: int, rng: np.random.Generator, *, skill: str = "count") -> Question:
     text = _pick(rng, (f"How many {phrase} are there?", f"How many {phrase} are in the picture?",
                        f"What is the number of {phrase}?", f"How many {phrase} do you see?"))  # fmt: skip
     if count == 0:
@@ -163,7 +179,7 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
         sentence = f"There is 1 {_singular(phrase)}."
     else:
         sentence = f"There are {count} {phrase}."
-    return Question("count", text, str(count), sentence)
+    return Question(skill, text, str(count), sentence)
 
 
 def _plural(shape: str) -> str:
@@ -348,11 +364,12 @@ def _join(parts: list[str]) -> str:
 SKILLS: dict[str, Asker] = {
     "color": ask_color, "shape": ask_shape, "existence": ask_existence, "count": ask_count, "position": ask_position,
     "size": ask_size, "word": ask_word, "chart": ask_chart, "absent": ask_absent, "choice": ask_choice,
+    "tally": ask_tally,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 16, "shape": 10, "existence": 13, "count": 26, "position": 30, "size": 7, "absent": 4,
-               "choice": 5, "word": 1},
-    "single": {"color": 23, "shape": 23, "existence": 36, "count": 4, "position": 14},
+    "shapes": {"color": 34, "shape": 12, "existence": 15, "count": 46, "tally": 14, "position": 34, "size": 7,
+               "absent": 4, "choice": 3, "word": 1},
+    "single": {"color": 23, "shape": 23, "existence": 30, "count": 4, "position": 14},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},
     "chart": {"chart": 92, "existence": 4, "word": 2, "absent": 2},
 }  # fmt: skip

@@ -94,8 +94,13 @@ These numbers say nothing about the 7B and 13B models and are not comparable wit
 
 `make tiny` repeats it: vision pre-training with the renderer's exact labels, alignment of the projector with the
 decoder's own words patch by patch, instruction tuning on conversations, each on pictures of its own. The decoder saw no
-other text. `recipes/tiny/settings.py` has
+other text; while it learns, throw-away heads ask its middle layers where the object lies that a phrase names.
+`recipes/tiny/settings.py` has
 sizes and steps, `recipes/tiny/loss.png` the curves, `recipes/tiny/results.json` the figures above. Weights are float16.
+
+These very weights were not made in one go: the recipe grew its later stages while a run went on, and rounds of
+`python -m recipes.tiny.train --prolong` have taken the result further. The recipe now has the same stages in the order
+in which they belong; it has not been repeated from nothing since.
 """
 
 

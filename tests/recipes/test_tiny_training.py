@@ -140,3 +140,25 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     state = resumed.model.state_dict()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
+
+
+def test_a_finished_model_practises_on_from_its_own_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_SAVE_EVERY_S", -1.0)
+    finished = tmp_path / "finished"
+    trainer = _micro_trainer(tmp_path / "first", folder / "tokenizer.json", None)
+    train.export(trainer.model, tmp_path / "first" / "tokenizer.json", finished)
+
+    longer = _micro_trainer(tmp_path / "longer", folder / "tokenizer.json", None)
+    stage = replace(longer.budget.practice, num_steps=2)
+    longer.prolong(finished, stage, first_batch=50)
+    state = longer.model.state_dict()
+    for name, tensor in trainer.model.state_dict().items():
+        is_tuned = not name.startswith("vision_tower.")
+        start = tensor.half().float()
+        assert torch.allclose(state[name], start, atol=0.05), name
+        if not is_tuned:
+            assert torch.equal(state[name], start), name
+    assert not torch.equal(state["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"].half().float())
+    assert (tmp_path / "longer" / "prolonged.pt").is_file()
