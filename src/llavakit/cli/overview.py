@@ -18,7 +18,7 @@ ABOUT = {
 }
 """One line about each command, in the order of the help."""
 
-_LINES = "\n".join(f"  {name:<9} {about}" for name, about in ABOUT.items())
+_LINES = "\n".join(f"  {name:<10} {about}" for name, about in ABOUT.items())
 
 OVERVIEW = f"""\
 usage: {PROGRAM} COMMAND [options]
