@@ -90,6 +90,19 @@ def _add_mmproj_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup
     )
 
 
+def _add_prompt_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    parser.add_argument("--prompts", metavar="FILE", help="prompts, one JSON object a line")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="of the model's own answers (default: %(default)s)",
+    )
+    _add_output_options(parser, json_help="print one JSON object")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+
+
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the preset)")
@@ -271,12 +284,7 @@ def _calibrate() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="an unquantized model, as for the other commands")
     parser.add_argument("out", metavar="OUT", help="the file to write")
-    parser.add_argument("--prompts", metavar="FILE", help="prompts, one JSON object a line")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="of the model's own answers (default: 64)"
-    )
-    _add_output_options(parser, json_help="print one JSON object")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    _add_prompt_options(parser, max_new_tokens=64)
     return parser
 
 
@@ -295,12 +303,7 @@ def _quality() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("quantized", metavar="QUANTIZED", help="the quantized model, such as a .gguf file")
-    parser.add_argument("--prompts", metavar="FILE", help="prompts, one JSON object a line")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=32, metavar="N", help="of the model's own answers (default: 32)"
-    )
-    _add_output_options(parser, json_help="print one JSON object")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    _add_prompt_options(parser, max_new_tokens=32)
     return parser
 
 

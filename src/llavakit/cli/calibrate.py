@@ -25,8 +25,7 @@ def calibrate(options: argparse.Namespace, console: Console) -> int:
     from llavakit.diagnostics.quality import read_prompts
 
     prompts = None if options.prompts is None else read_prompts(Path(options.prompts))
-    if not options.model.lower().endswith(".gguf"):
-        pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
+    pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
     try:
         found = calibrate_model(
             options.model, prompts=prompts, max_new_tokens=options.max_new_tokens, on_progress=show_stage(console)

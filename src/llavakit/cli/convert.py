@@ -24,8 +24,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
     from llavakit.conversion.importance import read_importance
 
     is_quiet = options.json or options.quiet
-    if not options.model.lower().endswith(".gguf"):
-        pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
+    pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
     started = time.perf_counter()
     with byte_progress(f"converting {options.model}", console, is_quiet=is_quiet) as on_progress:
         written = conversion.convert(

@@ -26,8 +26,7 @@ def quality(options: argparse.Namespace, console: Console) -> int:
 
     prompts = None if options.prompts is None else read_prompts(Path(options.prompts))
     for name in (options.model, options.quantized):
-        if not name.lower().endswith(".gguf"):
-            pull_with_progress(name, console, is_quiet=options.json, must_be_newest=False)
+        pull_with_progress(name, console, is_quiet=options.json, must_be_newest=False)
     try:
         report = measure_quality(
             options.model,
