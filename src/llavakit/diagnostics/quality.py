@@ -20,11 +20,11 @@ import torch
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
-from llavakit.core.errors import ConfigError
+from llavakit.core.errors import ConfigError, ContextOverflowError
 from llavakit.core.shapes import weight_bytes
 from llavakit.core.version import __version__
 from llavakit.diagnostics.generated import make_questions
-from llavakit.model.storage import count_bytes
+from llavakit.model.storage import count_bytes, is_stored
 from llavakit.processing.prompt import PreparedPrompt
 
 __all__ = [
@@ -87,7 +87,7 @@ class QualityGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityReport:
-    """What quantizing a model has cost. ``model_bytes`` are those of its files."""
+    """What quantizing a model has cost. ``model_bytes`` and ``quantized_bytes`` are of the weights in the files."""
 
     model: str
     quantized: str
@@ -217,11 +217,21 @@ def measure_quality(
     return QualityReport(
         model=exact.name,
         quantized=other.name,
-        model_bytes=weight_bytes(exact.config, exact.config.dtype),
-        quantized_bytes=count_bytes(other.model),
+        model_bytes=_stored_bytes(exact),
+        quantized_bytes=_stored_bytes(other),
         version=__version__,
         groups=tuple(_summarise(name, part) for name, part in groups if sum(one.num_tokens for one in part)),
     )
+
+
+def _stored_bytes(loaded: LoadedModel) -> int:
+    """Bytes of the weights as the model's files hold them.
+
+    In memory a small float16 model is widened; of a GGUF pair only the two embeddings of the tower are.
+    """
+    if is_stored(loaded.model):
+        return count_bytes(loaded.model)
+    return weight_bytes(loaded.config, loaded.config.dtype)
 
 
 def _score(exact: LoadedModel, other: LoadedModel, prompt: QualityPrompt, max_new_tokens: int) -> _Scored:
@@ -253,8 +263,20 @@ def _score(exact: LoadedModel, other: LoadedModel, prompt: QualityPrompt, max_ne
 
 @torch.inference_mode()
 def forward_answer(loaded: LoadedModel, prompt: PreparedPrompt, answer_ids: Sequence[int]) -> torch.Tensor:
-    """Return the logits (A, V) before each token of an answer, in one pass over all of its tokens, without a cache."""
+    """Return the logits (A, V) before each token of an answer, in one pass over all of its tokens, without a cache.
+
+    Raises
+    ------
+    ContextOverflowError
+        If the prompt and the answer are longer than the model's context.
+    """
     model = loaded.model
+    num_tokens, context = len(prompt.token_ids) + len(answer_ids), loaded.config.max_context_tokens
+    if num_tokens > context:
+        raise ContextOverflowError(
+            f"a prompt of {len(prompt.token_ids)} tokens and its answer of {len(answer_ids)} are longer than "
+            f"{loaded.name} can take: its context is {context}. Shorten that prompt or its answer."
+        )
     features = None
     if prompt.pixel_values is not None:
         pictures = torch.from_numpy(prompt.pixel_values).to(loaded.device)

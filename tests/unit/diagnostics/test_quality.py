@@ -14,7 +14,7 @@ from PIL import Image
 import llavakit
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.conversion.convert import convert
-from llavakit.core.errors import ConfigError
+from llavakit.core.errors import ConfigError, ContextOverflowError
 from llavakit.diagnostics.quality import QualityPrompt, QualityReport, measure_quality, read_prompts
 
 _PICTURE = Image.open(Path("examples/shapes.png"))
@@ -81,6 +81,27 @@ def test_two_bits_cost_something_and_intervals_hold_the_value(report: QualityRep
             assert estimate.low <= estimate.value <= estimate.high
     assert report.quantized_bytes < report.model_bytes
     assert json.loads(report.to_json())["groups"][0]["num_tokens"] == report.groups[0].num_tokens
+
+
+def test_sizes_are_those_of_the_files(tiny: LoadedModel, quantized: LoadedModel) -> None:
+    """A file holds the weights, a header and the last vision block; in memory this model takes twice as much."""
+    report = measure_quality(tiny, tiny, prompts=_PROMPTS[1:2])
+    file_bytes = (tiny.folder / "model.safetensors").stat().st_size
+    assert report.quantized_bytes == report.model_bytes
+    assert 0.9 * file_bytes < report.model_bytes < file_bytes
+    files_bytes = sum(file.stat().st_size for file in quantized.folder.glob("*.gguf"))
+    embeddings = tiny.model.vision_tower.embeddings
+    widened = sum(part.weight.numel() * 2 for part in (embeddings.patch_embedding, embeddings.position_embedding))
+    quantized_bytes = measure_quality(tiny, quantized, prompts=_PROMPTS[1:2]).quantized_bytes
+    assert 0.95 * files_bytes < quantized_bytes < files_bytes + widened
+
+
+@pytest.mark.parametrize("side", ["text", "answer"])
+def test_what_is_longer_than_the_context_is_refused(tiny: LoadedModel, side: str) -> None:
+    long = "red " * tiny.config.max_context_tokens
+    prompt = QualityPrompt(long, (), "Blue") if side == "text" else QualityPrompt("What?", (), long)
+    with pytest.raises(ContextOverflowError, match=f"context is {tiny.config.max_context_tokens}"):
+        measure_quality(tiny, tiny, prompts=[prompt])
 
 
 def test_other_models_are_refused(tiny: LoadedModel, quantized: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
