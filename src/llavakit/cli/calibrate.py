@@ -20,10 +20,12 @@ def calibrate(options: argparse.Namespace, console: Console) -> int:
     """Measure importance and write it."""
     set_threads(options.threads)
     console.status(f"loading {options.model}")
-    from llavakit.conversion.importance import write_importance
+    from llavakit.conversion.importance import check_writable, write_importance
     from llavakit.diagnostics.calibrate import calibrate_model
     from llavakit.diagnostics.quality import read_prompts
 
+    out = Path(options.out)
+    check_writable(out)
     prompts = None if options.prompts is None else read_prompts(Path(options.prompts))
     pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
     try:
@@ -32,7 +34,7 @@ def calibrate(options: argparse.Namespace, console: Console) -> int:
         )
     finally:
         console.status("")
-    write_importance(Path(options.out), found.importance, model=options.model, num_tokens=found.num_tokens)
+    write_importance(out, found.importance, model=options.model, num_tokens=found.num_tokens)
     if options.json:
         content = {"file": options.out, "num_prompts": found.num_prompts, "num_tokens": found.num_tokens}
         console.line(json.dumps(content, ensure_ascii=False))

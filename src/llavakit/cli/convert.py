@@ -24,6 +24,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
     from llavakit.conversion.importance import read_importance
 
     is_quiet = options.json or options.quiet
+    importance = None if options.importance is None else read_importance(Path(options.importance))
     pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
     started = time.perf_counter()
     with byte_progress(f"converting {options.model}", console, is_quiet=is_quiet) as on_progress:
@@ -35,7 +36,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
             mmproj_type=options.mmproj_type,
             is_overwrite_allowed=options.overwrite,
             num_threads=options.threads,
-            importance=None if options.importance is None else read_importance(Path(options.importance)),
+            importance=importance,
             on_progress=on_progress,
         )
     elapsed_s = time.perf_counter() - started

@@ -129,11 +129,14 @@ def convert(
         If the disk cannot take the output; what is written is continued by the next attempt.
     NonFiniteError
         If a weight is NaN or infinite.
+    ShapeError
+        If the importance is that of another model.
     """
     found = resolve(source, mmproj=mmproj)
     opened = open_resolved(found)
     preset = opened.preset or default_preset_name(opened.processor_folder)
     origin = _Source(found, opened, opened.checkpoint.config, preset)
+    _check_importance(importance or {}, origin.config)
     target = Path(out).expanduser()
     threads = count_cpus() if num_threads is None else num_threads
     job = _Job(origin, threads, importance or {}, on_progress, is_overwrite_allowed)
@@ -253,19 +256,10 @@ class _Job:
                 num_rows=planned.shape[0],
                 head_dim=self._source.config.text_config.head_dim,
                 has_interleaved_heads=is_rotated and planned.name.startswith("blk."),
-                importance=self._importance_of(planned),
+                importance=self._importance.get(planned.source),
                 num_threads=self._num_threads,
             ),
         )
-
-    def _importance_of(self, planned: PlannedTensor) -> np.ndarray | None:
-        found = self._importance.get(planned.source)
-        if found is not None and found.shape != planned.shape[-1:]:
-            raise ShapeError(
-                f"the importance of {planned.source!r} is of {found.shape}, but the matrix has {planned.shape[-1]} "
-                "columns. It was measured on another model."
-            )
-        return found
 
     def _origin(self) -> str:
         digest = hashlib.sha256(self._source.key.encode())
@@ -328,6 +322,22 @@ def _projector_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
     if dtype == "q8_0" and ("embedding" in name or shape[-1] % 32):
         return "float16"
     return dtype
+
+
+def _check_importance(importance: Mapping[str, np.ndarray], config: LlavaConfig) -> None:
+    """Refuse importance measured on another model, before anything is written."""
+    shapes = expected_tensors(config)
+    shapes.setdefault("lm_head.weight", shapes["language_model.embed_tokens.weight"])  # tied
+    for name, values in importance.items():
+        if name not in shapes:
+            raise ShapeError(
+                f"the importance names {name!r}, which the model has not. It was measured on another model."
+            )
+        if values.shape != shapes[name][-1:]:
+            raise ShapeError(
+                f"the importance of {name!r} is of {values.shape}, but the matrix has {shapes[name][-1]} columns. It was "
+                "measured on another model."
+            )
 
 
 def _is_query_or_key(name: str) -> bool:

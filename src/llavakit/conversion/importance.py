@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,20 +10,46 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llavakit.core.errors import FormatError, NonFiniteError, ShapeError
+from llavakit.core.errors import FormatError, NonFiniteError, ShapeError, StoreError
 from llavakit.core.version import __version__
 
-__all__ = ["read_importance", "write_importance"]
+__all__ = ["check_writable", "read_importance", "write_importance"]
 
 _FORMAT = "llavakit-importance-1"
 
 
 def write_importance(path: Path, importance: Mapping[str, np.ndarray], *, model: str, num_tokens: int) -> None:
-    """Write a file of vectors, one per matrix, under its name only when whole."""
+    """Write a file of vectors, one per matrix, under its name only when whole.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
     metadata = {"format": _FORMAT, "model": model, "num_tokens": str(num_tokens), "llavakit": __version__}
     part = path.with_name(f"{path.name}.part")
-    save_file(dict(importance), part, metadata=metadata)
-    Path(part).replace(path)
+    try:
+        save_file(dict(importance), part, metadata=metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"{str(path)!r} cannot be written: {error}.") from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where `write_importance` would fail, before hours are spent on what it is to hold.
+
+    Raises
+    ------
+    StoreError
+        If the folder is not there or may not be written to, or ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise StoreError(f"{str(path)!r} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise StoreError(f"the folder {str(path.parent)!r} is not there. Make it, or name another output.")
+    if not os.access(path.parent, os.W_OK):
+        raise StoreError(f"the folder {str(path.parent)!r} cannot be written to. Name another output.")
 
 
 def read_importance(path: Path) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ import llavakit
 import llavakit.model.stored_matrix
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.conversion.convert import convert
-from llavakit.conversion.importance import read_importance, write_importance
-from llavakit.core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
+from llavakit.conversion.importance import check_writable, read_importance, write_importance
+from llavakit.core.errors import ConfigError, FormatError, NonFiniteError, ShapeError, StoreError
 from llavakit.diagnostics.calibrate import Calibration, calibrate_model
 from llavakit.diagnostics.quality import QualityPrompt, answer_ids_of, forward_answer
 from llavakit.model.layers import Linear
@@ -113,5 +113,19 @@ def test_damaged_importance_is_refused(calibration: Calibration, tmp_path: Path)
     other = {"lm_head.weight": np.ones(7, np.float32)}
     with pytest.raises(ShapeError, match="measured on another model"):
         convert("llava:tiny", tmp_path / "a.gguf", type_name="q8_0", importance=other)
+    deeper = {"language_model.layers.99.mlp.up_proj.weight": np.ones(7, np.float32)}
+    with pytest.raises(ShapeError, match=r"layers\.99.*measured on another model"):
+        convert("llava:tiny", tmp_path / "a.gguf", type_name="q8_0", importance=deeper)
     assert not (tmp_path / "a.gguf").exists()
     assert calibration.num_prompts == 3
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    values = {"lm_head.weight": np.ones(7, np.float32)}
+    for path, problem in ((tmp_path / "absent" / "a", "is not there"), (tmp_path, "is a folder")):
+        with pytest.raises(StoreError, match=problem):
+            check_writable(path)
+        with pytest.raises(StoreError, match="cannot be written"):
+            write_importance(path, values, model="m", num_tokens=1)
+    check_writable(tmp_path / "a")
+    assert not list(tmp_path.parent.glob("*.part"))
