@@ -33,11 +33,15 @@ class VisionBatch:
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """Rows (M,) and positions (M,) of tokens, and what they stand for, (M, 2)."""
+    """Rows (M,) and positions (M,) of tokens, and what they stand for, (M, 2).
+
+    ``compared`` (M, 2) are the positions of the two phrases that a gap lies between; of places it is empty.
+    """
 
     rows: Tensor
     positions: Tensor
     wanted: Tensor
+    compared: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None,
             places, gaps = (
                 [entry for entry in part if entry[0] < _TEXT_LEN] for part in (encoded.places, encoded.gaps)
             )
-            return Encoded(encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places, gaps)
+            return Encoded(
+                encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places, gaps, encoded.compared[: len(gaps)]
+            )
         turns = turns[:-1]
 
 
@@ -124,10 +130,15 @@ def _stack(vocabulary: Vocabulary, rows: list[Encoded], pixels: Tensor | None) -
     for idx, row in enumerate(rows):
         ids[idx, : len(row.ids)] = torch.tensor(row.ids)
         labels[idx, : len(row.labels)] = torch.tensor(row.labels)
-    return TextBatch(ids, labels, pixels, _targets([row.places for row in rows]), _targets([row.gaps for row in rows]))
+    places, gaps = (
+        _targets([row.places for row in rows], []),
+        _targets([row.gaps for row in rows], [pair for row in rows for pair in row.compared]),
+    )
+    return TextBatch(ids, labels, pixels, places, gaps)
 
 
-def _targets(rows: list[list[tuple[int, float, float]]]) -> TokenTargets:
+def _targets(rows: list[list[tuple[int, float, float]]], compared: list[tuple[int, int]]) -> TokenTargets:
     entries = [(idx, position, x, y) for idx, row in enumerate(rows) for position, x, y in row]
     table = torch.tensor(entries, dtype=torch.float32).reshape(-1, 4)
-    return TokenTargets(table[:, 0].long(), table[:, 1].long(), table[:, 2:])
+    pairs = torch.tensor(compared, dtype=torch.int64).reshape(-1, 2)
+    return TokenTargets(table[:, 0].long(), table[:, 1].long(), table[:, 2:], pairs)

@@ -27,13 +27,14 @@ class Encoded:
     """Ids with image tokens expanded, and labels (-100 where nothing is learnt).
 
     ``places`` are (position, x, y) of mentions, ``gaps`` the same of the tokens that precede the answer to a question
-    about two objects, with the way from the second to the first.
+    about two objects, with the way from the second to the first; ``compared`` has the positions of these two mentions.
     """
 
     ids: list[int]
     labels: list[int]
     places: list[tuple[int, float, float]]
     gaps: list[tuple[int, float, float]]
+    compared: list[tuple[int, int]]
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
@@ -107,6 +108,7 @@ def encode(
     ids, labels = [vocabulary.bos_id], [IGNORE]
     places: list[tuple[int, float, float]] = []
     gaps: list[tuple[int, float, float]] = []
+    compared: list[tuple[int, int]] = []
     prefix = f"{SYSTEM} "
     for idx, (question, answer) in enumerate(turns):
         if idx == 0 and num_image_tokens is not None:
@@ -123,12 +125,12 @@ def encode(
         if scene is not None:
             text = f"{lead} {answer}"
             mentions = list(find_mentions(text, scene))
-            for mention in mentions:
-                last = len(ids) + len(vocabulary.encode(text[: mention.end])) - 1
-                places.append((last, mention.x, mention.y))
+            ends = [len(ids) + len(vocabulary.encode(text[: mention.end])) - 1 for mention in mentions]
+            places += [(end, mention.x, mention.y) for end, mention in zip(ends, mentions, strict=True)]
             match [mention for mention in mentions if mention.end < len(lead)]:
                 case [first, second]:
                     gaps.append((len(ids) + len(asked) - 1, first.x - second.x, first.y - second.y))
+                    compared.append((ends[0], ends[1]))
         ids += [*whole, vocabulary.eos_id]
         labels += [IGNORE] * len(asked) + whole[len(asked) :] + [vocabulary.eos_id]
-    return Encoded(ids, labels, places, gaps)
+    return Encoded(ids, labels, places, gaps, compared)

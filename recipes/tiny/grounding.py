@@ -5,6 +5,11 @@ answers finds out late that "the red circle" must be looked up in the picture. T
 is. So at the last token of every phrase that names exactly one object, a throw-away head reads the place from the
 decoder's stream, as the dense heads read the tower's patches. Where a question names two objects, a second head reads
 from the last token before the answer how far they lie apart.
+
+To read a place the decoder must look there, and that it finds out late as well: until one of its heads happens to match
+a phrase with a patch, nothing tells the head that it should. So one attention head is told where to look from a phrase
+(`gaze_at_patches`), and two are told to look back from the end of a question at the two phrases it compares
+(`gaze_at_tokens`).
 """
 
 from __future__ import annotations
@@ -13,12 +18,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llavakit.model.layers import apply_rotary
 from recipes.tiny.scenes import COLOR_NAMES, SHAPES, Scene
 
-__all__ = ["Mention", "PlaceHead", "find_mentions"]
+__all__ = ["Gaze", "Mention", "PlaceHead", "find_mentions", "gaze_at_patches", "gaze_at_tokens"]
 
 _NOUNS = "|".join((*SHAPES, "object", "shape"))
 _PHRASE = re.compile(rf"\b(?:(?P<size>small|large) )?(?:(?P<color>{'|'.join(COLOR_NAMES)}) )?(?P<shape>{_NOUNS})\b")
@@ -26,7 +33,7 @@ _PHRASE = re.compile(rf"\b(?:(?P<size>small|large) )?(?:(?P<color>{'|'.join(COLO
 
 @dataclass(frozen=True)
 class Mention:
-    """A phrase that ends before ``end`` and names the object at (``x``, ``y``), from -1 to 1 across the picture."""
+    """A phrase that ends before ``end`` and names the object at (``x``, ``y``), -1 to 1 across the padded square."""
 
     end: int
     x: float
@@ -45,7 +52,10 @@ def find_mentions(text: str, scene: Scene) -> Iterator[Mention]:
             and (size is None or (size == "large") == other.is_large)
         ]
         if len(meant) == 1:
-            yield Mention(match.end(), meant[0].x * 2 - 1, meant[0].y * 2 - 1)
+            square = max(scene.width, scene.height)
+            yield Mention(
+                match.end(), (meant[0].x * 2 - 1) * scene.width / square, (meant[0].y * 2 - 1) * scene.height / square
+            )
 
 
 class PlaceHead(nn.Module):
@@ -69,3 +79,55 @@ class PlaceHead(nn.Module):
         """
         error = F.mse_loss(self.place(self.norm(stream)).float(), wanted)
         return error, error.sqrt().item() / 2
+
+
+class Gaze:
+    """Where the heads of one attention layer look, from what its projections put out.
+
+    Parameters
+    ----------
+    query, key : tensors of shape (B, T, H * E)
+        As projected, before positions are rotated in.
+    rotary : pair of tensors
+        Cosines and sines.
+    head_dim : int
+        E.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor], *, head_dim: int) -> None:
+        self._query, self._key = (
+            apply_rotary(part.unflatten(-1, (-1, head_dim)).transpose(1, 2).float(), *rotary) for part in (query, key)
+        )
+        self._scale = head_dim**-0.5
+
+    def log_weights(self, rows: Tensor, positions: Tensor, *, head: int) -> Tensor:
+        """Return the logarithm of the attention (M, T) that M tokens pay to every position."""
+        query = self._query[rows, head, positions]
+        scores = torch.einsum("me,mte->mt", query, self._key[rows, head]) * self._scale
+        is_later = torch.arange(scores.shape[1])[None] > positions[:, None]
+        return scores.masked_fill(is_later, -torch.inf).log_softmax(-1)
+
+
+def gaze_at_patches(log_weights: Tensor, starts: Tensor, wanted: Tensor, *, side: int) -> Tensor:
+    """Minus the logarithm of the attention that falls on the patches next to where an object's centre lies.
+
+    Parameters
+    ----------
+    log_weights : tensor of shape (M, T)
+    starts : tensor of shape (M,)
+        Positions of the first patch of each picture; ``side * side`` of them follow row by row.
+    wanted : tensor of shape (M, 2)
+        Centres, from -1 to 1.
+    side : int
+        Patches per row.
+    """
+    middles = (torch.arange(side) + 0.5) / side * 2 - 1
+    columns, rows = ((middles[None] - wanted[:, idx, None]).abs() < 1.6 / side for idx in (0, 1))
+    is_near = (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    patches = log_weights.gather(1, starts[:, None] + torch.arange(side * side)[None])
+    return -patches.masked_fill(~is_near, -torch.inf).logsumexp(-1).mean()
+
+
+def gaze_at_tokens(log_weights: Tensor, wanted: Tensor) -> Tensor:
+    """Minus the logarithm of the attention that falls on the positions ``wanted`` (M,)."""
+    return -log_weights.gather(1, wanted[:, None]).mean()

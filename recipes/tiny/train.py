@@ -35,7 +35,7 @@ from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
 from recipes.tiny.dense_labels import DenseHeads
 from recipes.tiny.evaluate import evaluate
 from recipes.tiny.export import export
-from recipes.tiny.grounding import PlaceHead
+from recipes.tiny.grounding import Gaze, PlaceHead, gaze_at_patches, gaze_at_tokens
 from recipes.tiny.questions import describe
 from recipes.tiny.report import draw_loss_curve, write_card
 from recipes.tiny.scenes import make_scene
@@ -47,6 +47,7 @@ __all__ = ["Trainer", "main"]
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 20
 _PLACE_WEIGHT = 2.0
+_GAZE_WEIGHT = 0.3
 # Without the instructions torch emulates bfloat16, at a tenth of float32's speed.
 _HAS_BFLOAT16 = torch.cpu.get_capabilities()["avx512_bf16"]
 
@@ -204,15 +205,20 @@ class Trainer:
             features = self.model.multi_modal_projector(patches)
         embeds = self.model.embed(batch.ids, features)
         # At these sizes plain products in bfloat16 are three times as fast as the fused kernel and its gradient.
-        with sdpa_kernel(SDPBackend.MATH), _streams(self.model.language_model) as streams:
+        # A phrase is looked up in the first half of the layers; two of them are compared after that.
+        middle = (self.config.text_config.num_hidden_layers - 1) // 2
+        later = min(middle + 1, self.config.text_config.num_hidden_layers - 1)
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            _streams(self.model.language_model) as streams,
+            _gazes(self.model.language_model, {middle, later}) as gazes,
+        ):
             hidden = self.model.language_model(embeds, torch.arange(batch.ids.shape[1])[None])[:, :-1]
         wanted = batch.labels[:, 1:]
         is_learnt = wanted != -100
         logits, target = self.model.lm_head(hidden[is_learnt]).float(), wanted[is_learnt]
         accuracy = (logits.argmax(-1) == target).float().mean().item()
         loss, extra = F.cross_entropy(logits, target), {"accuracy": accuracy}
-        # A phrase is looked up in the first half of the layers; two of them are compared after that.
-        middle = (len(streams) - 1) // 2
         for name, targets, stream in (
             ("place", batch.places, streams[middle]),
             ("gap", batch.gaps, streams[min(middle + 2, len(streams) - 1)]),
@@ -222,7 +228,54 @@ class Trainer:
                     stream[targets.rows, targets.positions], targets.wanted
                 )
                 loss = loss + _PLACE_WEIGHT * error
+        for name, error in self._gaze_errors(batch, gazes[middle], gazes[later]):
+            extra[f"{name}_seen"] = math.exp(-error.item())
+            loss = loss + _GAZE_WEIGHT * error
         return loss, extra
+
+    def _gaze_errors(self, batch: TextBatch, at_patches: Gaze, at_tokens: Gaze) -> Iterator[tuple[str, Tensor]]:
+        vision, places, gaps = self.config.vision_config, batch.places, batch.gaps
+        if len(places.rows):
+            starts = (batch.ids == self.config.image_token_id).int().argmax(-1)[places.rows]
+            weights = at_patches.log_weights(places.rows, places.positions, head=0)
+            yield "place", gaze_at_patches(weights, starts, places.wanted, side=vision.image_size // vision.patch_size)
+        if len(gaps.rows):
+            for idx, name in enumerate(("first", "second")):
+                weights = at_tokens.log_weights(gaps.rows, gaps.positions, head=idx)
+                yield name, gaze_at_tokens(weights, gaps.compared[:, idx])
+
+
+@contextmanager
+def _gazes(decoder: LlamaModel, layers: set[int]) -> Iterator[dict[int, Gaze]]:
+    """Keep where the heads of some layers look, of every forward pass while this is open."""
+    gazes: dict[int, Gaze] = {}
+    projected: dict[tuple[int, str], Tensor] = {}
+
+    def keep(idx: int, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            projected[idx, name] = output
+
+        return hook
+
+    def gather(idx: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, _output: Tensor) -> None:
+            gazes[idx] = Gaze(projected[idx, "q"], projected[idx, "k"], inputs[1], head_dim=module.head_dim)
+
+        return hook
+
+    hooks = []
+    for idx in layers:
+        attention = decoder.layers[idx].self_attn
+        hooks += [
+            attention.q_proj.register_forward_hook(keep(idx, "q")),
+            attention.k_proj.register_forward_hook(keep(idx, "k")),
+            attention.register_forward_hook(gather(idx)),
+        ]
+    try:
+        yield gazes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -1,66 +1,20 @@
 """The arguments of every command, their help texts and examples.
 
-argparse and not a richer library: the help must appear as fast as Python starts. Only the parser of the
-command that was asked for is built. ``docs/cli.md`` is written from these parsers.
+Only the parser of the command that was asked for is built; those of the planner's commands are in ``plan_arguments``.
+``docs/cli.md`` is written from these parsers.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from llavakit.cli.overview import PROGRAM
-from llavakit.core.errors import ConfigError
+from llavakit.cli.parser_parts import MODEL_HELP, add_output_options, new_parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import NoReturn
 
 __all__ = ["build_parser", "parse"]
-
-_HELP_WIDTH = 100
-_MODEL_HELP = (
-    "llava:tiny (comes with llavakit), llava:7b, llava:13b, a Hugging Face id such as "
-    "llava-hf/llava-1.5-7b-hf, a folder, or a .gguf file"
-)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Raw examples, and a fixed width where the terminal is wider: long lines of help are hard to read."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
-        self._width = min(self._width, _HELP_WIDTH - 2)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises our own error instead of printing the usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        command = self.prog.removeprefix(PROGRAM).strip()
-        hint = f"{PROGRAM} {command} --help" if command else f"{PROGRAM} --help"
-        raise ConfigError(f"{message}. `{hint}` shows what is possible.")
-
-
-def _parser(command: str, usage: str, description: str, examples: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"{PROGRAM} {command}",
-        usage=f"{PROGRAM} {command} {usage}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("-h", "--help", action="help", help="show this text and leave")
-    return parser
-
-
-def _add_output_options(parser: argparse.ArgumentParser, *, json_help: str) -> argparse._ArgumentGroup:
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help=json_help)
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return group
 
 
 def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = True) -> None:
@@ -99,7 +53,7 @@ def _add_prompt_options(parser: argparse.ArgumentParser, *, max_new_tokens: int)
         metavar="N",
         help="of the model's own answers (default: %(default)s)",
     )
-    _add_output_options(parser, json_help="print one JSON object")
+    add_output_options(parser, json_help="print one JSON object")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 
 
@@ -127,7 +81,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "run",
         "MODEL [PROMPT] [--image SOURCE ...] [options]",
         "Ask a model about pictures.\n\n"
@@ -140,7 +94,7 @@ def _run() -> argparse.ArgumentParser:
         '  llavakit run llava:tiny "Describe the picture." --image shapes.png --json | jq -r .answer\n'
         "  llavakit run llava:tiny",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "prompt",
         metavar="PROMPT",
@@ -166,7 +120,7 @@ def _run() -> argparse.ArgumentParser:
         "--allow-private-urls", action="store_true", help="fetch pictures from this machine and its local network too"
     )
     _add_sampling_options(parser)
-    output = _add_output_options(parser, json_help="print one JSON object instead of the answer's text")
+    output = add_output_options(parser, json_help="print one JSON object instead of the answer's text")
     output.add_argument(
         "--logprobs",
         type=int,
@@ -184,45 +138,45 @@ def _run() -> argparse.ArgumentParser:
 
 
 def _pull() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "pull",
         "MODEL [options]",
         "Fetch a model from the Hugging Face Hub into the local store.\n\n"
         "An interrupted download goes on where it stopped. The disk is checked before the first byte.",
         "  llavakit pull llava:7b\n  llavakit pull llava-hf/llava-1.5-13b-hf",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    output = _add_output_options(parser, json_help="print one JSON object when done")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    output = add_output_options(parser, json_help="print one JSON object when done")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
 def _list() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "list",
         "[options]",
         "List the models in the local store, the embedded one included.",
         "  llavakit list\n  llavakit list --json",
     )
-    _add_output_options(parser, json_help="print one JSON object")
+    add_output_options(parser, json_help="print one JSON object")
     return parser
 
 
 def _show() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "show",
         "MODEL [options]",
         "Show what a model is: sizes, number format, presets, templates, licence. Loads no weights.",
         "  llavakit show llava:tiny\n  llavakit show llava:tiny --json | jq .num_parameters",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_mmproj_option(parser)
-    _add_output_options(parser, json_help="print one JSON object")
+    add_output_options(parser, json_help="print one JSON object")
     return parser
 
 
 def _rm() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "rm",
         "MODEL [options]",
         "Remove a model from the local store. Asks before it does.\n\n"
@@ -231,12 +185,12 @@ def _rm() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="a model that `llavakit list` shows")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    _add_output_options(parser, json_help="print one JSON object when done; needs --yes")
+    add_output_options(parser, json_help="print one JSON object when done; needs --yes")
     return parser
 
 
 def _convert() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "convert",
         "MODEL OUT --type TYPE [options]",
         "Write a model in another number format.\n\n"
@@ -247,7 +201,7 @@ def _convert() -> argparse.ArgumentParser:
         "  llavakit convert llava:tiny tiny-q8_0.gguf --type q8_0\n"
         "  llavakit convert llava-7b-q8_0.gguf folder --type bf16",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("out", metavar="OUT", help="a file that ends in .gguf, or a folder")
     parser.add_argument(
         "--type",
@@ -266,13 +220,13 @@ def _convert() -> argparse.ArgumentParser:
     _add_mmproj_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
-    output = _add_output_options(parser, json_help="print one JSON object when done")
+    output = add_output_options(parser, json_help="print one JSON object when done")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
 def _calibrate() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "calibrate",
         "MODEL OUT [options]",
         "Measure on prompts with pictures how much each column of each matrix matters, for a quantizer that\n"
@@ -289,7 +243,7 @@ def _calibrate() -> argparse.ArgumentParser:
 
 
 def _quality() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "quality",
         "MODEL QUANTIZED [options]",
         "Measure what quantizing a model has cost: how far the quantized model's next-token probabilities are from\n"
@@ -301,14 +255,14 @@ def _quality() -> argparse.ArgumentParser:
         "  llavakit quality llava:7b llava-7b-q4_k_m.gguf\n"
         "  llavakit quality llava:7b llava-7b-q4_k_m.gguf --prompts mine.jsonl --json",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("quantized", metavar="QUANTIZED", help="the quantized model, such as a .gguf file")
     _add_prompt_options(parser, max_new_tokens=32)
     return parser
 
 
 def _verify() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "verify",
         "MODEL [options]",
         "Run a model beside the transformers library on the same weights, stage by stage, and show how far they\n"
@@ -316,23 +270,23 @@ def _verify() -> argparse.ArgumentParser:
         "Needs transformers: pip install 'llavakit[verify]'. The exit status is 1 when a stage fails.",
         "  llavakit verify llava:tiny\n  llavakit verify llava:7b --json",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    _add_output_options(parser, json_help="print one JSON object")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_output_options(parser, json_help="print one JSON object")
     _add_machine_options(parser, has_device=False)
     return parser
 
 
 def _bench() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = new_parser(
         "bench",
         "MODEL [options]",
         "Measure where the time of an answer goes, from the picture file to the last token, and show each part as\n"
         "a share of what this machine can do.",
         "  llavakit bench llava:tiny\n  llavakit bench llava:7b --dtype bfloat16 --json",
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_mmproj_option(parser)
-    _add_output_options(parser, json_help="print one JSON object")
+    add_output_options(parser, json_help="print one JSON object")
     _add_machine_options(parser)
     return parser
 
@@ -353,7 +307,11 @@ _BUILDERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 def build_parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of one command."""
-    return _BUILDERS[command]()
+    if command in _BUILDERS:
+        return _BUILDERS[command]()
+    from llavakit.cli.plan_arguments import PLAN_BUILDERS
+
+    return PLAN_BUILDERS[command]()
 
 
 def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:

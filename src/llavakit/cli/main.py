@@ -147,6 +147,10 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         from llavakit.cli.quality import quality
 
         return quality(options, console)
+    if name in ("plan", "fits", "gpus", "best", "build"):
+        from llavakit.cli import plan_commands
+
+        return plan_commands.COMMANDS[name](options, console)
     if name in ("verify", "bench"):
         from llavakit.cli import checks
 

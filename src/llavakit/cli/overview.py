@@ -13,6 +13,11 @@ ABOUT = {
     "convert": "quantize a model, or write it in another format",
     "calibrate": "measure what matters in a model, for better quantizing",
     "quality": "measure what quantizing a model has cost",
+    "plan": "show what a model takes, in every quantization",
+    "fits": "say whether a model fits a GPU, or this machine",
+    "gpus": "list the devices that can run a model",
+    "best": "find the best device for a budget",
+    "build": "put a whole machine together for a budget",
     "verify": "compare a model with the transformers library",
     "bench": "measure where the time goes",
 }

@@ -27,7 +27,7 @@ from llavakit.processing.presets import default_preset_name, read_json
 from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece, tokenizer_json_to_pieces
 from llavakit.weights.gguf_checkpoint import GgufVocabulary
 from llavakit.weights.gguf_writer import plan_gguf
-from llavakit.weights.mixtures import choose_type, find_mixture
+from llavakit.weights.mixtures import choose_type, choose_vision_type, find_mixture
 from llavakit.weights.names import to_gguf, to_hf_legacy
 from llavakit.weights.opening import OpenedModel, open_resolved
 from llavakit.weights.safetensors_writer import plan_safetensors
@@ -38,7 +38,6 @@ __all__ = ["PROJECTOR_TYPES", "Conversion", "convert"]
 
 PROJECTOR_TYPES = {"f16": "float16", "f32": "float32", "bf16": "bfloat16", "q8_0": "q8_0"}
 _FLOAT_TYPES = {"f16": "float16", "f32": "float32", "bf16": "bfloat16"}
-_MATRIX_DIMS = 2
 # Sentencepiece's numbers of kinds of pieces, and a score below every merge's.
 _CONTROL, _UNUSED, _LEAST_SCORE = 3, 5, -1e9
 _VOCABULARY_STEP = 64
@@ -187,7 +186,7 @@ class _Job:
         )
         vision = plan_gguf(
             projector_metadata(config, dtype=dtype, name=f"{name} projector"),
-            [(to_gguf(key), key, _projector_type(key, shape, dtype), shape) for key, shape in shapes.items()
+            [(to_gguf(key), key, choose_vision_type(key, shape, dtype), shape) for key, shape in shapes.items()
              if not is_text[key]],
         )  # fmt: skip
         projector_path = path.with_name(f"mmproj-{name}-{mmproj_type}.gguf")
@@ -315,15 +314,6 @@ class _Job:
         return replace(config, text_config=replace(config.text_config, vocab_size=size))
 
 
-def _projector_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
-    """Choose the type of a tensor of the tower or projector: norms, biases and the class token in full."""
-    if len(shape) < _MATRIX_DIMS:
-        return "float32"
-    if dtype == "q8_0" and ("embedding" in name or shape[-1] % 32):
-        return "float16"
-    return dtype
-
-
 def _check_importance(importance: Mapping[str, np.ndarray], config: LlavaConfig) -> None:
     """Refuse importance measured on another model, before anything is written."""
     shapes = expected_tensors(config)
@@ -335,8 +325,8 @@ def _check_importance(importance: Mapping[str, np.ndarray], config: LlavaConfig)
             )
         if values.shape != shapes[name][-1:]:
             raise ShapeError(
-                f"the importance of {name!r} is of {values.shape}, but the matrix has {shapes[name][-1]} columns. It was "
-                "measured on another model."
+                f"the importance of {name!r} is of {values.shape}, but the matrix has {shapes[name][-1]} columns. It "
+                "was measured on another model."
             )
 
 

@@ -28,7 +28,7 @@ from llavakit.core.errors import DiskFullError, DownloadError, FormatError, Mode
 from llavakit.weights.checkpoint import read_json
 from llavakit.weights.fetch import fetch_file, partial_path
 
-__all__ = ["CachedRepo", "cached_folder", "delete", "download", "scan"]
+__all__ = ["CachedRepo", "cached_folder", "count_downloads", "delete", "download", "scan"]
 
 _SMALL_FILES = ("*.json", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
 _SAFETENSORS = ("model*.safetensors",)
@@ -36,6 +36,7 @@ _TORCH = ("pytorch_model*.bin",)
 _UNUSED = ("trainer_state.json", "*onnx*", "*flax*", "*tf_*", "*openvino*")
 # Left free on the disk, so that the machine goes on working.
 _RESERVE_BYTES = 256 * 1024**2
+_COUNT_SECONDS = 3.0
 # What may become the name of a file: the Hub's etags are digests.
 _PLAIN_ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 OnProgress = Callable[[int, int, str], None]
@@ -282,3 +283,12 @@ def _download_error(hub_id: str, error: Exception) -> DownloadError:
         f"{hub_id!r} could not be fetched ({reason}). What was complete is kept; check the network and run the same "
         "command again, it goes on where it stopped."
     )
+
+
+def count_downloads(hub_id: str) -> int | None:
+    """Return how often a repository was fetched in the last month; None where the Hub does not say within seconds."""
+    try:
+        found = HfApi().model_info(hub_id, timeout=_COUNT_SECONDS)
+    except Exception:
+        return None
+    return found.downloads

@@ -13,7 +13,7 @@ from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError
 from llavakit.weights.ggml_types import type_by_name
 
-__all__ = ["MIXTURES", "Mixture", "choose_type", "find_mixture", "fitting_type"]
+__all__ = ["MIXTURES", "Mixture", "choose_type", "choose_vision_type", "find_mixture", "fitting_type"]
 
 _LAYER = re.compile(r"^language_model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight$")
 _MATRIX_DIMS = 2
@@ -88,6 +88,15 @@ def choose_type(name: str, shape: tuple[int, ...], mixture: Mixture, config: Lla
     if match is not None:
         chosen = _layer_type(mixture, int(match.group(1)), match.group(2), config.text_config.num_hidden_layers)
     return fitting_type(chosen, shape[-1])
+
+
+def choose_vision_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
+    """Choose the type of a tensor of the tower or projector: norms, biases and the class token in full."""
+    if len(shape) < _MATRIX_DIMS:
+        return "float32"
+    if dtype == "q8_0" and ("embedding" in name or shape[-1] % 32):
+        return "float16"
+    return dtype
 
 
 def _layer_type(mixture: Mixture, idx: int, part: str, num_layers: int) -> str:

@@ -1,0 +1,294 @@
+"""``llavakit plan``, ``fits``, ``gpus``, ``best`` and ``build``: ask the planner and print what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llavakit.cli.console import Console
+from llavakit.cli.plan_tables import print_build, print_candidates, print_card, print_plan
+from llavakit.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from llavakit.planner.choose import Candidate, Need
+    from llavakit.planner.devices import Device
+    from llavakit.planner.models import PlannedModel
+    from llavakit.planner.records import Setting
+
+__all__ = ["COMMANDS"]
+
+_EXIT_DOES_NOT_FIT = 1
+_MAX_MEMORY_GB = 1 << 20
+
+
+def plan(options: argparse.Namespace, console: Console) -> int:
+    """Print the model's card, write the pages, or measure."""
+    from llavakit.planner.card import make_card
+    from llavakit.planner.models import find_model
+
+    model = find_model(options.model)
+    setting = make_setting(options, model)
+    if options.html is not None:
+        return _write_pages(options, console)
+    if options.verify:
+        return _verify(options, console, model, setting)
+    if not options.offline:
+        console.status("asking the Hub")
+    try:
+        card = make_card(model, setting, is_online=not options.offline)
+    finally:
+        console.status("")
+    if options.json:
+        console.line(json.dumps(card.to_dict(), ensure_ascii=False))
+    else:
+        print_card(card, console, chosen=options.quant.lower())
+    return 0
+
+
+def _write_pages(options: argparse.Namespace, console: Console) -> int:
+    from pathlib import Path
+
+    from llavakit.planner.site import write_site
+
+    folder = Path(options.html)
+    written = write_site(folder, is_overwrite_allowed=options.overwrite)
+    if options.json:
+        console.line(json.dumps({"folder": str(folder), "num_files": len(written), "index": str(written[0])}))
+    else:
+        console.line(f"{len(written)} files are in {folder}. Open {written[0]} in a browser.")
+    return 0
+
+
+def _verify(options: argparse.Namespace, console: Console, model: PlannedModel, setting: Setting) -> int:
+    from llavakit.cli.loading import set_threads
+    from llavakit.cli.plan_tables import print_verification
+    from llavakit.cli.progress import show_stage
+    from llavakit.diagnostics.plan_check import check_plan
+
+    set_threads(options.threads)
+    try:
+        report = check_plan(model, options.quant, setting, on_progress=show_stage(console))
+    finally:
+        console.status("")
+    if options.json:
+        console.line(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        print_verification(report, console)
+    return 0
+
+
+def fits(options: argparse.Namespace, console: Console) -> int:
+    """Print a verdict; the exit status is 1 where it does not fit."""
+    from llavakit.planner.machine import detect_machine, generic_host
+    from llavakit.planner.models import find_model
+    from llavakit.planner.plans import make_plan
+
+    model = find_model(options.model)
+    setting = make_setting(options, model)
+    devices, notes = _devices(options)
+    if devices is None:
+        machine = detect_machine()
+        devices, host, notes = list(machine.gpus), machine.host, list(machine.notes)
+        if machine.available_bytes is not None and machine.available_bytes < 0.5 * machine.host.numbers.memory_bytes:
+            notes.append(f"only {machine.available_bytes / 1e9:.1f} GB of memory are free just now")
+    else:
+        host = generic_host(_positive(options.host_memory_gb, "host-memory-gb") or 32.0)
+    if options.host_memory_gb is not None and not options.gpu:
+        host = replace(host, memory_gib=options.host_memory_gb)
+    found = make_plan(model, options.quant, setting, devices, host)
+    found = replace(found, warnings=(*found.warnings, *notes))
+    if options.json:
+        console.line(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        print_plan(found, console)
+    return 0 if found.verdict in ("fits", "tight") else _EXIT_DOES_NOT_FIT
+
+
+def _positive(value: float | None, name: str) -> float | None:
+    if value is not None and not (math.isfinite(value) and 0 < value <= _MAX_MEMORY_GB):
+        raise ConfigError(f"{name} is {value}; it must be above 0 and at most {_MAX_MEMORY_GB}.")
+    return value
+
+
+def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str]]:
+    """Devices that are named or described; None for this machine's own."""
+    from llavakit.planner.devices import find_device, find_devices
+
+    memory, bandwidth = (_positive(options.memory_gb, "memory-gb"), _positive(options.bandwidth_gb_s, "bandwidth-gb-s"))
+    if options.gpu is not None:
+        if memory is not None or bandwidth is not None:
+            raise ConfigError(
+                "--gpu names a device and --memory-gb or --bandwidth-gb-s describes one; give one of them."
+            )
+        return find_devices(options.gpu), []
+    if memory is None and bandwidth is None:
+        return None, []
+    if memory is None or bandwidth is None:
+        raise ConfigError("a device that is described needs both --memory-gb and --bandwidth-gb-s.")
+    # The rest is that of a card of the same bandwidth class; it touches prompts and the driver's share only.
+    like = find_device("GeForce RTX 3060 12GB")
+    scale = bandwidth / like.bandwidth_gb_s
+    described = replace(
+        like,
+        name=f"a GPU with {memory:g} GB and {bandwidth:g} GB/s",
+        memory_gib=memory,
+        bandwidth_gb_s=bandwidth,
+        half_tflops=(like.half_tflops or 0) * scale,
+        int8_tops=(like.int8_tops or 0) * scale,
+        price_usd=None,
+    )
+    return [described], ["arithmetic and power of the described GPU are assumed to be those of an RTX 3060, scaled"]
+
+
+def gpus(options: argparse.Namespace, console: Console) -> int:
+    """Print all devices that run a model."""
+    from llavakit.planner.choose import filter_candidates, sort_candidates
+
+    candidates = filter_candidates(_candidates(options, has_partial=options.partly), _need(options))
+    ordered = sort_candidates(candidates, options.sort)
+    if options.json:
+        for candidate in ordered:
+            console.line(json.dumps(candidate.to_dict(), ensure_ascii=False))
+        return 0
+    if not ordered:
+        console.line("No device of the table runs it as asked. A smaller quantization or context helps.")
+        return 0
+    print_candidates(ordered, console)
+    return 0
+
+
+def best(options: argparse.Namespace, console: Console) -> int:
+    """Print the best device; the exit status is 1 where there is none."""
+    from llavakit.planner.choose import choose_best
+
+    choice = choose_best(_candidates(options, has_partial=False), _need(options))
+    if options.json:
+        content = {
+            "best": None if choice.best is None else choice.best.to_dict(),
+            "runners_up": [candidate.to_dict() for candidate in choice.runners_up],
+            "reasons": list(choice.reasons),
+            "advice": choice.advice,
+        }
+        console.line(json.dumps(content, ensure_ascii=False))
+    elif choice.best is None:
+        console.line(f"Nothing meets this: {choice.advice}")
+    else:
+        name = console.styled(choice.best.device.name, "bold", on_output=True)
+        console.line(f"{name} for {options.model} at {options.quant.upper()}")
+        for reason in choice.reasons:
+            console.line(f"  - {reason}")
+        if choice.runners_up:
+            console.line("\nAfter it:")
+            print_candidates(list(choice.runners_up), console)
+    return 0 if choice.best is not None else _EXIT_DOES_NOT_FIT
+
+
+def build(options: argparse.Namespace, console: Console) -> int:
+    """Print a machine; the exit status is 1 where the budget holds none."""
+    from llavakit.planner.builds import plan_build
+    from llavakit.planner.models import find_model
+
+    if not 0 < options.hours_a_day <= 24:
+        raise ConfigError(f"hours-a-day is {options.hours_a_day}; it must be above 0 and at most 24.")
+    _positive(options.budget, "budget")
+    _positive(options.kwh_price, "kwh-price")
+    model = find_model(options.model)
+    found, advice = plan_build(
+        model,
+        options.quant,
+        make_setting(options, model),
+        budget_usd=options.budget,
+        need=replace(_need(options), budget_usd=None),
+        hours_a_day=options.hours_a_day,
+        prices=_prices(options),
+    )
+    if options.json:
+        console.line(
+            json.dumps({"build": None if found is None else found.to_dict(), "advice": advice}, ensure_ascii=False)
+        )
+    elif found is None:
+        console.line(f"Not for {options.budget:.0f} dollars: {advice}")
+    else:
+        print_build(found, console, kwh_price=options.kwh_price)
+    return 0 if found is not None else _EXIT_DOES_NOT_FIT
+
+
+def _candidates(options: argparse.Namespace, *, has_partial: bool) -> list[Candidate]:
+    from llavakit.planner.choose import list_candidates
+    from llavakit.planner.models import find_model
+
+    model = find_model(options.model)
+    setting = make_setting(options, model)
+    return list_candidates(model, options.quant, setting, prices=_prices(options), has_partial=has_partial)
+
+
+def _need(options: argparse.Namespace) -> Need:
+    from llavakit.planner.choose import Need
+    from llavakit.planner.devices import list_devices
+
+    limits = {
+        name: _positive(getattr(options, name), name.replace("_", "-"))
+        for name in ("budget", "min_tokens_per_s", "min_images_per_hour", "max_watts")
+    }
+    vendors = {device.vendor.lower() for device in list_devices()}
+    asked = tuple(name.lower() for name in options.vendor or ())
+    if unknown := [name for name in asked if name not in vendors]:
+        raise ConfigError(f"vendor {unknown[0]!r} is not known; the vendors are {', '.join(sorted(vendors))}.")
+    return Need(
+        budget_usd=limits["budget"],
+        min_tokens_per_s=limits["min_tokens_per_s"],
+        min_images_per_hour=limits["min_images_per_hour"],
+        max_watts=limits["max_watts"],
+        kinds=tuple(options.kind or ()),
+        vendors=asked,
+    )
+
+
+def _prices(options: argparse.Namespace) -> dict[str, float]:
+    from llavakit.planner.devices import find_device
+
+    prices = {}
+    for text in options.price or ():
+        name, _, dollars = text.rpartition("=")
+        try:
+            price = float(dollars)
+        except ValueError:
+            price = math.nan
+        if not name or not (math.isfinite(price) and price > 0):
+            raise ConfigError(f"--price {text[:60]!r} is not DEVICE=DOLLARS, such as 'RTX 3090=700'.")
+        prices[find_device(name).name] = price
+    return prices
+
+
+def make_setting(options: argparse.Namespace, model: PlannedModel) -> Setting:
+    """Turn a command's options into a setting."""
+    from llavakit.planner.records import KV_BLOCK_BYTES, Setting
+
+    sizes = model.sizes
+    return Setting(
+        engine=options.engine.lower(),
+        num_context_tokens=sizes.max_context_tokens if options.context is None else options.context,
+        num_parallel=options.parallel,
+        num_images=options.images,
+        num_visual_tokens=sizes.num_image_tokens if options.visual_tokens is None else options.visual_tokens,
+        num_text_tokens=options.text_tokens,
+        num_new_tokens=options.new_tokens,
+        kv_block_bytes=KV_BLOCK_BYTES[options.kv_type],
+        has_flash_attention=options.flash_attention,
+        num_device_layers=sizes.num_layers + 1 if options.gpu_layers is None else options.gpu_layers,
+        is_vision_on_device=not options.vision_on_cpu,
+    )
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "plan": plan,
+    "fits": fits,
+    "gpus": gpus,
+    "best": best,
+    "build": build,
+}

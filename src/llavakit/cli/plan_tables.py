@@ -1,0 +1,260 @@
+"""What the planner's commands print: tables, and one plain sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llavakit.cli.console import Console
+from llavakit.cli.progress import human_bytes
+from llavakit.cli.tables import print_pairs, print_table
+
+if TYPE_CHECKING:
+    from llavakit.diagnostics.plan_check import PlanCheck
+    from llavakit.planner.builds import Build
+    from llavakit.planner.card import Card
+    from llavakit.planner.choose import Candidate
+    from llavakit.planner.plans import Plan, Range
+
+__all__ = ["print_build", "print_candidates", "print_card", "print_plan", "print_verification"]
+
+_BASIS = {
+    "exact": "from shapes",
+    "logged": "formula of logged sizes",
+    "fitted": "fitted",
+    "measured": "measured",
+    "assumed": "assumed",
+}
+_STARS = {"high": "", "medium": " *", "low": " **"}
+
+
+def _speed(found: Range) -> str:
+    digits = 1 if found.value < 20 else 0
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print a verdict, what is behind it, and what to do."""
+    console.line(_sentence(plan))
+    console.line()
+    places = [device.name for device in plan.devices[: len(plan.totals) - 1]]
+    if len(plan.totals) > len(places) + 1:
+        places.append(plan.host.name)
+    rows = []
+    for place, name in [*enumerate(places), (-1, f"host: {plan.host.name}")]:
+        found = [part for part in plan.parts if part.place == place]
+        if not found:
+            continue
+        rows += [
+            (name if idx == 0 else "", part.name, human_bytes(part.bytes), _BASIS[part.basis])
+            for idx, part in enumerate(found)
+        ]
+        total, usable = plan.totals[place], plan.usable[place]
+        rows.append(("", "all of it", human_bytes(total), f"of {human_bytes(usable)} to be had"))
+    print_table(console, [("where", "left"), ("what", "left"), ("bytes", "right"), ("how it is known", "left")], rows)
+    console.line()
+    print_pairs(console, _plan_pairs(plan))
+    for warning in plan.warnings:
+        console.note(f"note: {warning}.", style="yellow")
+
+
+def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
+    setting = plan.setting
+    pairs = [
+        (
+            "setting",
+            f"{plan.quant.name.upper()}, {setting.engine}, context {setting.num_context_tokens:,}, "
+            f"{setting.num_parallel} at a time, flash attention {'on' if setting.has_flash_attention else 'off'}",
+        ),
+        ("largest context", f"{plan.largest_context:,} tokens" if plan.largest_context else "none fits"),
+    ]
+    if plan.devices and setting.engine in ("llama.cpp", "ollama"):
+        pairs.append(("layers on devices", f"up to {plan.device_layers} of {plan.model.sizes.num_layers + 1}"))
+    if plan.speed is not None:
+        speed = plan.speed
+        pairs += [
+            ("answers", f"{_speed(speed.decode)} tokens a second; {_speed(speed.decode_full)} at the full context"),
+            ("prompts", f"{_speed(speed.prompt)} tokens a second"),
+            (
+                "first token",
+                f"{_seconds(speed.first_token_s)}: picture {_seconds(speed.image_s)}, vision tower "
+                f"{_seconds(speed.vision_s)}, the rest is the prompt",
+            ),
+            (
+                "pictures",
+                f"{speed.images_per_hour:,.0f} an hour, {speed.joules_per_image:.0f} J each, "
+                f"{speed.joules_per_image / 3600:.2f} kWh for 1,000",
+            ),
+            ("how sure", f"nine in ten lie in the brackets; builds of {speed.era} and later"),
+        ]
+    return pairs
+
+
+def _sentence(plan: Plan) -> str:
+    where = " + ".join(dict.fromkeys(device.name for device in plan.devices)) or plan.host.name
+    if len(plan.devices) > 1 and len({device.name for device in plan.devices}) == 1:
+        where = f"{len(plan.devices)} x {where}"
+    what = f"{plan.model.name} at {plan.quant.name.upper()}"
+    context = f"{plan.setting.num_context_tokens:,} tokens of context"
+    speed = f" Expect {_speed(plan.speed.decode)} tokens a second." if plan.speed else ""
+    if plan.verdict == "fits":
+        return f"Yes: {what} fits {where} with {human_bytes(plan.headroom_bytes)} to spare, at {context}.{speed}"
+    if plan.verdict == "tight":
+        return (
+            f"Barely: {what} fits {where} at {context}, but only {human_bytes(plan.headroom_bytes)} are left. A "
+            f"desktop on the same device may take them.{speed}"
+        )
+    missing = f"{human_bytes(-plan.headroom_bytes)} are missing at {context}"
+    advice = "Nothing that can be changed makes it fit; take a larger device or the smaller model."
+    if plan.change is not None:
+        advice = f"It fits if you {plan.change.text}: {plan.change.options}."
+    if plan.verdict == "partly":
+        return (
+            f"Not all of it: {what} does not fit {where}, {missing}. {plan.device_layers} of "
+            f"{plan.model.sizes.num_layers + 1} layers do, and the rest runs on the processor.{speed} {advice}"
+        )
+    return f"No: {what} does not fit {where}, {missing}. {advice}"
+
+
+def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
+    """Print a table of devices."""
+    rows = []
+    for candidate in candidates:
+        device, speed = candidate.device, candidate.plan.speed
+        price = "-" if candidate.price_usd is None else f"{candidate.price_usd:,.0f}"
+        if candidate.price_usd is not None and candidate.price_usd == device.price_usd:
+            price += f" ({device.price_year})"
+        rows.append(
+            (
+                device.name + _STARS[device.confidence],
+                f"{device.memory_gib:g}",
+                human_bytes(candidate.plan.totals[0]),
+                candidate.plan.verdict,
+                "-" if speed is None else _speed(speed.decode),
+                "-" if speed is None else _seconds(speed.first_token_s),
+                price,
+                f"{candidate.value:.0f}" if candidate.value else "-",
+                "-" if device.watts is None else f"{device.watts:.0f}",
+            )
+        )
+    print_table(
+        console,
+        [
+            ("device", "left"),
+            ("GiB", "right"),
+            ("needed", "right"),
+            ("verdict", "left"),
+            ("tokens/s", "right"),
+            ("first token", "right"),
+            ("list price $", "right"),
+            ("tokens/s for $1,000", "right"),
+            ("watts", "right"),
+        ],
+        rows,
+    )
+    if any(candidate.device.confidence != "high" for candidate in candidates):
+        console.note("* some figures of the device are from secondary sources; ** most are.", style="dim")
+
+
+def print_card(card: Card, console: Console, *, chosen: str) -> None:
+    """Print a model's card."""
+    facts, sizes, text = card.model.facts, card.model.sizes, card.model.config.text_config
+    console.line(console.styled(facts.get("title", card.model.name), "bold", on_output=True))
+    count = card.parameters
+    pairs = [
+        (
+            "parameters",
+            f"{count['all'] / 1e9:.2f} billion: language model {count['language model'] / 1e9:.2f}, vision "
+            f"tower {count['vision tower'] / 1e9:.3f} (without the block that is not used), projector "
+            f"{count['projector'] / 1e9:.3f}",
+        ),
+        (
+            "language model",
+            f"{sizes.num_layers} layers, {sizes.num_heads} heads of {text.head_dim}, width "
+            f"{sizes.hidden_size}, vocabulary {sizes.vocab_size:,}, context {sizes.max_context_tokens:,}",
+        ),
+        ("picture", f"{sizes.num_image_tokens} tokens"),
+    ]
+    pairs += [(name, facts[name]) for name in ("architecture", "licence", "released") if name in facts]
+    if card.downloads is not None:
+        pairs.append(("downloads", f"{card.downloads:,} in the last month"))
+    print_pairs(console, pairs)
+    setting = card.setting
+    console.line(
+        f"\nMemory with a context of {setting.num_context_tokens:,} "
+        f"({setting.engine}; the driver's 0.1 to 0.6 GB come on top)"
+    )
+    rows = [
+        (
+            f"{row.name.upper()}{' <' if row.name == chosen else ''}",
+            f"{row.bits_per_weight:.2f}",
+            f"{row.language_bytes / 1e9:.2f} GB",
+            f"{row.vision_bytes / 1e9:.2f} GB",
+            f"{row.memory_bytes / 1e9:.2f} GB",
+            row.quality,
+        )
+        for row in card.quants
+    ]
+    print_table(
+        console,
+        [
+            ("type", "left"),
+            ("bits", "right"),
+            ("file", "right"),
+            ("vision file", "right"),
+            ("memory", "right"),
+            ("published quality", "left"),
+        ],
+        rows,
+    )
+    if benchmarks := facts.get("benchmarks"):
+        console.line("\nPublished scores")
+        print_table(
+            console,
+            [("benchmark", "left"), ("score", "right"), ("measures", "left"), ("source", "left")],
+            [
+                (str(b["name"]), f"{b['score']}", str(b.get("what_it_measures", "")), str(b.get("source", "")))
+                for b in benchmarks
+            ],
+        )
+    console.line("\nTo run it")
+    print_pairs(console, list(card.commands))
+    for warning in card.warnings:
+        console.note(f"note: {warning}", style="yellow")
+
+
+def print_build(build: Build, console: Console, *, kwh_price: float) -> None:
+    """Print a machine."""
+    rows = [(part.kind, part.name, f"{part.price_usd:,.0f}", part.reason) for part in build.parts]
+    rows.append(("", "all of it", f"{build.price_usd:,.0f}", "list prices; shops differ"))
+    print_table(console, [("part", "left"), ("what", "left"), ("$", "right"), ("why", "left")], rows)
+    console.line()
+    print_pairs(
+        console,
+        [
+            ("power", f"{build.load_watts:.0f} W at work, {build.idle_watts:.0f} W idle"),
+            (
+                "energy",
+                f"{build.monthly_kwh:.0f} kWh a month, {build.monthly_kwh * kwh_price:.2f} at {kwh_price:.2f} a kWh",
+            ),
+            ("noise", build.noise),
+            ("upgrade first", build.upgrade_first),
+        ],
+    )
+
+
+def print_verification(check: PlanCheck, console: Console) -> None:
+    """Print what was planned beside what was measured."""
+    console.line(check.summary)
+    console.line()
+    rows = [
+        (row.name, row.format(row.predicted), row.format(row.measured), f"{row.error:+.1%}", row.note)
+        for row in check.rows
+    ]
+    print_table(
+        console, [("what", "left"), ("planned", "right"), ("measured", "right"), ("error", "right"), ("", "left")], rows
+    )

@@ -1,0 +1,206 @@
+"""``llavakit plan --verify``: what the planner says of this machine, beside what is measured on it.
+
+The model runs in a process of its own: the real weights if they are here, else random ones of the same shapes and
+types, written for the purpose and removed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llavakit.conversion.random_pair import write_random_pair
+from llavakit.core.errors import CapacityError, ConfigError
+from llavakit.diagnostics.memory import read_available_bytes
+from llavakit.kernels.machine import MachineLimits, count_cpus, measure_machine
+from llavakit.planner import formulas
+from llavakit.planner.devices import Device
+from llavakit.planner.machine import detect_machine
+from llavakit.planner.models import PlannedModel
+from llavakit.planner.plans import PROGRAM_BYTES, check_setting
+from llavakit.planner.records import KV_BLOCK_BYTES, Setting
+from llavakit.planner.speed import engine_fit
+
+__all__ = ["CheckRow", "PlanCheck", "check_plan", "measured_host", "run_worker"]
+
+OnProgress = Callable[[str, int, int], None]
+_MACHINE_SECONDS = 3.0
+_PROMPT_TEXT_TOKENS = 60
+_WORKER_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One thing, planned and measured."""
+
+    name: str
+    predicted: float
+    measured: float
+    unit: str
+    note: str = ""
+
+    @property
+    def error(self) -> float:
+        """Of the plan, relative to what was measured."""
+        return self.predicted / self.measured - 1 if self.measured else 0.0
+
+    def format(self, value: float) -> str:
+        """Write a value with its unit."""
+        if self.unit == "bytes":
+            return f"{value / 1e9:.3f} GB"
+        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+@dataclass(frozen=True)
+class PlanCheck:
+    """All of it."""
+
+    summary: str
+    rows: tuple[CheckRow, ...]
+    machine: MachineLimits
+    measured: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON's types."""
+        return {
+            "summary": self.summary,
+            "rows": [{**vars(row), "error": row.error} for row in self.rows],
+            "machine": {name: getattr(self.machine, name) for name in MachineLimits.__slots__},
+            "measured": self.measured,
+        }
+
+
+def check_plan(
+    model: PlannedModel,
+    quant: str,
+    setting: Setting,
+    *,
+    folder: Path | None = None,
+    machine: MachineLimits | None = None,
+    on_progress: OnProgress | None = None,
+) -> PlanCheck:
+    """Measure, and compare.
+
+    Parameters
+    ----------
+    model : PlannedModel
+    quant : str
+        Of the random weights.
+    setting : Setting
+        Pictures, text, new tokens and the cache's type; the engine is this package's, on the processor.
+    folder : Path, optional
+        Holds (or gets, and keeps) the random weights; by default a temporary one.
+    machine : MachineLimits, optional
+        Measured now if absent.
+    on_progress : callable, optional
+        Called with what is done, steps done and steps in all.
+
+    Raises
+    ------
+    ConfigError
+        If the setting cannot be, or the cache's type is not one this engine has.
+    CapacityError
+        If the memory does not hold the run, or the run failed.
+    DiskFullError
+        If the disk does not hold the weights.
+    """
+    report = on_progress or (lambda _what, _done, _total: None)
+    setting = replace(setting, engine="llavakit", num_parallel=1)
+    check_setting(model, setting)
+    if setting.kv_block_bytes not in (KV_BLOCK_BYTES["f16"], KV_BLOCK_BYTES["q8_0"]):
+        raise ConfigError("this engine keeps keys and values in f16 or q8_0; choose one of them with --kv-type.")
+    sizes = model.quantize(quant)
+    parts = formulas.parts_of(model.sizes, sizes, setting, [], PROGRAM_BYTES)
+    needed, free = formulas.place_totals(parts, 0)[0], read_available_bytes()
+    if free is not None and needed > free:
+        raise CapacityError(
+            f"the run needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} are free. Close programs, or take a "
+            "smaller --quant or the smaller model."
+        )
+    if machine is None:
+        report("limits of the machine", 0, 3)
+        machine = measure_machine(_MACHINE_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="llavakit-plan-") as temporary:
+        path = (folder or Path(temporary)) / f"{model.sizes.num_layers}-layers-{quant}.gguf"
+        if not path.exists():
+            report("writing random weights", 1, 3)
+            write_random_pair(path, model.config, quant, num_threads=count_cpus())
+        report("running", 2, 3)
+        measured = run_worker(
+            {
+                "model": str(path), "num_threads": count_cpus(), "num_images": setting.num_images,
+                "kv_dtype": "q8_0" if setting.kv_block_bytes == KV_BLOCK_BYTES["q8_0"] else "auto",
+                "num_prompt_tokens": formulas.prompt_tokens(model.sizes, setting),
+                "num_new_tokens": setting.num_new_tokens,
+            }
+        )  # fmt: skip
+    rows = (*_memory_rows(parts, measured), *_speed_rows(model, quant, setting, machine, measured))
+    summary = (
+        f"{model.name} at {quant.upper()} on {machine.cpu_name}, {machine.num_threads} threads: reads "
+        f"{machine.read_gb_per_s:.1f} GB/s; {setting.num_images} pictures, "
+        f"{measured['num_prompt_tokens']} tokens of prompt, {setting.num_new_tokens} of answer"
+    )
+    return PlanCheck(summary, rows, machine, measured)
+
+
+def run_worker(request: dict[str, Any]) -> dict[str, Any]:
+    """Run `llavakit.diagnostics.plan_worker` in a process of its own.
+
+    Raises
+    ------
+    CapacityError
+        If it failed.
+    """
+    command = [sys.executable, "-m", "llavakit.diagnostics.plan_worker", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_WORKER_SECONDS, check=False, env=os.environ)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]
+        raise CapacityError(f"the run failed with status {done.returncode}: {last[:300]}.")
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def _memory_rows(parts: list[dict[str, Any]], measured: dict[str, Any]) -> list[CheckRow]:
+    if measured["peak_bytes"] is None:
+        return []
+    of = {part["name"]: part["bytes"] for part in parts}
+    total = sum(of.values())
+    return [
+        CheckRow("peak memory", total, measured["peak_bytes"], "bytes"),
+        CheckRow("program", of["program"], measured["program_bytes"], "bytes", "before a model is loaded"),
+    ]
+
+
+def measured_host(machine: MachineLimits) -> Device:
+    """Return this machine's processor with its measured bandwidth and rates."""
+    host = detect_machine().host
+    integers = machine.int8_gops
+    half = integers / 2 if integers is not None else machine.fp32_gflops
+    return replace(
+        host, bandwidth_gb_s=machine.read_gb_per_s, half_tflops=half / 1000,
+        int8_tops=(integers if integers is not None else machine.fp32_gflops) / 1000,
+    )  # fmt: skip
+
+
+def _speed_rows(
+    model: PlannedModel, quant: str, setting: Setting, machine: MachineLimits, measured: dict[str, Any]
+) -> list[CheckRow]:
+    numbers = replace(measured_host(machine).numbers, int8_rate=(machine.int8_gops or machine.fp32_gflops) * 1e9)
+    fit, sizes = engine_fit(measured["instruction_set"]), model.quantize(quant)
+    tokens = measured["num_prompt_tokens"]
+    args = (model.sizes, sizes, setting, [], [], numbers, fit)
+    depth = tokens + setting.num_new_tokens // 2
+    rows = [
+        CheckRow("prompt", formulas.prompt_seconds(*args, tokens), measured["prompt_s"], "s", f"{tokens} tokens"),
+        CheckRow("one further token", formulas.decode_seconds(*args, depth), measured["decode_s"], "s"),
+    ]
+    if setting.num_images:
+        vision = formulas.vision_seconds(model.sizes, setting, numbers, fit)
+        rows.insert(0, CheckRow("vision tower", vision, measured["vision_s"], "s", f"{setting.num_images} pictures"))
+    return rows

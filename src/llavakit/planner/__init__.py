@@ -1,0 +1,1 @@
+"""What it takes to run LLaVA-1.5: bytes, seconds, watts, money."""

@@ -1,0 +1,226 @@
+"""Whole machines: a GPU and the cheapest parts that carry it, each with its reason.
+
+Rules: the power supply gives 1.3 times the rated power of GPU and processor and 75 W more; the memory holds the model's
+file and 8 GB, and no less than the GPU; the drive holds the file twice and 60 GB; the case is as deep as the card is
+long. Parts are in ``data/parts.csv``, at list prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llavakit.planner.choose import Candidate, Need, filter_candidates, list_candidates, sort_candidates
+from llavakit.planner.devices import Device, read_rows
+from llavakit.planner.models import PlannedModel
+from llavakit.planner.records import Setting
+
+__all__ = ["Build", "BuildPart", "plan_build"]
+
+_GB = 1e9
+_HOURS_A_MONTH = 730
+_POWER_FACTOR, _BOARD_WATTS = 1.3, 75
+_SYSTEM_GB, _SPARE_MEMORY_GB = 60, 8
+_CARD_LENGTH_MM = 300.0  # of a card whose length is not known
+
+
+@dataclass(frozen=True)
+class BuildPart:
+    """One part and why it is there."""
+
+    kind: str
+    name: str
+    price_usd: float
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """A machine.
+
+    Attributes
+    ----------
+    load_watts, idle_watts : float
+        Of the whole machine.
+    monthly_kwh : float
+        With the hours of work a day that were asked for, idle otherwise.
+    noise : str
+        Of its loudest part.
+    upgrade_first : str
+    """
+
+    candidate: Candidate
+    parts: tuple[BuildPart, ...]
+    price_usd: float
+    load_watts: float
+    idle_watts: float
+    monthly_kwh: float
+    noise: str
+    upgrade_first: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the build as JSON's types."""
+        return {
+            "device": self.candidate.to_dict(),
+            "parts": [vars(part) for part in self.parts],
+            "price_usd": self.price_usd,
+            "load_watts": self.load_watts,
+            "idle_watts": self.idle_watts,
+            "monthly_kwh": self.monthly_kwh,
+            "noise": self.noise,
+            "upgrade_first": self.upgrade_first,
+        }
+
+
+_Row = dict[str, str]
+
+
+def _price(row: _Row) -> float:
+    return float(row["price_usd"])
+
+
+def _cheapest(rows: Iterable[_Row], keep: Callable[[_Row], bool]) -> _Row | None:
+    return min((row for row in rows if keep(row)), key=_price, default=None)
+
+
+def _suits(row: _Row, socket: str) -> bool:
+    return row["socket"] in ("", "any") or socket in row["socket"].split("|")
+
+
+def _compose(candidate: Candidate, file_bytes: int, rows: list[_Row]) -> list[tuple[_Row, str]] | None:
+    """Find the cheapest machine around a card, over all processors; None if no parts carry it."""
+    best: list[tuple[_Row, str]] | None = None
+    for cpu in (row for row in rows if row["kind"] == "cpu"):
+        parts = _around(cpu, candidate.device, file_bytes, rows)
+        if parts is not None and (best is None or _sum(parts) < _sum(best)):
+            best = parts
+    return best
+
+
+def _sum(parts: list[tuple[_Row, str]]) -> float:
+    return sum(_price(row) for row, _ in parts)
+
+
+def _around(cpu: _Row, device: Device, file_bytes: int, rows: list[_Row]) -> list[tuple[_Row, str]] | None:
+    file_gb = file_bytes / _GB
+    memory_gb = max(file_gb + _SPARE_MEMORY_GB, device.memory_gib)
+    drive_gb = 2 * file_gb + _SYSTEM_GB
+    watts = _POWER_FACTOR * ((device.watts or 0) + float(cpu["load_w"] or 0) + _BOARD_WATTS)
+    length = device.length_mm or _CARD_LENGTH_MM
+
+    def of(kind: str) -> list[_Row]:
+        return [row for row in rows if row["kind"] == kind]
+
+    board = _cheapest(of("board"), lambda row: _suits(row, cpu["socket"]) and float(row["capacity"] or 0) >= memory_gb)
+    if board is None:
+        return None
+    found = [
+        (cpu, "feeds the GPU; answers do not wait for it"),
+        (board, f"takes the processor and one card, up to {board['capacity']} GB"),
+        (
+            _cheapest(
+                of("memory"), lambda r: r["memory_kind"] == board["memory_kind"] and float(r["capacity"]) >= memory_gb
+            ),
+            f"the model's file of {file_gb:.1f} GB and 8 GB beside it, and no less than the card has",
+        ),
+        (
+            _cheapest(of("storage"), lambda r: float(r["capacity"]) >= drive_gb),
+            f"the file twice, for an update beside the old one, and {_SYSTEM_GB} GB",
+        ),
+        (
+            _cheapest(of("psu"), lambda r: float(r["capacity"]) >= watts),
+            f"{device.watts or 0:.0f} W of the card and {cpu['load_w']} W of the processor, with 30 % to spare",
+        ),
+        (_cheapest(of("case"), lambda r: float(r["max_gpu_length_mm"]) >= length), f"holds a card of {length:.0f} mm"),
+        (
+            _cheapest(
+                of("cooler"), lambda r: _suits(r, cpu["socket"]) and float(r["capacity"]) >= float(cpu["load_w"] or 0)
+            ),
+            f"cools {cpu['load_w']} W",
+        ),
+    ]
+    return [(row, reason) for row, reason in found if row is not None] if all(row for row, _ in found) else None
+
+
+def plan_build(
+    model: PlannedModel,
+    quant: str,
+    setting: Setting,
+    *,
+    budget_usd: float,
+    need: Need | None = None,
+    hours_a_day: float = 2.0,
+    prices: dict[str, float] | None = None,
+) -> tuple[Build | None, str | None]:
+    """Choose the fastest machine within a budget.
+
+    Returns
+    -------
+    (Build or None, str or None)
+        The machine; or None, and what would help.
+    """
+    rows = read_rows("parts.csv")
+    candidates = [
+        c for c in list_candidates(model, quant, setting, prices=prices) if c.device.kind in ("consumer", "workstation")
+    ]
+    candidates = [c for c in filter_candidates(candidates, need or Need()) if c.price_usd]
+    sizes = model.quantize(quant)
+    composed = []
+    for candidate in sort_candidates(candidates, "speed"):
+        parts = _compose(candidate, sizes.language_bytes + sizes.vision_bytes, rows)
+        if parts is not None:
+            composed.append((candidate, parts, (candidate.price_usd or 0) + _sum(parts)))
+    affordable = [entry for entry in composed if entry[2] <= budget_usd]
+    if not affordable:
+        if not composed:
+            return None, "no single card holds the model as asked; take a smaller quantization or context."
+        cheapest = min(composed, key=lambda entry: entry[2])
+        return (
+            None,
+            f"the cheapest machine that runs it costs {cheapest[2]:.0f} dollars, with {cheapest[0].device.name}.",
+        )
+    fastest = affordable[0][0].tokens_per_s
+    near = [entry for entry in affordable if entry[0].tokens_per_s >= 0.95 * fastest]
+    candidate, parts, price = min(near, key=lambda entry: entry[2])
+    faster = next((e for e in reversed(composed) if e[0].tokens_per_s > 1.15 * candidate.tokens_per_s), None)
+    return _finish(candidate, parts, price, hours_a_day, faster), None
+
+
+def _finish(
+    candidate: Candidate,
+    parts: list[tuple[_Row, str]],
+    price: float,
+    hours_a_day: float,
+    faster: tuple[Candidate, list[tuple[_Row, str]], float] | None,
+) -> Build:
+    device = candidate.device
+    load = (device.watts or 0) + sum(float(row["load_w"] or 0) for row, _ in parts)
+    idle = device.numbers.idle_watts + sum(float(row["idle_w"] or 0) for row, _ in parts)
+    share = hours_a_day / 24
+    levels = ("silent", "quiet", "audible")
+    noise = max((row["noise_class"] for row, _ in parts if row["noise_class"]), key=levels.index, default="audible")
+    if (device.watts or 0) >= 250:
+        noise = "audible"
+    speed = candidate.plan.speed
+    reason = f"{device.memory_gib:g} GiB hold the model with {candidate.plan.headroom_bytes / _GB:.1f} GB to spare"
+    if speed is not None:
+        reason += f"; about {speed.decode.value:.0f} tokens a second"
+    card = BuildPart("gpu", device.name, candidate.price_usd or 0, reason, device.source)
+    upgrade = "nothing in the table is faster by more than 15 %"
+    if faster is not None:
+        gain = faster[0].tokens_per_s / candidate.tokens_per_s - 1
+        upgrade = (
+            f"the card: {faster[0].device.name} answers {gain:.0%} faster, in a machine for {faster[2]:.0f} dollars"
+        )
+    return Build(
+        candidate=candidate,
+        parts=(card, *(BuildPart(row["kind"], row["name"], _price(row), why, row["source"]) for row, why in parts)),
+        price_usd=price,
+        load_watts=load,
+        idle_watts=idle,
+        monthly_kwh=_HOURS_A_MONTH * (load * share + idle * (1 - share)) / 1000,
+        noise=noise,
+        upgrade_first=upgrade,
+    )

@@ -1,0 +1,214 @@
+"""Which device: all that can run a model, and the best one for a budget and a need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llavakit.core.errors import ConfigError
+from llavakit.planner.devices import Device, list_devices
+from llavakit.planner.machine import generic_host
+from llavakit.planner.models import PlannedModel
+from llavakit.planner.plans import Plan, make_plan
+from llavakit.planner.records import Setting
+
+__all__ = ["Candidate", "Choice", "Need", "choose_best", "frontier", "list_candidates", "sort_candidates"]
+
+SortKey = Literal["memory", "price", "speed", "value"]
+_RUNNING = ("fits", "tight")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device with its plan; ``price_usd`` is the list price unless the user gave another."""
+
+    device: Device
+    plan: Plan
+    price_usd: float | None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Estimated speed of answers."""
+        return 0.0 if self.plan.speed is None else self.plan.speed.decode.value
+
+    @property
+    def value(self) -> float:
+        """Tokens per second for a thousand dollars; 0 without a price."""
+        return 1000 * self.tokens_per_s / self.price_usd if self.price_usd else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a table row needs, as JSON's types."""
+        speed = self.plan.speed
+        return {
+            "device": self.device.name, "class": self.device.kind, "memory_gib": self.device.memory_gib,
+            "verdict": self.plan.verdict, "needed_bytes": self.plan.totals[0] if self.plan.totals else 0,
+            "headroom_bytes": self.plan.headroom_bytes, "largest_context": self.plan.largest_context,
+            "tokens_per_s": None if speed is None else speed.decode.value,
+            "tokens_per_s_low": None if speed is None else speed.decode.low,
+            "tokens_per_s_high": None if speed is None else speed.decode.high,
+            "first_token_s": None if speed is None else speed.first_token_s,
+            "images_per_hour": None if speed is None else speed.images_per_hour,
+            "price_usd": self.price_usd, "price_year": self.device.price_year, "watts": self.device.watts,
+            "year": self.device.year, "confidence": self.device.confidence, "source": self.device.source,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a device must do.
+
+    Attributes
+    ----------
+    budget_usd, min_tokens_per_s, min_images_per_hour, max_watts : float or None
+    kinds : tuple of str
+        Classes of devices; empty for all.
+    vendors : tuple of str
+    """
+
+    budget_usd: float | None = None
+    min_tokens_per_s: float | None = None
+    min_images_per_hour: float | None = None
+    max_watts: float | None = None
+    kinds: tuple[str, ...] = ()
+    vendors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best device, those after it, and why; ``best`` is None where nothing meets the need."""
+
+    best: Candidate | None
+    runners_up: tuple[Candidate, ...]
+    reasons: tuple[str, ...]
+    advice: str | None
+
+
+def list_candidates(
+    model: PlannedModel,
+    quant: str,
+    setting: Setting,
+    *,
+    prices: dict[str, float] | None = None,
+    has_partial: bool = False,
+) -> list[Candidate]:
+    """Plan for every device of the table, and keep those that run the model.
+
+    Parameters
+    ----------
+    model : PlannedModel
+    quant : str
+    setting : Setting
+    prices : mapping from device name to dollars, optional
+        What devices cost today; list prices are used for the others.
+    has_partial : bool, default False
+        Keep devices that hold only some layers, too.
+    """
+    kept = (*_RUNNING, "partly") if has_partial else _RUNNING
+    found = []
+    for device in list_devices():
+        is_processor = device.backend == "cpu"
+        host = device if is_processor else generic_host(max(32.0, device.memory_gib))
+        plan = make_plan(model, quant, setting, [] if is_processor else [device], host, has_advice=False)
+        if plan.verdict in kept:
+            found.append(Candidate(device, plan, (prices or {}).get(device.name, device.price_usd)))
+    return found
+
+
+def filter_candidates(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
+    """Keep what meets a need; a device without a price meets no budget."""
+
+    def meets(candidate: Candidate) -> bool:
+        speed = candidate.plan.speed
+        images = 0.0 if speed is None else speed.images_per_hour
+        return (
+            (need.budget_usd is None or (candidate.price_usd is not None and candidate.price_usd <= need.budget_usd))
+            and (need.min_tokens_per_s is None or candidate.tokens_per_s >= need.min_tokens_per_s)
+            and (need.min_images_per_hour is None or images >= need.min_images_per_hour)
+            and (need.max_watts is None or (candidate.device.watts or 0) <= need.max_watts)
+            and (not need.kinds or candidate.device.kind in need.kinds)
+            and (not need.vendors or candidate.device.vendor.lower() in need.vendors)
+        )
+
+    return [candidate for candidate in candidates if meets(candidate)]
+
+
+def sort_candidates(candidates: Sequence[Candidate], key: str) -> list[Candidate]:
+    """Order by least memory, lowest price, highest speed, or most speed for the price.
+
+    Raises
+    ------
+    ConfigError
+        If the key is none of these.
+    """
+    unpriced = float("inf")
+    orders = {
+        "memory": lambda c: (c.device.memory_gib, -c.tokens_per_s),
+        "price": lambda c: (c.price_usd or unpriced, -c.tokens_per_s),
+        "speed": lambda c: (-c.tokens_per_s, c.price_usd or unpriced),
+        "value": lambda c: (-c.value, c.price_usd or unpriced),
+    }
+    if key not in orders:
+        raise ConfigError(f"sorting by {key[:30]!r} is not known; use {', '.join(orders)}.")
+    return sorted(candidates, key=orders[key])
+
+
+def frontier(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return devices that no other beats in both price and speed, the cheapest first."""
+    best: list[Candidate] = []
+    for candidate in sort_candidates([c for c in candidates if c.price_usd], "price"):
+        if not best or candidate.tokens_per_s > best[-1].tokens_per_s:
+            best.append(candidate)
+    return best
+
+
+def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
+    """Choose: among devices that meet the need, the fastest; of nearly equal ones (10 %) the cheapest.
+
+    Servers' accelerators are left out unless asked for by class: nobody puts one into a desktop.
+    """
+    if not need.kinds:
+        candidates = [c for c in candidates if c.device.kind != "datacentre"]
+    meeting = filter_candidates(candidates, need)
+    if not meeting:
+        return Choice(None, (), (), _nothing(candidates, need))
+    fastest = max(candidate.tokens_per_s for candidate in meeting)
+    near = [candidate for candidate in meeting if candidate.tokens_per_s >= 0.9 * fastest]
+    best = min(near, key=lambda c: (c.price_usd or float("inf"), -c.tokens_per_s))
+    others = [c for c in sort_candidates(meeting, "value" if need.budget_usd else "speed") if c is not best]
+    return Choice(best, tuple(others[:4]), tuple(_reasons(best, meeting, need)), None)
+
+
+def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[str]:
+    speed = best.plan.speed
+    reasons = []
+    if speed is not None:
+        reasons.append(
+            f"{speed.decode.value:.0f} tokens a second ({speed.decode.low:.0f} to {speed.decode.high:.0f}): "
+            f"{best.device.bandwidth_gb_s:.0f} GB/s of memory bandwidth, and answers are bound by that"
+        )
+    reasons.append(
+        f"{best.plan.totals[0] / 1e9:.1f} GB of its {best.device.memory_gib:g} GiB are needed; the largest context "
+        f"that fits is {best.plan.largest_context}"
+    )
+    if best.price_usd is not None:
+        year = f" (list price of {best.device.price_year})" if best.price_usd == best.device.price_usd else ""
+        reasons.append(f"{best.price_usd:.0f} dollars{year}")
+    if len(meeting) > 1 and need.budget_usd is not None:
+        reasons.append(
+            f"{len(meeting)} devices meet the need; this is the cheapest of those within 10 % of the fastest"
+        )
+    return reasons
+
+
+def _nothing(candidates: Sequence[Candidate], need: Need) -> str:
+    cheapest = min((c for c in candidates if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
+    if need.budget_usd is not None and cheapest is not None and (cheapest.price_usd or 0) > need.budget_usd:
+        return f"the cheapest device that runs it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."
+    if candidates:
+        fastest = max(candidates, key=lambda c: c.tokens_per_s)
+        return (
+            f"the fastest device is {fastest.device.name} with {fastest.tokens_per_s:.0f} tokens a second. Ask for "
+            "less, or take a smaller quantization."
+        )
+    return "no single device holds it as asked. A smaller quantization or context, or several devices, will."

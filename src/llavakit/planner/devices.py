@@ -1,0 +1,240 @@
+"""Devices that models run on: the table, and how a user's words find a row.
+
+``data/devices.csv`` has one row per device, each with its source, its date and how sure it is. Prices are list prices
+of their year.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
+
+from llavakit.core.errors import ConfigError
+from llavakit.planner.records import DeviceNumbers
+
+__all__ = ["Device", "DeviceError", "find_device", "find_devices", "list_devices", "read_rows"]
+
+_GIB = 1024**3
+# The driver and its display, on a card that shows no desktop.
+_RESERVED_BYTES = 300 * 1024**2
+_COUNT = re.compile(r"^\s*(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
+_MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b", re.IGNORECASE)
+_MAX_DEVICES = 16
+
+
+class DeviceError(ConfigError):
+    """No device is meant, or more than one."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name, vendor, memory_kind, note : str
+    aliases : tuple of str
+    kind : {"consumer", "workstation", "datacentre", "unified", "embedded", "cpu"}
+    backend : {"cuda", "metal", "vulkan", "cpu"}
+        llama.cpp's usual back end.
+    memory_gib, bandwidth_gb_s : float
+    memory_options_gib : tuple of float
+        Sizes sold, of devices that share memory with the processor.
+    half_tflops, int8_tops, shader_tflops : float or None
+        Dense rates; plain float32 for the last.
+    num_multiprocessors : int
+        NVIDIA's; 0 elsewhere.
+    pcie_gb_s, watts, idle_watts : float or None
+    length_mm, slots : float or None
+    price_usd, price_year : float or None, int or None
+    year : int
+    confidence : {"high", "medium", "low"}
+    source, source_date : str
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    vendor: str
+    kind: str
+    backend: str
+    memory_gib: float
+    memory_options_gib: tuple[float, ...]
+    memory_kind: str
+    bandwidth_gb_s: float
+    half_tflops: float | None
+    half_accumulate_tflops: float | None
+    int8_tops: float | None
+    shader_tflops: float | None
+    num_multiprocessors: int
+    pcie_gb_s: float | None
+    watts: float | None
+    idle_watts: float | None
+    length_mm: float | None
+    slots: float | None
+    price_usd: float | None
+    price_year: int | None
+    year: int
+    confidence: str
+    source: str
+    source_date: str
+    note: str
+
+    @property
+    def family(self) -> str:
+        """Devices that are calibrated together."""
+        if self.backend == "cuda":
+            if self.num_multiprocessors and self.half_tflops is None:
+                return "nvidia without tensor cores"
+            return "nvidia hbm" if self.memory_kind.upper().startswith("HBM") else "nvidia"
+        if self.backend == "metal":
+            return "apple ultra" if "Ultra" in self.name else "apple"
+        if self.backend == "vulkan":
+            return "arc" if self.vendor == "Intel" else "radeon"
+        return "cpu"
+
+    @cached_property
+    def numbers(self) -> DeviceNumbers:
+        """What the formulas see."""
+        kind = "cpu" if self.kind == "cpu" else "unified" if self.backend == "metal" else "gpu"
+        is_shared = kind != "gpu" or self.kind in ("unified", "embedded")
+        # llama.cpp lets NVIDIA's tensor cores sum in 16 bits. Devices without such cores run at their float32 rate.
+        half = self.half_accumulate_tflops if self.backend == "cuda" else self.half_tflops
+        half = half or self.half_tflops or self.shader_tflops or 0.1
+        uses_int8 = self.backend == "cuda" and self.int8_tops is not None
+        watts = self.watts or 100.0
+        return DeviceNumbers(
+            name=self.name, kind=kind, memory_bytes=int(self.memory_gib * _GIB),
+            reserved_bytes=0 if kind == "unified" else 2 * _GIB if is_shared else _RESERVED_BYTES, usable_share=0.0,
+            num_multiprocessors=self.num_multiprocessors, bandwidth=self.bandwidth_gb_s * 1e9, half_rate=half * 1e12,
+            int8_rate=self.int8_tops * 1e12 if uses_int8 and self.int8_tops is not None else 0.0,
+            host_rate=0.0 if is_shared else (self.pcie_gb_s or 15.75) * 0.8e9, watts=watts,
+            idle_watts=self.idle_watts if self.idle_watts is not None else watts * 0.1,
+        )  # fmt: skip
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Read a table of the package's data."""
+    text = (resources.files("llavakit.planner") / "data" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split("|") if part.strip())
+
+
+@lru_cache(maxsize=1)
+def list_devices() -> tuple[Device, ...]:
+    """Return every device of the table."""
+    return tuple(_parse(row) for row in read_rows("devices.csv"))
+
+
+def _parse(row: dict[str, str]) -> Device:
+    return Device(
+        name=row["name"], aliases=_split(row["aliases"]), vendor=row["vendor"], kind=row["class"],
+        backend=row["backend"], memory_gib=float(row["memory_gib"]),
+        memory_options_gib=tuple(float(part) for part in _split(row["memory_options_gib"])),
+        memory_kind=row["memory_kind"], bandwidth_gb_s=float(row["bandwidth_gb_s"]),
+        half_tflops=_number(row["fp16_tflops"]), half_accumulate_tflops=_number(row["fp16_tflops_fp16_accumulate"]),
+        int8_tops=_number(row["int8_tops"]), shader_tflops=_number(row["shader_fp32_tflops"]),
+        num_multiprocessors=int(row["num_multiprocessors"] or 0), pcie_gb_s=_number(row["pcie_gb_s"]),
+        watts=_number(row["tdp_w"]), idle_watts=_number(row["idle_w"]), length_mm=_number(row["length_mm"]),
+        slots=_number(row["slots"]), price_usd=_number(row["msrp_usd"]),
+        price_year=int(row["msrp_year"]) if row["msrp_year"] else None, year=int(row["year"]),
+        confidence=row["confidence"], source=row["source"], source_date=row["source_date"], note=row["note"],
+    )  # fmt: skip
+
+
+def find_device(name: str) -> Device:
+    """Find a device by name or alias, whatever the case, the maker's prefix and the spaces.
+
+    A memory size in the name chooses among rows (``RTX 3060 12GB``), and among the sizes of shared memory
+    (``M2 Max 64GB``).
+
+    Raises
+    ------
+    DeviceError
+        If none is meant, with the closest names, or several are, with their names.
+    """
+    devices = list_devices()
+    wanted = _plain(name)
+    if not wanted:
+        raise DeviceError("the device has no name; `llavakit gpus` lists those that are known.")
+    for device in devices:
+        if wanted in {_plain(text) for text in (device.name, *device.aliases)}:
+            return device
+    size = _MEMORY.search(name)
+    bare = _plain(_MEMORY.sub(" ", name))
+    found = [d for d in devices if bare in {_plain(_MEMORY.sub(" ", text)) for text in (d.name, *d.aliases)}]
+    if size is not None:
+        return _of_size(found, float(size.group(1)), name)
+    if len(found) == 1:
+        return found[0]
+    found = found or [d for d in devices if set(bare.split()) <= set(_plain(d.name).split())]
+    if len(found) == 1:
+        return found[0]
+    raise _unclear(name, found)
+
+
+def _of_size(found: list[Device], size: float, name: str) -> Device:
+    from dataclasses import replace
+
+    for device in found:
+        if device.memory_gib == size:
+            return device
+        if size in device.memory_options_gib:
+            return replace(device, memory_gib=size)
+    if found:
+        sizes = sorted({size for d in found for size in (d.memory_gib, *d.memory_options_gib)})
+        known = ", ".join(f"{size:g}" for size in sizes)
+        raise DeviceError(f"{name[:60]!r}: {found[0].name} was not sold with {size:g} GB, but with {known} GB.")
+    raise _unclear(name, found)
+
+
+def _unclear(name: str, found: list[Device]) -> DeviceError:
+    if found:
+        listed = ", ".join(repr(device.name) for device in found[:6])
+        return DeviceError(f"{name[:60]!r} may be any of {listed}. Name one of them.")
+    texts = {text.lower(): device.name for device in list_devices() for text in (*device.aliases, device.name)}
+    close = list(dict.fromkeys(texts[text] for text in difflib.get_close_matches(name.lower(), texts, 8, 0.5)))[:4]
+    hint = f" Close to it: {', '.join(repr(text) for text in close)}." if close else ""
+    return DeviceError(
+        f"no device {name[:60]!r} is known.{hint} `llavakit gpus` lists them; one that is missing can be described "
+        "with --memory-gb and --bandwidth-gb-s."
+    )
+
+
+def find_devices(name: str) -> list[Device]:
+    """Find one device or several: ``RTX 3090``, ``2x RTX 3090``, ``RTX 4090 + RTX 3060 12GB``.
+
+    Raises
+    ------
+    DeviceError
+        If a part is unknown, or there are more than 16.
+    """
+    devices: list[Device] = []
+    for piece in name.split(" + "):
+        match = _COUNT.match(piece)
+        count, rest = (int(match.group(1)), match.group(2)) if match else (1, piece)
+        if not 1 <= count <= _MAX_DEVICES:
+            raise DeviceError(f"{piece[:60]!r} asks for {count} devices; between 1 and {_MAX_DEVICES} can be planned.")
+        devices += [find_device(rest)] * count
+    if len(devices) > _MAX_DEVICES:
+        raise DeviceError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
+    return devices
+
+
+def _plain(text: str) -> str:
+    """Lower case, makers' names dropped, letters and digits apart: ``GeForce RTX3060-12GB`` is ``rtx 3060 12 gb``."""
+    text = re.sub(r"[^a-z0-9.+]+", " ", text.lower())
+    text = re.sub(r"\b(nvidia|geforce|amd|radeon|intel|apple|tesla|graphics)\b", " ", text)
+    text = re.sub(r"(?<=[a-z])(?=\d{3})", " ", text)
+    text = re.sub(r"(?<=\d)\s+(?=gi?b\b)", "", text)
+    return " ".join(text.split())

@@ -1,0 +1,163 @@
+"""The machine at hand: its memory, its processor, its GPUs. Nothing is loaded and nothing is measured.
+
+What cannot be told is None, and the caller says so; a machine without ``/proc``, without GPUs or without NVIDIA's tools
+is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llavakit.kernels.machine import count_cpus, get_cpu_name
+from llavakit.planner.devices import Device, DeviceError, find_device
+
+__all__ = ["Machine", "detect_machine", "generic_host"]
+
+_KIB = 1024
+_MIB = 1024**2
+_GIB = 1024**3
+_TOOL_SECONDS = 5.0
+# Nominal bandwidth of an ordinary desktop, where nothing better is known.
+_DEFAULT_BANDWIDTH_GB_S = 51.2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A computer.
+
+    Attributes
+    ----------
+    host : Device
+        Its processor and memory, as a device.
+    gpus : tuple of Device
+    available_bytes : int or None
+        Memory to be had now without swapping.
+    notes : tuple of str
+        What was assumed.
+    """
+
+    host: Device
+    gpus: tuple[Device, ...]
+    available_bytes: int | None
+    notes: tuple[str, ...]
+
+
+def generic_host(memory_gib: float = 32.0) -> Device:
+    """Return the desktop that is assumed around a GPU that is not here."""
+    return replace(find_device("CPU: dual-channel DDR5-5600 desktop"), memory_gib=memory_gib)
+
+
+def detect_machine(*, root: Path = Path("/"), run: object = None) -> Machine:
+    """Look at this machine.
+
+    Parameters
+    ----------
+    root : Path, default "/"
+        Where ``proc`` and ``sys`` lie; tests point it elsewhere.
+    run : callable, optional
+        Stands in for a command's output: takes its words, returns text or None.
+    """
+    command = run if callable(run) else _output_of
+    notes: list[str] = []
+    total, available = _read_memory(root, command)
+    if total is None:
+        total = 8 * _GIB
+        notes.append("the size of the memory could not be read; 8 GB is assumed")
+    limit = _read_limit(root)
+    if limit is not None and limit < total:
+        notes.append(f"a control group limits this process to {limit / 1e9:.1f} GB of the machine's {total / 1e9:.1f}")
+        total = limit
+        available = limit if available is None else min(available, limit)
+    gpus = _nvidia_gpus(command, notes) + _apple_gpus(command, notes)
+    host = replace(
+        generic_host(total / _GIB),
+        name=get_cpu_name(),
+        bandwidth_gb_s=_DEFAULT_BANDWIDTH_GB_S,
+        note="bandwidth and arithmetic rate are assumed; `llavakit plan --verify` measures them",
+    )
+    return Machine(host, tuple(gpus), available, tuple(notes))
+
+
+def _read_memory(root: Path, command: object) -> tuple[int | None, int | None]:
+    fields = {}
+    try:
+        for line in (root / "proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
+            words = line.split()
+            if len(words) == 3 and words[1].isdigit():
+                fields[words[0].rstrip(":")] = int(words[1]) * _KIB
+    except OSError:
+        if platform.system() == "Darwin" and callable(command):
+            text = command(["sysctl", "-n", "hw.memsize"])
+            if text and text.strip().isdigit():
+                return int(text), None
+    return fields.get("MemTotal"), fields.get("MemAvailable")
+
+
+def _read_limit(root: Path) -> int | None:
+    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = (root / name).read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 50:
+            return int(text)
+    return None
+
+
+def _output_of(words: list[str]) -> str | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _nvidia_gpus(command: object, notes: list[str]) -> list[Device]:
+    if not callable(command):
+        return []
+    text = command(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"])
+    gpus = []
+    for line in (text or "").splitlines():
+        name, _, memory = (part.strip() for part in line.rpartition(","))
+        if not name or not memory.replace(".", "", 1).isdigit():
+            continue
+        memory_gib = float(memory) * _MIB / _GIB
+        try:
+            gpus.append(replace(_closest(name, memory_gib), memory_gib=memory_gib))
+        except DeviceError:
+            notes.append(f"the GPU {name!r} is not in the table and is left out; describe it with --memory-gb")
+    return gpus
+
+
+def _closest(name: str, memory_gib: float) -> Device:
+    """Find a card by the driver's name, which leaves out the memory size where a card was sold with several."""
+    try:
+        return find_device(f"{name} {round(memory_gib)}GB")
+    except DeviceError:
+        return find_device(name)
+
+
+def _apple_gpus(command: object, notes: list[str]) -> list[Device]:
+    if platform.system() != "Darwin" or not callable(command):
+        return []
+    brand = (command(["sysctl", "-n", "machdep.cpu.brand_string"]) or "").strip()
+    cores = command(
+        ["sh", "-c", "ioreg -rc AGXAccelerator | grep -o '\"gpu-core-count\" = [0-9]*' | grep -o '[0-9]*$'"]
+    )
+    name = f"{brand} ({cores.strip()}-core GPU)" if cores and cores.strip().isdigit() else brand
+    memory = command(["sysctl", "-n", "hw.memsize"])
+    try:
+        device = find_device(name)
+    except DeviceError:
+        notes.append(f"the chip {brand!r} is not in the table")
+        return []
+    return [replace(device, memory_gib=int(memory) / _GIB)] if memory and memory.strip().isdigit() else [device]
+
+
+def describe_host() -> str:
+    """Return processor, cores and system in one line."""
+    return f"{get_cpu_name()}, {count_cpus()} cores, {platform.system()} {os.uname().release.split('-')[0]}"

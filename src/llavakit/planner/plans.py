@@ -1,0 +1,407 @@
+"""One plan: a model, a quantization and a setting on devices. What it takes, how fast it is, what would make it fit.
+
+In: records. Out: a `Plan`, which `cli` prints and writes as JSON. All numbers come from `llavakit.planner.formulas`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from llavakit.core.errors import ConfigError
+from llavakit.planner import formulas
+from llavakit.planner.devices import Device
+from llavakit.planner.models import PlannedModel
+from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, QuantSizes, Setting, SpeedFit
+from llavakit.planner.speed import fit_for
+from llavakit.weights.mixtures import MIXTURES
+
+__all__ = [
+    "INTERVAL",
+    "PROGRAM_BYTES",
+    "SECONDS_PER_MEGAPIXEL",
+    "Change",
+    "Part",
+    "Plan",
+    "Speed",
+    "Verdict",
+    "check_setting",
+    "make_plan",
+]
+
+Verdict = Literal["fits", "tight", "partly", "no"]
+# Python, torch and the native library of this package before a model is loaded, as `plan --verify` measures it.
+PROGRAM_BYTES = 310_000_000
+SECONDS_PER_MEGAPIXEL = 0.011
+INTERVAL = 1.645  # 90 % of a normal distribution of logarithms
+_MAX_TOKENS = 1 << 20
+_ENGINES = ("llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm")
+_LAYERED = ("llama.cpp", "ollama")
+_HALF_ONLY = ("transformers", "transformers-4bit", "vllm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one thing in one place; ``place`` is the device's number, -1 for the host."""
+
+    name: str
+    bytes: int
+    place: int
+    basis: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """An estimate and the interval that holds nine in ten."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast. Tokens per second of the answer after the prompt and at the full context; seconds of the rest.
+
+    Attributes
+    ----------
+    decode, decode_full, prompt : Range
+        Tokens per second.
+    image_s, vision_s, first_token_s, answer_s : float
+    images_per_hour, joules_per_image : float
+    """
+
+    decode: Range
+    decode_full: Range
+    prompt: Range
+    image_s: float
+    vision_s: float
+    first_token_s: float
+    answer_s: float
+    images_per_hour: float
+    joules_per_image: float
+    era: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that would make a plan fit: words, the command's options, and what it costs."""
+
+    text: str
+    options: str
+    setting: Setting
+    quant: str
+    largest_context: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What came out.
+
+    Attributes
+    ----------
+    verdict : {"fits", "tight", "partly", "no"}
+        ``partly``: it runs with some layers on the host.
+    totals, usable : tuple of int
+        Bytes needed and to be had on every device and, last, on the host.
+    headroom_bytes : int
+        What is left where least is left; negative where too much is asked.
+    largest_context : int
+        That fits with everything else as it is; 0 if none.
+    device_layers : int
+        Most layers that the devices hold, the head counted as one.
+    """
+
+    model: PlannedModel
+    quant: QuantSizes
+    setting: Setting
+    devices: tuple[Device, ...]
+    host: Device
+    parts: tuple[Part, ...]
+    totals: tuple[int, ...]
+    usable: tuple[int, ...]
+    verdict: Verdict
+    headroom_bytes: int
+    largest_context: int
+    device_layers: int
+    speed: Speed | None
+    change: Change | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON's types."""
+        return {
+            "model": self.model.name,
+            "quant": self.quant.name,
+            "bits_per_weight": self.quant.bits_per_weight,
+            "setting": asdict(self.setting),
+            "devices": [device.name for device in self.devices],
+            "host": self.host.name,
+            "verdict": self.verdict,
+            "parts": [asdict(part) for part in self.parts],
+            "total_bytes": list(self.totals),
+            "usable_bytes": list(self.usable),
+            "headroom_bytes": self.headroom_bytes,
+            "largest_context": self.largest_context,
+            "device_layers": self.device_layers,
+            "speed": None if self.speed is None else asdict(self.speed),
+            "change": None if self.change is None else {**asdict(self.change), "setting": asdict(self.change.setting)},
+            "warnings": list(self.warnings),
+        }
+
+
+class _Case:
+    """The arguments of every formula, gathered once."""
+
+    def __init__(self, model: PlannedModel, quant: QuantSizes, devices: Sequence[Device], host: Device) -> None:
+        self.model, self.quant = model, quant
+        self.sizes = model.sizes
+        self.devices: list[DeviceNumbers] = [device.numbers for device in devices]
+        self.host = host.numbers
+        self.fits: list[SpeedFit] = [fit_for(device) for device in devices]
+        self.host_fit = fit_for(host)
+
+    def with_quant(self, name: str) -> _Case:
+        """Return the same with another mixture."""
+        other = copy(self)
+        other.quant = self.model.quantize(name)
+        return other
+
+    def parts(self, setting: Setting) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = formulas.parts_of(
+            self.sizes, self.quant, setting, self.placed(setting), PROGRAM_BYTES
+        )
+        return found
+
+    def placed(self, setting: Setting) -> list[DeviceNumbers]:
+        """Devices that the engine uses: one of them where it knows no more, the host for torch without any."""
+        if setting.engine in _LAYERED:
+            return self.devices
+        if setting.engine in _HALF_ONLY and not self.devices:
+            return [self.host]
+        return self.devices[:1]
+
+    def fits_in(self, setting: Setting) -> bool:
+        return bool(formulas.fits_in(self.sizes, self.quant, setting, self.placed(setting), self.host, PROGRAM_BYTES))
+
+    def largest_context(self, setting: Setting) -> int:
+        return int(
+            formulas.largest_context(self.sizes, self.quant, setting, self.placed(setting), self.host, PROGRAM_BYTES)
+        )
+
+
+def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
+    """Refuse what cannot be; return warnings about what should not be.
+
+    Raises
+    ------
+    ConfigError
+        If a number is negative or absurd, or the prompt is longer than the context.
+    """
+    sizes = model.sizes
+    bounds = {
+        "context": (setting.num_context_tokens, 1, _MAX_TOKENS),
+        "parallel": (setting.num_parallel, 1, 4096),
+        "images": (setting.num_images, 0, 1024),
+        "visual-tokens": (setting.num_visual_tokens, 1, 4096),
+        "text tokens": (setting.num_text_tokens, 0, _MAX_TOKENS),
+        "new-tokens": (setting.num_new_tokens, 1, _MAX_TOKENS),
+        "micro-batch": (setting.micro_batch, 1, 65536),
+        "gpu-layers": (setting.num_device_layers, 0, 10_000),
+    }
+    for name, (value, low, high) in bounds.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value}; it must be between {low} and {high}.")
+    if not (math.isfinite(setting.image_megapixels) and 0 < setting.image_megapixels <= 1000):
+        raise ConfigError(f"megapixels is {setting.image_megapixels}; it must be above 0 and at most 1000.")
+    if setting.engine not in _ENGINES:
+        raise ConfigError(f"engine {setting.engine[:40]!r} is not known; the engines are {', '.join(_ENGINES)}.")
+    needed = formulas.prompt_tokens(sizes, setting) + 1
+    if needed > setting.num_context_tokens:
+        raise ConfigError(
+            f"a prompt of {setting.num_images} pictures and {setting.num_text_tokens} tokens of text needs a context "
+            f"of {needed}, but the context is {setting.num_context_tokens}. Ask for fewer pictures or more context."
+        )
+    warnings = []
+    if setting.num_context_tokens > sizes.max_context_tokens:
+        warnings.append(
+            f"the model was trained for {sizes.max_context_tokens} tokens; at {setting.num_context_tokens} its answers "
+            "fall apart, whatever fits"
+        )
+    if setting.num_visual_tokens > sizes.num_image_tokens:
+        warnings.append(f"a picture has {sizes.num_image_tokens} tokens in this model; no more are counted")
+    if (
+        setting.kv_block_bytes < KV_BLOCK_BYTES["f16"]
+        and not setting.has_flash_attention
+        and setting.engine in _LAYERED
+    ):
+        warnings.append("llama.cpp quantizes values only with flash attention; it is switched on here")
+    if setting.engine in _HALF_ONLY and setting.kv_block_bytes != KV_BLOCK_BYTES["f16"]:
+        warnings.append(f"the cache of {setting.engine} is planned in 16 bits")
+    return warnings
+
+
+def make_plan(
+    model: PlannedModel,
+    quant: str,
+    setting: Setting,
+    devices: Sequence[Device],
+    host: Device,
+    *,
+    has_advice: bool = True,
+) -> Plan:
+    """Plan.
+
+    Parameters
+    ----------
+    model : PlannedModel
+    quant : str
+        Name of a mixture.
+    setting : Setting
+    devices : sequence of Device
+        GPUs; none for the processor alone.
+    host : Device
+    has_advice : bool, default True
+        Look for the change that would make it fit.
+
+    Raises
+    ------
+    ConfigError
+        If the setting cannot be, or the mixture is unknown.
+    """
+    warnings = check_setting(model, setting)
+    if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in _LAYERED:
+        setting = replace(setting, has_flash_attention=True)
+    if setting.engine in _HALF_ONLY:
+        quant = "f16"
+    setting = replace(setting, num_device_layers=min(setting.num_device_layers, model.sizes.num_layers + 1))
+    case = _Case(model, model.quantize(quant), devices, host)
+    placed = case.placed(setting)
+    parts = case.parts(setting)
+    totals = [int(total) for total in formulas.place_totals(parts, len(placed))]
+    usable = [int(formulas.usable_bytes(device)) for device in (*placed, case.host)]
+    fits = case.fits_in(setting)
+    layers = model.sizes.num_layers + 1
+    if devices and setting.engine in _LAYERED:
+        layers = int(formulas.most_device_layers(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES))
+    verdict: Verdict = formulas.verdict_of(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES)  # type: ignore[assignment]
+    if verdict == "partly":
+        warnings.append(f"only {layers} of {model.sizes.num_layers + 1} layers fit the devices; the host does the rest")
+    change = None
+    if has_advice and not fits:
+        change = next(_changes(case, setting), None)
+    running = setting if fits else replace(setting, num_device_layers=layers)
+    has_speed = verdict != "no" and setting.engine in (*_LAYERED, "llavakit")
+    if devices and has_speed:
+        warnings += _speed_warnings(devices)
+    return Plan(
+        model=model,
+        quant=case.quant,
+        setting=setting,
+        devices=tuple(devices),
+        host=host,
+        parts=tuple(Part(**part) for part in parts if part["bytes"]),
+        totals=tuple(totals),
+        usable=tuple(usable),
+        verdict=verdict,
+        headroom_bytes=min(have - need for have, need in zip(usable, totals, strict=True)),
+        largest_context=case.largest_context(setting),
+        device_layers=layers,
+        speed=_estimate_speed(case, running) if has_speed else None,
+        change=change,
+        warnings=tuple(warnings),
+    )
+
+
+def _speed_warnings(devices: Sequence[Device]) -> list[str]:
+    found = []
+    if any(device.family == "arc" for device in devices):
+        found.append("speeds on Arc are from few measurements that differ by a factor of two")
+    if any(device.confidence == "low" for device in devices):
+        found.append("figures of this device are from secondary sources")
+    return found
+
+
+def _changes(case: _Case, setting: Setting) -> Iterator[Change]:
+    """Find changes that make it fit, the cheapest in quality and speed first."""
+    for text, options, quant, changed in _candidates(case, setting):
+        other = case.with_quant(quant)
+        if other.fits_in(changed):
+            yield Change(text, options, changed, quant, other.largest_context(changed))
+
+
+def _candidates(case: _Case, setting: Setting) -> Iterator[tuple[str, str, str, Setting]]:
+    name = case.quant.name
+    flash = replace(setting, has_flash_attention=True)
+    small = replace(flash, kv_block_bytes=KV_BLOCK_BYTES["q8_0"])
+    needed = formulas.prompt_tokens(case.sizes, setting) + setting.num_new_tokens
+    short = -(-max(needed, 1024) // 256) * 256
+    if setting.engine in _LAYERED:
+        if not setting.has_flash_attention:
+            yield "switch flash attention on", "--flash-attention", name, flash
+        if setting.kv_block_bytes > small.kv_block_bytes:
+            yield "keep keys and values in q8_0", "--flash-attention --kv-type q8_0", name, small
+    if setting.engine == "llavakit" and setting.kv_block_bytes > small.kv_block_bytes:
+        yield "keep keys and values in q8_0", "--kv-type q8_0", name, replace(setting, kv_block_bytes=34)
+    if short < setting.num_context_tokens:
+        base = small if setting.engine in _LAYERED else setting
+        options = f"--context {short}" + (" --flash-attention --kv-type q8_0" if base is small else "")
+        yield f"shorten the context to {short} tokens", options, name, replace(base, num_context_tokens=short)
+    if setting.engine not in _HALF_ONLY:
+        yield from _smaller(case, setting, small)
+    elif setting.engine == "transformers":
+        yield "load it in 4 bits", "--engine transformers-4bit", name, replace(setting, engine="transformers-4bit")
+    if setting.engine in _LAYERED and case.devices:
+        base = replace(small, is_vision_on_device=False)
+        yield "leave the vision tower to the processor", "--vision-on-cpu --flash-attention --kv-type q8_0", name, base
+        for layers in range(case.sizes.num_layers, 0, -1):
+            yield (
+                f"leave {case.sizes.num_layers + 1 - layers} of {case.sizes.num_layers + 1} layers to the processor",
+                f"--gpu-layers {layers} --flash-attention --kv-type q8_0",
+                name,
+                replace(small, num_device_layers=layers),
+            )
+
+
+def _smaller(case: _Case, setting: Setting, small: Setting) -> Iterator[tuple[str, str, str, Setting]]:
+    """Smaller mixtures, the largest first; below 4 bits nothing is offered, since quality falls."""
+    base = small if setting.engine in _LAYERED else setting
+    extra = " --flash-attention --kv-type q8_0" if base is small else ""
+    names = [n for n in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s") if n in MIXTURES]
+    for name in names:
+        if case.model.quantize(name).language_bytes < case.quant.language_bytes:
+            yield f"take the smaller {name.upper()}", f"--quant {name}{extra}", name, base
+
+
+def _estimate_speed(case: _Case, setting: Setting) -> Speed:
+    sizes, quant, placed = case.sizes, case.quant, case.placed(setting)
+    args = (sizes, quant, setting, placed, case.fits, case.host, case.host_fit)
+    tokens = formulas.prompt_tokens(sizes, setting)
+    fit = case.fits[0] if placed else case.host_fit
+    device = placed[0] if placed and setting.is_vision_on_device else case.host
+    decode = setting.num_parallel / formulas.decode_seconds(*args, tokens)
+    full = setting.num_parallel / formulas.decode_seconds(*args, setting.num_context_tokens - 1)
+    prompt = max(tokens, 1) / formulas.prompt_seconds(*args, max(tokens, 1))
+    answer = formulas.answer_seconds(*args, SECONDS_PER_MEGAPIXEL)
+    joules = formulas.energy_joules(answer, placed, case.host)
+    images = max(setting.num_images, 1)
+    return Speed(
+        decode=_range(decode, fit.decode_spread),
+        decode_full=_range(full, fit.decode_spread),
+        prompt=_range(prompt, fit.prompt_spread),
+        image_s=formulas.image_seconds(setting, SECONDS_PER_MEGAPIXEL),
+        vision_s=formulas.vision_seconds(sizes, setting, device, fit),
+        first_token_s=formulas.first_token_seconds(*args, SECONDS_PER_MEGAPIXEL),
+        answer_s=answer,
+        images_per_hour=3600 * images * setting.num_parallel / answer,
+        joules_per_image=joules / images,
+        era=fit.era,
+    )
+
+
+def _range(value: float, spread: float) -> Range:
+    width = math.exp(INTERVAL * spread)
+    return Range(value, value / width, value * width)

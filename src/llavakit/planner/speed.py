@@ -1,0 +1,42 @@
+"""Calibrated efficiencies: what `llavakit.planner.calibrate` has fitted, looked up by device."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from llavakit.planner.devices import Device
+from llavakit.planner.records import SpeedFit
+
+__all__ = ["ERAS", "fit_for", "load_calibration"]
+
+# Builds of llama.cpp by year; the last one stands for everything since.
+ERAS = ("2023", "2024", "2025")
+
+
+@lru_cache(maxsize=1)
+def load_calibration() -> dict[str, Any]:
+    """Return parameters and residuals as stored."""
+    text = (resources.files("llavakit.planner") / "data" / "calibration.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
+    """Return the calibration of a device's family with builds of an era; that of all devices for a family never met."""
+    fits = [SpeedFit(**entry) for entry in load_calibration()["fits"] if entry["era"] == era]
+    for fit in fits:
+        if fit.family == device.family:
+            return fit
+    return next(fit for fit in fits if fit.family == "nvidia")
+
+
+def engine_fit(instruction_set: str) -> SpeedFit:
+    """Return the calibration of this package's own engine on a processor, as shares of the machine's measured limits.
+
+    Measured by ``benchmarks/planner_error``; a processor of another instruction set gets that of the plainest.
+    """
+    text = (resources.files("llavakit.planner") / "data" / "engine.json").read_text(encoding="utf-8")
+    entries = json.loads(text)["fits"]
+    return SpeedFit(**entries.get(instruction_set, entries["avx2"]))
