@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llavakit.conversion.gguf_metadata import TextExtras, projector_metadata, text_metadata
+from llavakit.conversion.gguf_layout import plan_pair
+from llavakit.conversion.gguf_metadata import TextExtras
 from llavakit.conversion.hf_folder import CHAT_TEMPLATE, hf_files, unused_tensors
 from llavakit.conversion.rows import Target, encode_tensor
 from llavakit.core.config import LlavaConfig
@@ -26,9 +27,8 @@ from llavakit.kernels.machine import count_cpus
 from llavakit.processing.presets import default_preset_name, read_json
 from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece, tokenizer_json_to_pieces
 from llavakit.weights.gguf_checkpoint import GgufVocabulary
-from llavakit.weights.gguf_writer import plan_gguf
-from llavakit.weights.mixtures import choose_type, choose_vision_type, find_mixture
-from llavakit.weights.names import to_gguf, to_hf_legacy
+from llavakit.weights.mixtures import find_mixture
+from llavakit.weights.names import to_hf_legacy
 from llavakit.weights.opening import OpenedModel, open_resolved
 from llavakit.weights.safetensors_writer import plan_safetensors
 from llavakit.weights.store import ResolvedModel, resolve
@@ -174,21 +174,7 @@ class _Job:
         dtype = PROJECTOR_TYPES[mmproj_type]
         name = path.stem
         extras = TextExtras(name, self._source.preset, self._vocabulary())
-        shapes = expected_tensors(config)
-        is_text = {key: key.startswith(("language_model", "lm_head")) for key in shapes}
-        text = plan_gguf(
-            text_metadata(config, mixture, extras),
-            [
-                (to_gguf(key), key, choose_type(key, shape, mixture, config), shape)
-                for key, shape in shapes.items()
-                if is_text[key]
-            ],
-        )
-        vision = plan_gguf(
-            projector_metadata(config, dtype=dtype, name=f"{name} projector"),
-            [(to_gguf(key), key, choose_vision_type(key, shape, dtype), shape) for key, shape in shapes.items()
-             if not is_text[key]],
-        )  # fmt: skip
+        text, vision = plan_pair(config, mixture, extras, vision_dtype=dtype)
         projector_path = path.with_name(f"mmproj-{name}-{mmproj_type}.gguf")
         files = [
             StreamedFile(where, plan, origin=self._origin()) for where, plan in ((path, text), (projector_path, vision))

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llavakit.conversion.gguf_metadata import TextExtras, projector_metadata, text_metadata
+from llavakit.conversion.gguf_layout import plan_pair
+from llavakit.conversion.gguf_metadata import TextExtras
 from llavakit.core.config import LlavaConfig
-from llavakit.core.shapes import expected_tensors
 from llavakit.kernels.library import load_library
 from llavakit.weights.ggml_types import is_quantized, stored_bytes, type_by_name
 from llavakit.weights.gguf_checkpoint import GgufVocabulary
-from llavakit.weights.gguf_writer import plan_gguf
-from llavakit.weights.mixtures import choose_type, choose_vision_type, find_mixture
-from llavakit.weights.names import to_gguf
+from llavakit.weights.mixtures import find_mixture
 from llavakit.weights.streamed_file import PlannedTensor, StreamedFile
 
 __all__ = ["plan_random_pair", "write_random_pair"]
@@ -51,21 +49,8 @@ def plan_random_pair(path: Path, config: LlavaConfig, type_name: str) -> tuple[S
     ConfigError
         If the type is not known, or the format cannot say what the configuration says.
     """
-    mixture, shapes = find_mixture(type_name), expected_tensors(config)
-    is_text = {key: key.startswith(("language_model", "lm_head")) for key in shapes}
     extras = TextExtras(path.stem, "original", _vocabulary(config))
-    text = plan_gguf(
-        text_metadata(config, mixture, extras),
-        [(to_gguf(k), k, choose_type(k, shape, mixture, config), shape) for k, shape in shapes.items() if is_text[k]],
-    )
-    vision = plan_gguf(
-        projector_metadata(config, dtype="float16", name=f"{path.stem} projector"),
-        [
-            (to_gguf(k), k, choose_vision_type(k, shape, "float16"), shape)
-            for k, shape in shapes.items()
-            if not is_text[k]
-        ],
-    )
+    text, vision = plan_pair(config, find_mixture(type_name), extras, vision_dtype="float16")
     projector = path.with_name(f"mmproj-{path.stem}-f16.gguf")
     return StreamedFile(path, text, origin="random"), StreamedFile(projector, vision, origin="random")
 

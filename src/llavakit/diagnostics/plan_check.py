@@ -194,11 +194,12 @@ def _speed_rows(
     numbers = replace(measured_host(machine).numbers, int8_rate=(machine.int8_gops or machine.fp32_gflops) * 1e9)
     fit, sizes = engine_fit(measured["instruction_set"]), model.quantize(quant)
     tokens = measured["num_prompt_tokens"]
-    args = (model.sizes, sizes, setting, [], [], numbers, fit)
     depth = tokens + setting.num_new_tokens // 2
+    prompt = formulas.prompt_seconds(model.sizes, sizes, setting, [], [], numbers, fit, tokens)
+    further = formulas.decode_seconds(model.sizes, sizes, setting, [], [], numbers, fit, depth)
     rows = [
-        CheckRow("prompt", formulas.prompt_seconds(*args, tokens), measured["prompt_s"], "s", f"{tokens} tokens"),
-        CheckRow("one further token", formulas.decode_seconds(*args, depth), measured["decode_s"], "s"),
+        CheckRow("prompt", prompt, measured["prompt_s"], "s", f"{tokens} tokens"),
+        CheckRow("one further token", further, measured["decode_s"], "s"),
     ]
     if setting.num_images:
         vision = formulas.vision_seconds(model.sizes, setting, numbers, fit)

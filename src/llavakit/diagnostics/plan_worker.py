@@ -24,7 +24,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    import llavakit
+    from llavakit.api.loading import load
     from llavakit.core.types import SamplingParams
     from llavakit.diagnostics.generated import make_picture
     from llavakit.engine.engine import Engine
@@ -34,12 +34,12 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     load_library()
     torch.set_num_threads(request["num_threads"])
     # Every library is in memory once the embedded model has answered: what follows is the model's own.
-    small = llavakit.load("llava:tiny", device="cpu")
+    small = load("llava:tiny", device="cpu")
     small.chat("What is this?", images=[make_picture(0)], max_new_tokens=1)
     del small
     gc.collect()
     before = read_memory()
-    loaded = llavakit.load(request["model"], device="cpu", kv_dtype=request["kv_dtype"])
+    loaded = load(request["model"], device="cpu", kv_dtype=request["kv_dtype"])
     # Pictures of different contents, so that each is encoded; then words up to the length.
     pictures = [make_picture(seed) for seed in range(request["num_images"])]
     prompt = loaded.prepare("What is in this picture?", images=pictures)

@@ -27,12 +27,12 @@ from llavakit.planner.models import PlannedModel, published_config
 from llavakit.planner.records import Setting, SpeedFit
 from llavakit.planner.speed import ERAS
 
-__all__ = ["MeasuredRow", "Residual", "calibrate", "leave_one_out", "list_rows"]
+__all__ = ["MeasuredRow", "Residual", "calibrate", "decode_work", "leave_one_out", "list_rows"]
 
 # Before any row is seen: efficiency, and its spread; time per layer, and its spread; spread of an era's factor.
 _PRIORS = {
-    "decode": {"efficiency": (0.85, 0.25), "layer_s": (60e-6, 0.7), "era": 0.4},
-    "prompt": {"efficiency": (0.4, 0.8), "layer_s": (150e-6, 1.0), "era": 0.7},
+    "decode": (0.85, 0.25, 60e-6, 0.7, 0.4),
+    "prompt": (0.4, 0.8, 150e-6, 1.0, 0.7),
 }
 # Joules of an 8-bit operation on NVIDIA's cards before any row is seen, and the spread.
 _JOULES = (2e-12, 1.0)
@@ -137,7 +137,8 @@ class _Work:
     era: str
 
 
-def _decode_work(row: MeasuredRow) -> _Work | None:
+def decode_work(row: MeasuredRow) -> _Work | None:
+    """Return what a row's token reads; None where its speed was not measured."""
     if row.decode_speed is None:
         return None
     model = _text_model(row.model)
@@ -190,7 +191,7 @@ def _era_of(family: str, era: str) -> str:
     return f"{maker}, {era}" if maker in ("nvidia", "apple") else ""
 
 
-_WORKS: dict[str, Callable[[MeasuredRow], _Work | None]] = {"decode": _decode_work, "prompt": _prompt_work}
+_WORKS: dict[str, Callable[[MeasuredRow], _Work | None]] = {"decode": decode_work, "prompt": _prompt_work}
 
 
 class _Fit:
@@ -198,9 +199,7 @@ class _Fit:
 
     def __init__(self, kind: str, works: Sequence[_Work]) -> None:
         self.kind = kind
-        prior = _PRIORS[kind]
-        efficiency, spread = prior["efficiency"]  # type: ignore[misc]
-        layer_s, layer_spread = prior["layer_s"]  # type: ignore[misc]
+        efficiency, spread, layer_s, layer_spread, era_spread = _PRIORS[kind]
         # Names of parameters, their prior means and spreads; "all" is the parent of every family.
         means = {"efficiency, all": math.log(efficiency), "layer, all": math.log(layer_s)}
         spreads = {"efficiency, all": spread, "layer, all": layer_spread}
@@ -214,7 +213,7 @@ class _Fit:
             if work.efficiency.endswith(", k"):
                 names.append((f"efficiency, {work.family}", _FAMILY_SPREAD[kind]))
             if work.era:
-                names += [(f"efficiency in {work.era}", prior["era"] * 0.5), (f"layer in {work.era}", prior["era"])]  # type: ignore[operator]
+                names += [(f"efficiency in {work.era}", era_spread * 0.5), (f"layer in {work.era}", era_spread)]
             for name, width in names:
                 means.setdefault(name, 0.0)
                 spreads.setdefault(name, width)
@@ -245,20 +244,19 @@ class _Fit:
         return values
 
     def _linearize(self, works: Sequence[_Work], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of times, and their derivatives."""
-        predicted = np.zeros(len(works))
-        slopes = np.zeros((len(works), len(values)))
+        """Logarithms of times (N,), and their derivatives (N, parameters)."""
+        of_efficiency, of_layers = np.zeros((2, len(works), len(values)))
         for idx, work in enumerate(works):
-            over_rate = work.ideal_s / math.exp(self._sum(values, self._of_efficiency(work)))
-            in_layers = work.layers * math.exp(self._sum(values, self._of_layers(work)))
-            joules = self._index["joules"]
-            over_power = work.per_watt * math.exp(values[joules])
-            total = over_rate + in_layers + over_power
-            predicted[idx] = math.log(total)
-            slopes[idx, joules] += over_power / total
-            slopes[idx, self._of_efficiency(work)] -= over_rate / total
-            slopes[idx, self._of_layers(work)] += in_layers / total
-        return predicted, slopes
+            of_efficiency[idx, self._of_efficiency(work)] = 1
+            of_layers[idx, self._of_layers(work)] = 1
+        ideal_s, per_watt, layers = np.array([(w.ideal_s, w.per_watt, w.layers) for w in works]).T
+        over_rate = ideal_s / np.exp(of_efficiency @ values)
+        in_layers = layers * np.exp(of_layers @ values)
+        over_power = per_watt * np.exp(values[self._index["joules"]])
+        total = over_rate + in_layers + over_power
+        slopes = (in_layers / total)[:, None] * of_layers - (over_rate / total)[:, None] * of_efficiency
+        slopes[:, self._index["joules"]] += over_power / total
+        return np.log(total), slopes
 
     def _of_efficiency(self, work: _Work) -> list[int]:
         family = work.efficiency.removesuffix(", k")

@@ -23,6 +23,7 @@ _GIB = 1024**3
 _RESERVED_BYTES = 300 * 1024**2
 _COUNT = re.compile(r"^\s*(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
 _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b", re.IGNORECASE)
+_SERIES = re.compile(r"\b(rtx|gtx|rx)\b ?")
 _MAX_DEVICES = 16
 
 
@@ -173,6 +174,8 @@ def find_device(name: str) -> Device:
     size = _MEMORY.search(name)
     bare = _plain(_MEMORY.sub(" ", name))
     found = [d for d in devices if bare in {_plain(_MEMORY.sub(" ", text)) for text in (d.name, *d.aliases)}]
+    if not found and bare:  # the number alone
+        found = [d for d in devices if bare == _SERIES.sub("", _plain(_MEMORY.sub(" ", d.name))).strip()]
     if size is not None:
         return _of_size(found, float(size.group(1)), name)
     if len(found) == 1:
@@ -235,6 +238,6 @@ def _plain(text: str) -> str:
     """Lower case, makers' names dropped, letters and digits apart: ``GeForce RTX3060-12GB`` is ``rtx 3060 12 gb``."""
     text = re.sub(r"[^a-z0-9.+]+", " ", text.lower())
     text = re.sub(r"\b(nvidia|geforce|amd|radeon|intel|apple|tesla|graphics)\b", " ", text)
-    text = re.sub(r"(?<=[a-z])(?=\d{3})", " ", text)
+    text = re.sub(r"(?<=[a-z])(?=\d{3})|(?<=\d{4})(?=[a-z])", " ", text)
     text = re.sub(r"(?<=\d)\s+(?=gi?b\b)", "", text)
     return " ".join(text.split())

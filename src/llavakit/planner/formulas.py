@@ -12,10 +12,11 @@ shapes, "logged" reproduces logged figures, "fitted", "measured" and "assumed" a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import floor
 from typing import Any
 
-from llavakit.planner.records import with_field
+from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting, SpeedFit, with_field
 
 __all__ = [
     "answer_seconds", "decode_seconds", "device_weights", "energy_joules", "first_token_seconds", "fits_in",
@@ -35,17 +36,17 @@ def part(name: str, size: int, place: int, basis: str) -> Any:
     return {"name": name, "bytes": size, "place": place, "basis": basis}
 
 
-def kv_bytes(model: Any, setting: Any, num_layers: int, num_positions: int) -> int:
+def kv_bytes(model: ModelSizes, setting: Setting, num_layers: int, num_positions: int) -> int:
     """Keys and values of so many positions in so many layers; a type counts its bytes per 32 numbers."""
     return floor(2 * num_layers * model.kv_width * num_positions / 32) * setting.kv_block_bytes
 
 
-def prompt_tokens(model: Any, setting: Any) -> int:
+def prompt_tokens(model: ModelSizes, setting: Setting) -> int:
     """Tokens of a prompt: those kept of every picture, and the text."""
     return setting.num_images * min(setting.num_visual_tokens, model.num_image_tokens) + setting.num_text_tokens
 
 
-def usable_bytes(device: Any) -> int:
+def usable_bytes(device: DeviceNumbers) -> int:
     """Return what programs may use of a device.
 
     Apple gives its GPU two thirds of up to 36 GiB of unified memory and three quarters of more, as logs show, unless
@@ -59,7 +60,7 @@ def usable_bytes(device: Any) -> int:
     return device.memory_bytes - device.reserved_bytes
 
 
-def context_bytes(device: Any) -> int:
+def context_bytes(device: DeviceNumbers) -> int:
     """Return what the driver takes for a program before it has done anything.
 
     On NVIDIA a line through two published figures: 107 MiB with 34 multiprocessors, 555 MiB with 188. Elsewhere 300 MiB
@@ -70,7 +71,7 @@ def context_bytes(device: Any) -> int:
     return 300 * MIB if device.kind == "gpu" else 0
 
 
-def compute_buffer_bytes(model: Any, setting: Any, is_partial: bool) -> int:
+def compute_buffer_bytes(model: ModelSizes, setting: Setting, is_partial: bool) -> int:
     """llama.cpp's buffer on a device: the largest of scores, activations and logits of one batch.
 
     Reproduces logged sizes. A model that lies only partly on devices keeps one dequantized matrix there as well.
@@ -86,7 +87,7 @@ def compute_buffer_bytes(model: Any, setting: Any, is_partial: bool) -> int:
     return size
 
 
-def host_buffer_bytes(model: Any, setting: Any) -> int:
+def host_buffer_bytes(model: ModelSizes, setting: Setting) -> int:
     """llama.cpp's buffer on the host: mask and input of one batch."""
     batch = min(setting.micro_batch, setting.num_context_tokens)
     return 4 * batch * (setting.num_context_tokens + model.hidden_size)
@@ -100,7 +101,7 @@ def sum_list(values: Any) -> Any:
     return total
 
 
-def deal_layers(model: Any, setting: Any, devices: Any) -> Any:
+def deal_layers(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
     """How many layers each device gets; the head counts as one more.
 
     They are dealt in proportion to what devices can use, as llama.cpp does it.
@@ -121,7 +122,7 @@ def deal_layers(model: Any, setting: Any, devices: Any) -> Any:
     return counts
 
 
-def device_weights(model: Any, quant: Any, setting: Any, devices: Any) -> Any:
+def device_weights(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
     """Layers, bytes of weights, and whether the head is there, of every device and, last, of the host.
 
     The last layers go to devices, and the head before any of them.
@@ -149,7 +150,7 @@ def device_weights(model: Any, quant: Any, setting: Any, devices: Any) -> Any:
     return shares
 
 
-def llama_cpp_parts(model: Any, quant: Any, setting: Any, devices: Any) -> Any:
+def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
     """llama.cpp and what is built on it: layers on devices, the rest and the token table on the host."""
     parts = []
     shares = device_weights(model, quant, setting, devices)
@@ -182,7 +183,7 @@ def llama_cpp_parts(model: Any, quant: Any, setting: Any, devices: Any) -> Any:
     return parts
 
 
-def llavakit_activation_bytes(model: Any, setting: Any, num_tokens: int) -> int:
+def llavakit_activation_bytes(model: ModelSizes, setting: Setting, num_tokens: int) -> int:
     """Largest set of float32 activations alive at once in a prompt of this package's engine on a CPU.
 
     In the decoder: the embeddings, the layer's input, its output so far and its norm, and gate and up of the widest
@@ -194,7 +195,9 @@ def llavakit_activation_bytes(model: Any, setting: Any, num_tokens: int) -> int:
     return features + max(decoder, tower if setting.num_images > 0 else 0)
 
 
-def llavakit_parts(model: Any, quant: Any, setting: Any, devices: Any, program_bytes: int) -> Any:
+def llavakit_parts(
+    model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers], program_bytes: int
+) -> Any:
     """Our engine. On a CPU the mapped file and what one prompt and its answer use of the cache.
 
     The cache commits a page when a position in it is first written, so that a large context costs nothing until it is
@@ -222,7 +225,7 @@ def llavakit_parts(model: Any, quant: Any, setting: Any, devices: Any, program_b
     ]
 
 
-def torch_parts(model: Any, setting: Any, device: Any) -> Any:
+def torch_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
     """Plan transformers on one device: 16 bits, or 4 bits of bitsandbytes for all linear layers but the head.
 
     A block of 64 weights in 4 bits has one float32 scale.
@@ -244,12 +247,12 @@ def torch_parts(model: Any, setting: Any, device: Any) -> Any:
     ]
 
 
-def kv_bytes_half(model: Any, positions: int) -> int:
+def kv_bytes_half(model: ModelSizes, positions: int) -> int:
     """Keys, or values, of all layers in 16 bits."""
     return 2 * model.num_layers * model.kv_width * positions
 
 
-def vllm_parts(model: Any, setting: Any, device: Any) -> Any:
+def vllm_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
     """VLLM on one device: what must fit before it fills nine tenths of the device with cache blocks of 16 positions.
 
     Its profiling pass runs 2,048 tokens or the whole context and 256 rows of logits; its recorded graphs are assumed
@@ -268,7 +271,9 @@ def vllm_parts(model: Any, setting: Any, device: Any) -> Any:
     ]
 
 
-def parts_of(model: Any, quant: Any, setting: Any, devices: Any, program_bytes: int) -> Any:
+def parts_of(
+    model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers], program_bytes: int
+) -> Any:
     """Every part of what an engine needs, on devices and on the host."""
     if setting.engine == "llavakit":
         return llavakit_parts(model, quant, setting, devices, program_bytes)
@@ -291,7 +296,14 @@ def place_totals(parts: Any, num_devices: int) -> Any:
     return totals
 
 
-def fits_in(model: Any, quant: Any, setting: Any, devices: Any, host: Any, program_bytes: int) -> bool:
+def fits_in(
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    host: DeviceNumbers,
+    program_bytes: int,
+) -> bool:
     """Whether every device and the host hold their parts. Shared memory holds both."""
     totals = place_totals(parts_of(model, quant, setting, devices, program_bytes), len(devices))
     fits = True
@@ -304,7 +316,14 @@ def fits_in(model: Any, quant: Any, setting: Any, devices: Any, host: Any, progr
     return fits and totals[len(devices)] + shared <= usable_bytes(host)
 
 
-def largest_context(model: Any, quant: Any, setting: Any, devices: Any, host: Any, program_bytes: int) -> int:
+def largest_context(
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    host: DeviceNumbers,
+    program_bytes: int,
+) -> int:
     """Largest context that fits, by halving; 0 if none does. Not above the model's own."""
     low = 0
     high = model.max_context_tokens + 1
@@ -317,7 +336,14 @@ def largest_context(model: Any, quant: Any, setting: Any, devices: Any, host: An
     return low
 
 
-def most_device_layers(model: Any, quant: Any, setting: Any, devices: Any, host: Any, program_bytes: int) -> int:
+def most_device_layers(
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    host: DeviceNumbers,
+    program_bytes: int,
+) -> int:
     """Most layers that devices hold, the head counted as one; 0 if it does not fit with any."""
     for left in range(model.num_layers + 2):
         count = model.num_layers + 1 - left
@@ -326,7 +352,14 @@ def most_device_layers(model: Any, quant: Any, setting: Any, devices: Any, host:
     return 0
 
 
-def verdict_of(model: Any, quant: Any, setting: Any, devices: Any, host: Any, program_bytes: int) -> str:
+def verdict_of(
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    host: DeviceNumbers,
+    program_bytes: int,
+) -> str:
     """Say "fits", "tight" (under 4 % left somewhere), "partly" (some layers must stay on the host) or "no"."""
     if not fits_in(model, quant, setting, devices, host, program_bytes):
         layered = setting.engine == "llama.cpp" or setting.engine == "ollama"
@@ -345,31 +378,38 @@ def verdict_of(model: Any, quant: Any, setting: Any, devices: Any, host: Any, pr
 # Time -----------------------------------------------------------------------------------------------------------------
 
 
-def prompt_rate(quant: Any, device: Any) -> float:
+def prompt_rate(quant: QuantSizes, device: DeviceNumbers) -> float:
     """Operations per second that a prompt is measured against: 8-bit ones for quantized weights where there are any."""
     if quant.is_half or device.int8_rate == 0:
         return device.half_rate
     return device.int8_rate
 
 
-def operation_cost(quant: Any) -> float:
+def operation_cost(quant: QuantSizes) -> float:
     """Energy of an operation, of 8-bit ones as the unit: 16 bits take twice as much."""
     return 2.0 if quant.is_half else 1.0
 
 
-def reached_rate(rate: float, efficiency: float, joules: float, device: Any) -> float:
+def reached_rate(rate: float, efficiency: float, joules: float, device: DeviceNumbers) -> float:
     """Operations per second that are reached: a share of the rate, and no more than the rated power feeds."""
     return 1 / (1 / (rate * efficiency) + joules / device.watts)
 
 
-def reached_prompt_rate(quant: Any, device: Any, fit: Any) -> float:
+def reached_prompt_rate(quant: QuantSizes, device: DeviceNumbers, fit: SpeedFit) -> float:
     """Operations per second of a prompt."""
     efficiency = fit.half_prompt_efficiency if quant.is_half else fit.quant_prompt_efficiency
     return reached_rate(prompt_rate(quant, device), efficiency, fit.prompt_joules * operation_cost(quant), device)
 
 
 def decode_seconds(
-    model: Any, quant: Any, setting: Any, devices: Any, fits: Any, host: Any, host_fit: Any, depth: int
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    fits: Sequence[SpeedFit],
+    host: DeviceNumbers,
+    host_fit: SpeedFit,
+    depth: int,
 ) -> float:
     """Time of one further token of every parallel sequence after ``depth`` tokens.
 
@@ -391,7 +431,14 @@ def decode_seconds(
 
 
 def prompt_seconds(
-    model: Any, quant: Any, setting: Any, devices: Any, fits: Any, host: Any, host_fit: Any, num_tokens: int
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    fits: Sequence[SpeedFit],
+    host: DeviceNumbers,
+    host_fit: SpeedFit,
+    num_tokens: int,
 ) -> float:
     """Time of a prompt of so many tokens: operations over rate, and a time per layer and batch.
 
@@ -419,25 +466,25 @@ def prompt_seconds(
     return total
 
 
-def vision_seconds(model: Any, setting: Any, device: Any, fit: Any) -> float:
+def vision_seconds(model: ModelSizes, setting: Setting, device: DeviceNumbers, fit: SpeedFit) -> float:
     """Time of the tower and the projector for the prompt's pictures, in 16 bits."""
     flops = setting.num_images * (model.vision_flops + model.projector_flops)
     return flops / reached_rate(device.half_rate, fit.half_prompt_efficiency, 2 * fit.prompt_joules, device)
 
 
-def image_seconds(setting: Any, seconds_per_megapixel: float) -> float:
+def image_seconds(setting: Setting, seconds_per_megapixel: float) -> float:
     """Time to decode the pictures and to bring them to the tower's size, on the host."""
     return setting.num_images * (0.003 + setting.image_megapixels * seconds_per_megapixel)
 
 
 def first_token_seconds(
-    model: Any,
-    quant: Any,
-    setting: Any,
-    devices: Any,
-    fits: Any,
-    host: Any,
-    host_fit: Any,
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    fits: Sequence[SpeedFit],
+    host: DeviceNumbers,
+    host_fit: SpeedFit,
     seconds_per_megapixel: float,
 ) -> float:
     """Time to the first token: pictures, tower, prompt."""
@@ -453,13 +500,13 @@ def first_token_seconds(
 
 
 def answer_seconds(
-    model: Any,
-    quant: Any,
-    setting: Any,
-    devices: Any,
-    fits: Any,
-    host: Any,
-    host_fit: Any,
+    model: ModelSizes,
+    quant: QuantSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    fits: Sequence[SpeedFit],
+    host: DeviceNumbers,
+    host_fit: SpeedFit,
     seconds_per_megapixel: float,
 ) -> float:
     """Time of a whole answer."""
@@ -469,7 +516,7 @@ def answer_seconds(
     return first + setting.num_new_tokens * one
 
 
-def energy_joules(seconds: float, devices: Any, host: Any) -> float:
+def energy_joules(seconds: float, devices: Sequence[DeviceNumbers], host: DeviceNumbers) -> float:
     """Energy of so many seconds of work: devices at their rated power, the host at its own or idle beside them."""
     watts = 0.0
     for device in devices:

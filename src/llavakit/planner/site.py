@@ -217,8 +217,8 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
         else f"<p>It fits if you {html.escape(main.change.text)}: <code>{html.escape(main.change.options)}</code></p>"
     )
     memory = (
-        f"{_gb(main.totals[0])} of {_gb(main.usable[0])} are needed at Q4_K_M and {setting.num_context_tokens:,} tokens "
-        "of context"
+        f"{_gb(main.totals[0])} of {_gb(main.usable[0])} are needed at Q4_K_M and {setting.num_context_tokens:,} "
+        "tokens of context"
     )
     price = "" if device.price_usd is None else f", list price {device.price_usd:,.0f} dollars ({device.price_year})"
     note = f" {device.note}." if device.note else ""
@@ -239,7 +239,8 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
         + _table(("What", "Bytes", "How it is known", "Where"), parts, numbers=(1,), label="Memory")
         + f"</section><section><h2>The device</h2><p>{device.memory_gib:g} GiB of {html.escape(device.memory_kind)}, "
         f"{device.bandwidth_gb_s:g} GB/s, {device.watts or 0:g} W, {device.year}{price}. Source: "
-        f"{html.escape(device.source)} ({device.source_date}), confidence {device.confidence}.{html.escape(note)}</p></section>"
+        f"{html.escape(device.source)} ({device.source_date}), confidence {device.confidence}."
+        f"{html.escape(note)}</p></section>"
     )
     return _document(title, body, root="../")
 
@@ -338,8 +339,8 @@ def _method_page() -> str:
     ]
     body = (
         "<h1>Method and errors</h1><p>Sizes follow from tensor shapes and are exact. Buffers of llama.cpp follow "
-        "formulas that reproduce its logged figures. The driver's share is a line through two published figures. Speeds are "
-        "fitted, and their error is that of devices the fit has not seen.</p>"
+        "formulas that reproduce its logged figures. The driver's share is a line through two published figures. "
+        "Speeds are fitted, and their error is that of devices the fit has not seen.</p>"
         "<section><h2>What speeds are made of</h2><p>An answer's token takes the bytes of weights and cache over the "
         "bandwidth that is reached, and a time per layer. A prompt takes its operations over the rate that is reached, "
         "an energy per operation over the rated power, and a time per layer and batch.</p>"

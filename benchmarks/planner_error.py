@@ -1,0 +1,141 @@
+"""How wrong the planner is, beside other rules: sizes, speeds of left-out devices, this machine.
+
+    python -m benchmarks.planner_error                      tables from data, in seconds
+    python -m benchmarks.planner_error --machine FOLDER     and runs of this package on this machine; random weights of
+                                                            the real shapes are written to FOLDER and stay there
+
+Other rules are written down from what their authors publish: "catalogue" is parameters x naive bits / 8 + 0.5 GB;
+llmfit's memory is parameters x bytes per type + 0.5 GB with its cache rule, and its speed bandwidth / size x 0.55;
+whichllm's memory is 0.5625 bytes a parameter, 3.5 MiB x billions x thousands of tokens, and its overheads; "one factor"
+is bandwidth / bytes x the one share that fits all rows best, which flatters it: it has seen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.common import make_manifest, make_table, write_result
+from llavakit.diagnostics.plan_check import check_plan
+from llavakit.kernels.machine import count_cpus, measure_machine
+from llavakit.planner.calibrate import decode_work, leave_one_out, list_rows
+from llavakit.planner.devices import find_device
+from llavakit.planner.machine import generic_host
+from llavakit.planner.models import find_model
+from llavakit.planner.plans import make_plan
+from llavakit.planner.records import KV_BLOCK_BYTES, Setting
+
+_BITS = {"q4_k_m": 4.5, "q6_k": 6.5, "q8_0": 8.0, "f16": 16.0}
+_LLMFIT_BYTES = {"q4_k_m": 0.58, "q6_k": 0.80, "q8_0": 1.05, "f16": 2.0}
+_PARAMETERS_B = 13.1
+# LLaVA-1.5 13B on llama.cpp, all layers on the device, 4,096 tokens, without the driver: the sum of the parts that its
+# logs print (weights, projector, work buffer, cache, compute buffer).
+_LOGGED_GB = {"q4_k_m": 12.19, "q6_k": 14.97, "q8_0": 18.08, "f16": 30.13}
+# Model, type, pictures, tokens of text, tokens of answer, cache.
+_RUNS = (
+    ("llava:7b", "q4_k_m", 0, 32, 4, "f16"), ("llava:7b", "q4_k_m", 1, 24, 4, "f16"),
+    ("llava:7b", "q4_k_m", 0, 1024, 4, "f16"), ("llava:7b", "q4_k_m", 0, 1024, 4, "q8_0"),
+    ("llava:7b", "q4_k_m", 2, 24, 4, "q8_0"), ("llava:7b", "q4_0", 0, 256, 4, "f16"),
+    ("llava:7b", "q8_0", 0, 128, 4, "f16"), ("llava:7b", "q6_k", 1, 24, 4, "f16"),
+    ("llava:7b", "q2_k", 0, 512, 4, "f16"), ("llava:7b", "f16", 0, 32, 3, "f16"),
+    ("llava:13b", "q4_k_m", 0, 32, 4, "f16"), ("llava:13b", "q4_k_m", 1, 24, 4, "f16"),
+    ("llava:13b", "q5_k_m", 0, 256, 4, "q8_0"),
+)  # fmt: skip
+
+
+def compare_memory() -> list[dict[str, Any]]:
+    """Memory of the 13B by each rule."""
+    rows, model = [], find_model("llava:13b")
+    for quant, logged in _LOGGED_GB.items():
+        plan = make_plan(model, quant, Setting(), [find_device("B200 SXM")], generic_host(2048), has_advice=False)
+        ours = sum(part.bytes for part in plan.parts if part.place == 0 and part.name != "driver context") / 1e9
+        catalogue = _PARAMETERS_B * _BITS[quant] / 8 + 0.5
+        llmfit = _PARAMETERS_B * _LLMFIT_BYTES[quant] + 8e-6 * _PARAMETERS_B * 4096 + 0.5
+        whichllm = _PARAMETERS_B * 0.5625 + 3.5 * _PARAMETERS_B * 4.096 / 1024 + 0.4 + 0.08 * _PARAMETERS_B + 0.15 + 0.5
+        row: dict[str, Any] = {"type": quant, "logged GB": logged}
+        for name, value in (("llavakit", ours), ("catalogue", catalogue), ("llmfit", llmfit)):
+            row[name] = f"{value:.2f} ({value / logged - 1:+.1%})"
+        row["whichllm"] = f"{whichllm:.2f} ({whichllm / logged - 1:+.1%})" if quant == "q4_k_m" else None
+        rows.append(row)
+    return rows
+
+
+def compare_speeds() -> list[dict[str, Any]]:
+    """Errors of every rule on the measured rows, ours without the row's device."""
+    rows = []
+    for kind in ("decode", "prompt"):
+        residuals = leave_one_out(kind)
+        for family in ("all", *sorted({r.family for r in residuals})):
+            own = [abs(r.error) for r in residuals if family in ("all", r.family)]
+            rows.append({"what": kind, "rule": "llavakit", "family": family, **_summary(own)})
+    works = [work for row in list_rows() if (work := decode_work(row)) is not None]
+    # Bytes over bandwidth: the share that each row reaches, were there nothing else.
+    shares = [work.ideal_s / work.measured_s for work in works]
+    for name, factor in (("llmfit, 0.55", 0.55), (f"one factor, {median(shares):.2f}", median(shares))):
+        rows.append(
+            {"what": "decode", "rule": name, "family": "all", **_summary([abs(factor / s - 1) for s in shares])}
+        )
+    return rows
+
+
+def _summary(errors: list[float]) -> dict[str, Any]:
+    return {"rows": len(errors), "mean": f"{fmean(errors):.1%}", "worst": f"{max(errors):.1%}"}
+
+
+def measure_runs(folder: Path, done: Path) -> list[dict[str, Any]]:
+    """Run this package, one process per configuration; finished ones are kept in ``done``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+    machine = measure_machine(4.0)
+    for run in _RUNS:
+        key = " ".join(map(str, run))
+        if key in found:
+            continue
+        name, quant, images, text, answer, cache = run
+        setting = Setting(
+            num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
+            kv_block_bytes=KV_BLOCK_BYTES[cache],
+        )  # fmt: skip
+        report = check_plan(find_model(name), quant, setting, folder=_folder_of(folder, name), machine=machine)
+        row: dict[str, Any] = {"run": key}
+        for entry in report.rows:
+            row[entry.name] = f"{entry.format(entry.predicted)} / {entry.format(entry.measured)} ({entry.error:+.1%})"
+        row["measured"] = report.measured
+        found[key] = row
+        done.write_text(json.dumps(found), encoding="utf-8")
+        print(row, flush=True)
+        for file in _folder_of(folder, name).glob("*.gguf"):
+            if not any(
+                other[0] == name and other[1] in file.name for other in _RUNS if " ".join(map(str, other)) not in found
+            ):
+                file.unlink()
+    return list(found.values())
+
+
+def _folder_of(folder: Path, name: str) -> Path:
+    own = folder / name.replace(":", "-")
+    own.mkdir(exist_ok=True)
+    return own
+
+
+def main() -> None:
+    """Print and store."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--machine", type=Path, metavar="FOLDER", help="run this package on this machine")
+    options = parser.parse_args()
+    memory, speeds = compare_memory(), compare_speeds()
+    print(make_table(memory, list(memory[0])))
+    print(make_table(speeds, list(speeds[0])))
+    rows = [*memory, *speeds]
+    if options.machine is not None:
+        runs = measure_runs(options.machine, options.machine / "runs.json")
+        print(make_table(runs, ["run", "peak memory", "vision tower", "prompt", "one further token"]))
+        rows += runs
+    print(write_result("planner_error", make_manifest(num_threads=count_cpus()), rows))
+
+
+if __name__ == "__main__":
+    main()

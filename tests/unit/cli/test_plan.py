@@ -1,0 +1,138 @@
+"""The planner's commands: what they print, their JSON, their exit statuses, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llavakit.cli.main import run_command
+from tests.unit.cli.streams import make_console
+
+
+def _run(*arguments: str) -> tuple[int, str, str]:
+    console = make_console()
+    status = run_command(arguments, console=console)
+    return status, console.stdout.getvalue(), console.stderr.getvalue()
+
+
+def _json(*arguments: str) -> tuple[int, Any]:
+    status, out, notes = _run(*arguments, "--json")
+    assert notes == ""
+    return status, json.loads(out)
+
+
+def test_a_card_shows_sizes_scores_and_commands() -> None:
+    status, out, notes = _run("plan", "llava:13b", "--offline")
+    assert status == 0
+    assert "13.34 billion" in out
+    assert "40 layers, 40 heads of 128" in out
+    assert "Q4_K_M <" in out
+    assert "12.19 GB" in out
+    assert "67.7" in out
+    assert "llavakit convert llava:13b" in out
+    assert "LLaVA-1.6" in notes
+    _, card = _json("plan", "llava:13b", "--offline")
+    assert card["quantizations"][0]["name"] == "q2_k"
+    assert card["parameters"]["all"] == 13_338_896_384
+
+
+def test_a_card_does_without_the_hub() -> None:
+    status, card = _json("plan", "llava:7b")
+    assert status == 0
+    assert card["downloads"] is None
+
+
+def test_fits_says_yes_barely_partly_and_no() -> None:
+    for gpu, extra, word, wanted in (
+        ("RTX 4090", (), "Yes: ", 0), ("RTX 3060 12GB", (), "Barely: ", 0), ("RTX 3070", (), "Not all of it: ", 1),
+        ("RTX 3070", ("--quant", "f32"), "No: ", 1),
+    ):  # fmt: skip
+        status, out, _ = _run("fits", "llava:13b", "--gpu", gpu, *extra)
+        assert (status, out.startswith(word)) == (wanted, True), out
+    assert "It fits if you switch flash attention on" not in out
+
+
+def test_fits_gives_the_cheapest_change() -> None:
+    status, out, _ = _run("fits", "llava:13b", "--gpu", "RTX 3080 10GB")
+    assert status == 1
+    assert "It fits if you" in out.splitlines()[0]
+    options = _json("fits", "llava:13b", "--gpu", "RTX 3080 10GB")[1]["change"]["options"].split()
+    assert _run("fits", "llava:13b", "--gpu", "RTX 3080 10GB", *options)[0] == 0
+
+
+def test_this_machine_and_described_devices() -> None:
+    status, plan = _json("fits", "llava:tiny")
+    assert status == 0
+    assert plan["host"]
+    status, plan = _json("fits", "llava:7b", "--memory-gb", "8", "--bandwidth-gb-s", "256")
+    assert plan["devices"] == ["a GPU with 8 GB and 256 GB/s"]
+    assert plan["usable_bytes"][0] < 8 * 1024**3
+
+
+def test_devices_are_sorted_and_filtered() -> None:
+    status, out, _ = _run("gpus", "llava:13b", "--sort", "price", "--kind", "consumer", "--budget", "500", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert rows
+    assert [row["price_usd"] for row in rows] == sorted(row["price_usd"] for row in rows)
+    assert all(row["class"] == "consumer" and row["price_usd"] <= 500 for row in rows)
+    assert "GeForce RTX 3060 12GB" in _run("gpus", "llava:13b")[1]
+    assert "No device" in _run("gpus", "llava:13b", "--budget", "1")[1]
+
+
+def test_best_and_build() -> None:
+    status, choice = _json("best", "llava:13b", "--budget", "800", "--price", "RTX 4090=700")
+    assert (status, choice["best"]["device"], choice["best"]["price_usd"]) == (0, "GeForce RTX 4090", 700)
+    assert _run("best", "llava:13b", "--budget", "10")[0] == 1
+    status, out, _ = _run("build", "llava:13b", "--budget", "1500")
+    assert status == 0
+    assert "upgrade first" in out
+    assert "kWh a month" in out
+    assert _run("build", "llava:13b", "--budget", "100")[0] == 1
+
+
+def test_pages_are_written(tmp_path: Path) -> None:
+    status, report = _json("plan", "--html", str(tmp_path / "site"))
+    assert status == 0
+    assert Path(report["index"]).is_file()
+
+
+def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
+    import llavakit.assets
+
+    source = Path(next(iter(llavakit.assets.__path__))) / "tiny" / "config.json"
+    (tmp_path / "config.json").write_text(source.read_text())
+    assert _run("fits", str(tmp_path / "config.json"), "--gpu", "RTX 3060 12GB")[0] == 0
+    assert _run("fits", str(tmp_path), "--gpu", "RTX 3060 12GB")[0] == 0
+    (tmp_path / "config.json").write_text("[1]")
+    status, _, notes = _run("fits", str(tmp_path / "config.json"))
+    assert (status, "holds a list" in notes) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "problem"),
+    [
+        (("fits", "llava:13b", "--gpu", "RTX 4091"), 2, "Close to it: 'GeForce RTX 4090'"),
+        (("fits", "llava:13b", "--gpu", ""), 2, "has no name"),
+        (("fits", "llava:99b"), 4, "llava:7b, llava:13b"),
+        (("fits", "llava:13b", "--context", "-1"), 2, "context is -1"),
+        (("fits", "llava:13b", "--context", "x"), 2, "invalid int value"),
+        (("fits", "llava:13b", "--quant", "q9"), 2, "type 'q9' is not known"),
+        (("fits", "llava:13b", "--memory-gb", "8"), 2, "needs both"),
+        (("fits", "llava:13b", "--memory-gb", "nan", "--bandwidth-gb-s", "5"), 2, "memory-gb is nan"),
+        (("fits", "llava:13b", "--gpu", "RTX 3090", "--memory-gb", "8"), 2, "give one of them"),
+        (("gpus", "llava:13b", "--vendor", "3dfx"), 2, "vendor '3dfx' is not known"),
+        (("best", "llava:13b", "--price", "RTX 4090"), 2, "is not DEVICE=DOLLARS"),
+        (("best", "llava:13b", "--budget", "-4"), 2, "budget is -4"),
+        (("build", "llava:13b", "--budget", "1500", "--hours-a-day", "25"), 2, "hours-a-day is 25"),
+        (("plan", "llava:13b", "--engine", "onnx", "--offline"), 2, "engine 'onnx' is not known"),
+    ],
+)
+def test_bad_input_gets_a_clear_answer(arguments: tuple[str, ...], status: int, problem: str) -> None:
+    found, out, notes = _run(*arguments)
+    assert (found, out) == (status, "")
+    assert problem in notes
+    assert "Traceback" not in notes

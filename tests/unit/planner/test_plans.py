@@ -1,0 +1,193 @@
+"""Verdicts, advice, choices and builds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from llavakit.core.errors import ConfigError, ModelNotFoundError
+from llavakit.planner.builds import plan_build
+from llavakit.planner.card import make_card
+from llavakit.planner.choose import Need, choose_best, filter_candidates, frontier, list_candidates, sort_candidates
+from llavakit.planner.devices import find_device, find_devices
+from llavakit.planner.machine import generic_host
+from llavakit.planner.models import PlannedModel, find_model
+from llavakit.planner.plans import Plan, make_plan
+from llavakit.planner.records import KV_BLOCK_BYTES, Setting
+
+
+@pytest.fixture(scope="module")
+def model() -> PlannedModel:
+    return find_model("llava:13b")
+
+
+def _plan(model: PlannedModel, gpu: str, quant: str = "q4_k_m", **fields: object) -> Plan:
+    devices = find_devices(gpu) if gpu else []
+    return make_plan(model, quant, replace(Setting(), **fields), devices, generic_host())
+
+
+def test_which_cards_hold_13b(model: PlannedModel) -> None:
+    """At Q4_K_M and the model's context: no card of 8 or 10 GB, 12 GB on the edge, 16 GB comfortably."""
+    verdicts = {gpu: _plan(model, gpu).verdict for gpu in ("RTX 3070", "RTX 3080 10GB", "RTX 3060 12GB", "RTX 5080")}
+    assert verdicts == {
+        "RTX 3070": "partly", "RTX 3080 10GB": "partly", "RTX 3060 12GB": "tight", "RTX 5080": "fits",
+    }  # fmt: skip
+    assert _plan(model, "RTX 4090", "f16").verdict == "partly"
+    assert _plan(model, "2x RTX 4090", "f16").verdict == "fits"
+
+
+def test_the_advice_makes_it_fit(model: PlannedModel) -> None:
+    for gpu, quant in (
+        ("RTX 3080 10GB", "q4_k_m"),
+        ("RTX 3060 12GB", "q6_k"),
+        ("RTX 3070", "q4_k_m"),
+        ("RTX 4060", "q8_0"),
+    ):
+        plan = _plan(model, gpu, quant)
+        assert plan.verdict in ("partly", "no")
+        assert plan.change is not None
+        again = make_plan(model, plan.change.quant, plan.change.setting, plan.devices, plan.host)
+        assert again.verdict in ("fits", "tight")
+        words = shlex.split(plan.change.options)
+        assert all(word.startswith("--") or word.replace("_", "").isalnum() for word in words)
+
+
+def test_parts_are_all_of_it(model: PlannedModel) -> None:
+    for engine in ("llama.cpp", "llavakit", "transformers", "transformers-4bit", "vllm"):
+        plan = _plan(model, "H200", "f16", engine=engine)
+        for place in (*range(len(plan.totals) - 1), -1):
+            assert plan.totals[place] == sum(part.bytes for part in plan.parts if part.place == place)
+        assert plan.headroom_bytes == min(u - t for u, t in zip(plan.usable, plan.totals, strict=True))
+        json.dumps(plan.to_dict())
+
+
+def test_options_change_what_they_say(model: PlannedModel) -> None:
+    base = _plan(model, "RTX 4090")
+    less = {
+        "flash": _plan(model, "RTX 4090", has_flash_attention=True),
+        "kv": _plan(model, "RTX 4090", kv_block_bytes=KV_BLOCK_BYTES["q8_0"]),
+        "context": _plan(model, "RTX 4090", num_context_tokens=2048),
+        "vision": _plan(model, "RTX 4090", is_vision_on_device=False),
+        "layers": _plan(model, "RTX 4090", num_device_layers=20),
+    }
+    assert all(plan.totals[0] < base.totals[0] for plan in less.values())
+    assert _plan(model, "RTX 4090", num_parallel=2).totals[0] > base.totals[0]
+    fewer, speed = _plan(model, "RTX 4090", num_visual_tokens=144).speed, base.speed
+    assert speed is not None
+    assert fewer is not None
+    assert fewer.first_token_s < speed.first_token_s
+    assert speed.decode.low < speed.decode.value < speed.decode.high
+    assert speed.decode_full.value < speed.decode.value
+    slower = less["layers"].speed
+    assert slower is not None
+    assert slower.decode.value < speed.decode.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"num_context_tokens": 0}, "context is 0"), ({"num_context_tokens": -5}, "context is -5"),
+        ({"num_context_tokens": 10**9}, "between 1 and"), ({"num_parallel": 0}, "parallel is 0"),
+        ({"num_images": -1}, "images is -1"), ({"num_images": 8}, "8 pictures and 60 tokens of text needs a context"),
+        ({"num_visual_tokens": 0}, "visual-tokens is 0"), ({"num_new_tokens": 0}, "new-tokens is 0"),
+        ({"num_device_layers": -1}, "gpu-layers is -1"), ({"engine": "onnx"}, "engine 'onnx' is not known"),
+        ({"image_megapixels": float("nan")}, "megapixels is nan"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(model: PlannedModel, fields: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        _plan(model, "RTX 4090", **fields)
+
+
+def test_doubtful_settings_get_a_warning(model: PlannedModel) -> None:
+    assert "trained for 4096" in " ".join(_plan(model, "H200", num_context_tokens=8192).warnings)
+    assert "flash attention" in " ".join(_plan(model, "RTX 4090", kv_block_bytes=34).warnings)
+    assert "16 bits" in " ".join(_plan(model, "H200", engine="vllm", kv_block_bytes=34).warnings)
+    assert "Arc" in " ".join(_plan(model, "Arc A770 16GB").warnings)
+
+
+def test_models_that_are_not_known() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"llava:7b, llava:13b or a config\.json"):
+        find_model("llava:99b")
+    with pytest.raises(ConfigError, match="type 'q9' is not known"):
+        find_model("llava:7b").quantize("q9")
+    assert find_model("llava-hf/llava-1.5-7b-hf").name == "llava:7b"
+    assert find_model("llava:tiny").sizes.num_layers == 6
+
+
+def test_best_is_fast_and_cheap(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting())
+    need = Need(budget_usd=800, min_tokens_per_s=10)
+    best = choose_best(candidates, need).best
+    assert best is not None
+    meeting = [c for c in filter_candidates(candidates, need) if c.device.kind != "datacentre"]
+    fastest = max(c.tokens_per_s for c in meeting)
+    assert best.tokens_per_s >= 0.9 * fastest
+    assert all(c.price_usd >= best.price_usd for c in meeting if c.tokens_per_s >= 0.9 * fastest)  # type: ignore[operator]
+    nothing = choose_best(candidates, Need(budget_usd=20))
+    assert nothing.best is None
+    assert "the cheapest device that runs it is" in (nothing.advice or "")
+    cheaper = list_candidates(model, "q4_k_m", Setting(), prices={"GeForce RTX 4090": 100.0})
+    assert choose_best(cheaper, Need(budget_usd=150)).best.device.name == "GeForce RTX 4090"  # type: ignore[union-attr]
+
+
+def test_nothing_beats_the_frontier(model: PlannedModel) -> None:
+    candidates = [c for c in list_candidates(model, "q4_k_m", Setting()) if c.price_usd]
+    front = frontier(candidates)
+    for member in front:
+        assert not [
+            c for c in candidates
+            if c.price_usd < member.price_usd and c.tokens_per_s >= member.tokens_per_s  # type: ignore[operator]
+        ]  # fmt: skip
+    assert sort_candidates(candidates, "speed")[0].tokens_per_s == front[-1].tokens_per_s
+    with pytest.raises(ConfigError, match="sorting by 'luck'"):
+        sort_candidates(candidates, "luck")
+
+
+@pytest.mark.parametrize("budget", [800, 1500, 3000, 8000])
+def test_builds_follow_their_rules(model: PlannedModel, budget: float) -> None:
+    build, _ = plan_build(model, "q4_k_m", Setting(), budget_usd=budget)
+    assert build is not None
+    assert build.price_usd <= budget
+    assert build.price_usd == pytest.approx(sum(part.price_usd for part in build.parts))
+    assert {part.kind for part in build.parts} == {"gpu", "cpu", "board", "memory", "storage", "psu", "case", "cooler"}
+    from llavakit.planner.builds import read_rows
+
+    rows = {row["name"]: row for row in read_rows("parts.csv")}
+    chosen = {part.kind: rows[part.name] for part in build.parts if part.kind != "gpu"}
+    device = build.candidate.device
+    watts = (device.watts or 0) + float(chosen["cpu"]["load_w"]) + 75
+    assert float(chosen["psu"]["capacity"]) >= 1.3 * watts
+    assert float(chosen["case"]["max_gpu_length_mm"]) >= (device.length_mm or 0)
+    assert float(chosen["memory"]["capacity"]) >= device.memory_gib
+    assert chosen["board"]["socket"] == chosen["cpu"]["socket"]
+    assert chosen["memory"]["memory_kind"] == chosen["board"]["memory_kind"]
+    more, _ = plan_build(model, "q4_k_m", Setting(), budget_usd=budget * 2)
+    assert more is not None
+    assert more.candidate.tokens_per_s >= 0.95 * build.candidate.tokens_per_s
+
+
+def test_a_budget_for_nothing_says_what_is_needed(model: PlannedModel) -> None:
+    build, advice = plan_build(model, "q4_k_m", Setting(), budget_usd=100)
+    assert build is None
+    assert "the cheapest machine that runs it costs" in (advice or "")
+
+
+def test_the_card_has_the_papers_scores(model: PlannedModel) -> None:
+    card = make_card(model, Setting(), is_online=False)
+    scores = {entry["name"]: entry["score"] for entry in model.facts["benchmarks"]}
+    assert scores["MMBench dev"] == 67.7
+    assert scores["MMMU val"] == 36.4
+    assert all(entry["source"] for entry in model.facts["benchmarks"])
+    assert len(card.quants) == 17
+    assert "LLaVA-1.6" in card.warnings[0]
+    assert card.parameters["all"] == model.sizes.num_parameters
+    json.dumps(card.to_dict())
+
+
+def test_a_described_device_is_like_a_listed_one(model: PlannedModel) -> None:
+    device = find_device("RTX 3090")
+    assert device.numbers.memory_bytes == 24 * 1024**3
