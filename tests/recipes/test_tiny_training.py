@@ -11,9 +11,10 @@ import torch
 
 pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fonts: pip install 'llavakit[recipes]'")
 
+from llavakit.model.layers import apply_rotary
 from recipes.tiny import train
 from recipes.tiny.conversations import SYSTEM, encode
-from recipes.tiny.grounding import find_mentions
+from recipes.tiny.grounding import Gaze, find_mentions, gaze_at_patches, gaze_at_tokens
 from recipes.tiny.scenes import Shape, make_scene
 from recipes.tiny.settings import Budget, Stage, llava_config
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
@@ -162,3 +163,40 @@ def test_a_finished_model_practises_on_from_its_own_weights(
             assert torch.equal(state[name], start), name
     assert not torch.equal(state["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"].half().float())
     assert (tmp_path / "longer" / "prolonged.pt").is_file()
+
+
+def test_gaze_is_where_the_attention_of_a_head_falls() -> None:
+    """Beside the plain softmax of queries and keys, over what comes before."""
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 5, 2 * 8), torch.randn(2, 5, 2 * 8)
+    angles = torch.arange(5)[None, None, :, None] * torch.tensor([1.0, 0.1, 0.01, 0.001])
+    angles = torch.cat((angles, angles), -1)
+    gaze = Gaze(query, key, (angles.cos(), angles.sin()), head_dim=8)
+    rows, positions = torch.tensor([0, 1, 1]), torch.tensor([4, 0, 3])
+    found = gaze.log_weights(rows, positions, head=1).exp()
+    for idx, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        turned = [
+            apply_rotary(part[row : row + 1, :, None, 8:].transpose(1, 2), angles.cos(), angles.sin())[0, 0]
+            for part in (query, key)
+        ]
+        scores = turned[1][: position + 1] @ turned[0][position] / 8**0.5
+        torch.testing.assert_close(found[idx, : position + 1], scores.softmax(-1))
+        assert not found[idx, position + 1 :].any()
+
+
+def test_a_gaze_at_the_right_patch_costs_nothing() -> None:
+    weights = torch.full((1, 20), -torch.inf)
+    weights[0, 2 + 4 * 1 + 3] = 0.0  # second row, last column of a 4 x 4 grid that starts at position 2
+    starts = torch.tensor([2])
+    assert gaze_at_patches(weights, starts, torch.tensor([[0.75, -0.25]]), side=4).item() == 0
+    assert gaze_at_patches(weights, starts, torch.tensor([[-0.75, -0.25]]), side=4).item() == torch.inf
+    assert gaze_at_tokens(weights, torch.tensor([9])).item() == 0
+
+
+def test_compared_phrases_are_those_of_the_gap(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    star = Shape("star", "red", True, 0.25, 0.5, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(make_scene("train", 0), shapes=(star, replace(star, shape="ring", x=0.75)))
+    encoded = encode(vocabulary, [("Is the star above or below the ring?", "Above")], num_image_tokens=4, scene=scene)
+    ((first, second),) = encoded.compared
+    assert [vocabulary.decode([encoded.ids[idx]]).strip() for idx in (first, second)] == ["star", "ring"]
