@@ -22,6 +22,7 @@ _GB = 1e9
 _HOURS_A_MONTH = 730
 _POWER_FACTOR, _BOARD_WATTS = 1.3, 75
 _SYSTEM_GB, _SPARE_MEMORY_GB = 60, 8
+_WORTH_IT = 1.15  # a gain in speed that is worth changing a card for
 _CARD_LENGTH_MM = 300.0  # of a card whose length is not known
 
 
@@ -184,7 +185,8 @@ def plan_build(
     fastest = affordable[0][0].tokens_per_s
     near = [entry for entry in affordable if entry[0].tokens_per_s >= 0.95 * fastest]
     candidate, parts, price = min(near, key=lambda entry: entry[2])
-    faster = next((e for e in reversed(composed) if e[0].tokens_per_s > 1.15 * candidate.tokens_per_s), None)
+    above = [entry for entry in composed if entry[0].tokens_per_s > _WORTH_IT * candidate.tokens_per_s]
+    faster = min(above, key=lambda entry: entry[2], default=None)
     return _finish(candidate, parts, price, hours_a_day, faster), None
 
 

@@ -210,6 +210,8 @@ function showAll() {
   const setting = settingOf();
   const needed = prompt_tokens(D.models[state.model].sizes, setting) + 1;
   const plan = planFor(device, state.count, state.quant, setting);
+  $("flash").checked = setting.has_flash_attention;
+  $("flash").disabled = setting.has_flash_attention && state.flash === 0; // quantized values need it
   showVerdict(device, plan, needed);
   showMemory(device, plan);
   showSpeed(plan);
