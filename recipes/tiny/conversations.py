@@ -45,7 +45,7 @@ def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
         turns.append((_DESCRIBE[int(rng.integers(len(_DESCRIBE)))], describe(scene)))
     elif kind < 0.16:
         turns.append((_CAPTION, caption(scene)))
-    is_short = bool(rng.random() < 0.6)
+    is_short = bool(rng.random() < 0.4)  # sentences are what people get, and are learnt later
     asked: set[tuple[str, str]] = set()
     num_tries = 0
     while len(turns) < 6 and num_tries < 20:
