@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 
 import llavakit
@@ -17,31 +16,20 @@ from llavakit.conversion.convert import convert
 from llavakit.conversion.importance import check_writable, read_importance, write_importance
 from llavakit.core.errors import ConfigError, FormatError, NonFiniteError, ShapeError, StoreError
 from llavakit.diagnostics.calibrate import Calibration, calibrate_model
-from llavakit.diagnostics.quality import QualityPrompt, answer_ids_of, forward_answer
+from llavakit.diagnostics.quality import answer_ids_of, forward_answer
 from llavakit.model.layers import Linear
-
-_PICTURE = Image.open(Path("examples/shapes.png"))
-_PROMPTS = [
-    QualityPrompt("How many red circles are there?", (_PICTURE,)),
-    QualityPrompt("What color is the star?", (_PICTURE,), "Blue"),
-    QualityPrompt("Where is it?"),
-]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> LoadedModel:
-    return llavakit.load("llava:tiny", device="cpu")
+from tests.unit.diagnostics.prompts import PROMPTS
 
 
 @pytest.fixture(scope="module")
 def calibration(tiny: LoadedModel) -> Calibration:
-    return calibrate_model(tiny, prompts=_PROMPTS)
+    return calibrate_model(tiny, prompts=PROMPTS)
 
 
 def _inputs_of(loaded: LoadedModel, name: str) -> torch.Tensor:
     kept: list[torch.Tensor] = []
     module = loaded.model.get_submodule(name)
-    for prompt in _PROMPTS:
+    for prompt in PROMPTS:
         ids = answer_ids_of(loaded, prompt, 64)
         hook = module.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].flatten(0, -2)))
         forward_answer(loaded, loaded.prepare(prompt.text, images=list(prompt.images) or None), ids)
@@ -85,7 +73,7 @@ def test_errors_shrink_where_it_matters(tiny: LoadedModel, calibration: Calibrat
 def test_what_cannot_be_calibrated_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
     file = convert("llava:tiny", tmp_path / "a.gguf", type_name="q8_0").files[0]
     with pytest.raises(ConfigError, match="is a GGUF file"):
-        calibrate_model(file, prompts=_PROMPTS)
+        calibrate_model(file, prompts=PROMPTS)
     with pytest.raises(ConfigError, match="at least one"):
         calibrate_model(tiny, prompts=[])
 

@@ -16,18 +16,7 @@ from llavakit.api.loaded_model import LoadedModel
 from llavakit.conversion.convert import convert
 from llavakit.core.errors import ConfigError, ContextOverflowError
 from llavakit.diagnostics.quality import QualityPrompt, QualityReport, measure_quality, read_prompts
-
-_PICTURE = Image.open(Path("examples/shapes.png"))
-_PROMPTS = [
-    QualityPrompt("How many red circles are there?", (_PICTURE,)),
-    QualityPrompt("What color is the star?", (_PICTURE,), "Blue"),
-    QualityPrompt("Where is it?"),
-]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> LoadedModel:
-    return llavakit.load("llava:tiny", device="cpu")
+from tests.unit.diagnostics.prompts import PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +27,11 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def report(tiny: LoadedModel, quantized: LoadedModel) -> QualityReport:
-    return measure_quality(tiny, quantized, prompts=_PROMPTS)
+    return measure_quality(tiny, quantized, prompts=PROMPTS)
 
 
 def test_a_model_loses_nothing_to_itself(tiny: LoadedModel) -> None:
-    for group in measure_quality(tiny, tiny, prompts=_PROMPTS).groups:
+    for group in measure_quality(tiny, tiny, prompts=PROMPTS).groups:
         assert group.divergence.value == group.divergence.low == group.divergence.high == 0
         assert group.agreement.value == 1
         assert group.perplexity_ratio.value == 1
@@ -50,7 +39,7 @@ def test_a_model_loses_nothing_to_itself(tiny: LoadedModel) -> None:
 
 def test_figures_are_those_of_a_slow_sum(tiny: LoadedModel, quantized: LoadedModel, report: QualityReport) -> None:
     """Token by token, from the start each time; the answer that came with the prompt ends with the end token."""
-    prompt = _PROMPTS[1]
+    prompt = PROMPTS[1]
     answer = [*tiny.tokenizer.encode(" Blue"), tiny.config.eos_token_id]
     total, losses = 0.0, [0.0, 0.0]
     for idx, token in enumerate(answer):
@@ -85,14 +74,14 @@ def test_two_bits_cost_something_and_intervals_hold_the_value(report: QualityRep
 
 def test_sizes_are_those_of_the_files(tiny: LoadedModel, quantized: LoadedModel) -> None:
     """A file holds the weights, a header and the last vision block; in memory this model takes twice as much."""
-    report = measure_quality(tiny, tiny, prompts=_PROMPTS[1:2])
+    report = measure_quality(tiny, tiny, prompts=PROMPTS[1:2])
     file_bytes = (tiny.folder / "model.safetensors").stat().st_size
     assert report.quantized_bytes == report.model_bytes
     assert 0.9 * file_bytes < report.model_bytes < file_bytes
     files_bytes = sum(file.stat().st_size for file in quantized.folder.glob("*.gguf"))
     embeddings = tiny.model.vision_tower.embeddings
     widened = sum(part.weight.numel() * 2 for part in (embeddings.patch_embedding, embeddings.position_embedding))
-    quantized_bytes = measure_quality(tiny, quantized, prompts=_PROMPTS[1:2]).quantized_bytes
+    quantized_bytes = measure_quality(tiny, quantized, prompts=PROMPTS[1:2]).quantized_bytes
     assert 0.95 * files_bytes < quantized_bytes < files_bytes + widened
 
 
@@ -108,7 +97,7 @@ def test_other_models_are_refused(tiny: LoadedModel, quantized: LoadedModel, mon
     monkeypatch.setattr(quantized, "prepare", lambda *_args, **_kwargs: tiny.prepare("something else"))
     monkeypatch.setattr(LoadedModel, "with_preset", lambda self, name: self)
     with pytest.raises(ConfigError, match=r"tokenize .* differently"):
-        measure_quality(tiny, quantized, prompts=_PROMPTS)
+        measure_quality(tiny, quantized, prompts=PROMPTS)
 
 
 def test_prompts_are_read(tmp_path: Path) -> None:

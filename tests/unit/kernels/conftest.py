@@ -13,14 +13,18 @@ from llavakit.kernels.library import find_library
 # `make sanitize` tests another build of the library, in this folder.
 if _OTHER_BUILD := os.environ.get("LLAVAKIT_TEST_KERNELS"):
     kernels.__path__ = [_OTHER_BUILD, *kernels.__path__]
-collect_ignore: list[str] = []
+collect_ignore_glob: list[str] = []
 try:
     find_library()
 except MissingDependencyError:
-    collect_ignore += ["test_library.py", "test_machine.py"]
+    collect_ignore_glob += ["test_*.py"]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say it when the tests are left out."""
     del config
-    return ["native library absent (no C++ compiler at installation): its tests are left out"] if collect_ignore else []
+    return (
+        ["native library absent (no C++ compiler at installation): its tests are left out"]
+        if collect_ignore_glob
+        else []
+    )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llavakit.kernels.library import InstructionSet, load_library
 from llavakit.weights.ggml_types import type_by_name
+from tests.unit.kernels.guarded_product import run
 
 _LEVELS = load_library().supported
 _MAX_FEW_ROWS = 4
@@ -20,17 +21,6 @@ def _store(weights: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the bytes of the weights (n, k), and the numbers they then are."""
     stored = torch.from_numpy(weights.astype(np.float32)).to(getattr(torch, dtype))
     return stored.view(torch.uint8).numpy(), stored.double().numpy()
-
-
-def _run(x: np.ndarray, stored: np.ndarray, dtype: str, *, level: InstructionSet, num_threads: int = 2) -> np.ndarray:
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    guarded = np.full(len(x) * len(stored) + 16, np.float32(12345.0))
-    load_library().matmul(
-        stored.ctypes.data, type_by_name(dtype).type_id, x.ctypes.data, guarded.ctypes.data, num_rows=len(x),
-        num_columns=len(stored), k=x.shape[1], num_threads=num_threads, level=level,
-    )  # fmt: skip
-    assert (guarded[-16:] == 12345.0).all()
-    return guarded[:-16].reshape(len(x), len(stored))
 
 
 def _round(values: np.ndarray, span: int, greatest_number: int) -> np.ndarray:
@@ -67,7 +57,7 @@ def test_equal_to_the_oracle_at_every_number_of_rows(dtype: str, level: Instruct
     stored, weights = _store(rng.standard_normal((70, 700)), dtype)
     for num_rows in (1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 48, 50, 100):
         x = rng.standard_normal((num_rows, 700)).astype(np.float32)
-        _assert_product(_run(x, stored, dtype, level=level), x, weights)
+        _assert_product(run(x, stored, dtype, level=level), x, weights)
 
 
 @given(
@@ -88,7 +78,7 @@ def test_odd_shapes_scales_and_addresses(
     moved[:] = stored
     x = (rng.standard_normal((num_rows, k)) * x_scale).astype(np.float32)
     x[rng.random(x.shape) < 0.1] = 0.0
-    _assert_product(_run(x, moved, dtype, level=level, num_threads=num_threads), x, weights)
+    _assert_product(run(x, moved, dtype, level=level, num_threads=num_threads), x, weights)
 
 
 @pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
@@ -101,10 +91,10 @@ def test_the_ends_of_every_range(dtype: str, level: InstructionSet, num_rows: in
         stored, weights = _store(np.full((5, k), value), dtype)
         for sign in (1.0, -1.0):
             x = np.full((num_rows, k), sign, dtype=np.float32)
-            _assert_product(_run(x, stored, dtype, level=level), x, weights)
+            _assert_product(run(x, stored, dtype, level=level), x, weights)
     stored, _ = _store(np.ones((5, k)), dtype)
-    assert (_run(np.zeros((num_rows, k)), stored, dtype, level=level) == 0).all()
-    assert np.abs(_run(np.full((num_rows, k), 1e-42), stored, dtype, level=level)).max() <= k * 1e-41
+    assert (run(np.zeros((num_rows, k)), stored, dtype, level=level) == 0).all()
+    assert np.abs(run(np.full((num_rows, k), 1e-42), stored, dtype, level=level)).max() <= k * 1e-41
 
 
 @pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
@@ -115,11 +105,11 @@ def test_what_is_not_finite_stays_so(num_rows: int, level: InstructionSet) -> No
     for value in (np.nan, np.inf):
         x = np.ones((num_rows, 256), dtype=np.float32)
         x[-1, 7] = value
-        found = _run(x, stored, "float16", level=level)
+        found = run(x, stored, "float16", level=level)
         assert not np.isfinite(found[-1]).any()
         assert np.isfinite(found[:-1]).all()
         damaged[2, 7] = value
-        found = _run(np.ones((num_rows, 256)), _store(damaged, "float16")[0], "float16", level=level)
+        found = run(np.ones((num_rows, 256)), _store(damaged, "float16")[0], "float16", level=level)
         assert not np.isfinite(found[:, 2]).any()
         assert np.isfinite(found[:, :2]).all()
 
@@ -133,7 +123,7 @@ def test_rounding_to_words_costs_less_than_bfloat16_does() -> None:
         stored, weights = _store(make((64, 1024)) * 0.02, "float16")
         x = make((40, 1024)).astype(np.float32)
         exact = x.astype(np.float64) @ weights.T
-        error = np.linalg.norm(_run(x, stored, "float16", level=load_library().best) - exact) / np.linalg.norm(exact)
+        error = np.linalg.norm(run(x, stored, "float16", level=load_library().best) - exact) / np.linalg.norm(exact)
         halves = torch.from_numpy(x).bfloat16() @ torch.from_numpy(weights).bfloat16().T
         assert error < (128**0.5 / 8191 + 8 / 4095) / 12**0.5
         assert error < np.linalg.norm(halves.double().numpy() - exact) / np.linalg.norm(exact) / 3
@@ -145,8 +135,8 @@ def test_result_does_not_depend_on_threads(dtype: str) -> None:
     stored, _ = _store(rng.standard_normal((200, 300)), dtype)
     for num_rows in (1, 4, 7, 30):
         x = rng.standard_normal((num_rows, 300)).astype(np.float32)
-        alone = _run(x, stored, dtype, level=load_library().best, num_threads=1)
-        assert np.array_equal(alone, _run(x, stored, dtype, level=load_library().best, num_threads=7))
+        alone = run(x, stored, dtype, level=load_library().best, num_threads=1)
+        assert np.array_equal(alone, run(x, stored, dtype, level=load_library().best, num_threads=7))
 
 
 @pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())

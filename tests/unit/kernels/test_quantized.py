@@ -11,22 +11,11 @@ from llavakit.core.errors import ConfigError
 from llavakit.kernels.library import InstructionSet, load_library
 from llavakit.weights.dequantize import dequantize
 from llavakit.weights.ggml_types import type_by_name
+from tests.unit.kernels.guarded_product import run
 from tests.unit.kernels.quantized_oracle import K_QUANTS, LEGACY, make_blocks, multiply
 
 _TYPES = (*LEGACY, *K_QUANTS)
 _LEVELS = load_library().supported
-
-
-def run(x: np.ndarray, blocks: np.ndarray, dtype: str, *, level: InstructionSet, num_threads: int = 2) -> np.ndarray:
-    """Multiply with the library; the memory behind the result must stay untouched."""
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    guarded = np.full(len(x) * len(blocks) + 16, np.float32(12345.0))
-    load_library().matmul(
-        blocks.ctypes.data, type_by_name(dtype).type_id, x.ctypes.data, guarded.ctypes.data, num_rows=len(x),
-        num_columns=len(blocks), k=x.shape[1], num_threads=num_threads, level=level,
-    )  # fmt: skip
-    assert (guarded[-16:] == 12345.0).all()
-    return guarded[:-16].reshape(len(x), len(blocks))
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, magnitudes: np.ndarray, k: int) -> None:
