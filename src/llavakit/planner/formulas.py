@@ -186,10 +186,11 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
 def llavakit_activation_bytes(model: ModelSizes, setting: Setting, num_tokens: int) -> int:
     """Largest set of float32 activations alive at once in a prompt of this package's engine on a CPU.
 
-    In the decoder: the embeddings, the layer's input, its output so far and its norm, and gate and up of the widest
-    product; in the tower: input, norm and hidden layer of one picture. Pictures' features stay beside them.
+    In the decoder: the embeddings, the layer's input, its output so far, its norm and the copy of it in 8 bits,
+    gate and up of the widest product, and one more of the model's width for what the allocator keeps; in the tower: input, norm and hidden layer of one picture. Pictures' features stay beside them.
     """
-    decoder = 4 * num_tokens * (5 * model.hidden_size + 2 * model.intermediate_size)
+    floats = 6 * model.hidden_size + 2 * model.intermediate_size
+    decoder = num_tokens * (4 * floats + floor(9 * model.hidden_size / 8))
     features = 8 * setting.num_images * model.num_image_tokens * model.hidden_size
     tower = 4 * model.vision_tokens * (4 * model.vision_width + 2 * model.vision_inner)
     return features + max(decoder, tower if setting.num_images > 0 else 0)
