@@ -186,8 +186,9 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
 def llavakit_activation_bytes(model: ModelSizes, setting: Setting, num_tokens: int) -> int:
     """Largest set of float32 activations alive at once in a prompt of this package's engine on a CPU.
 
-    In the decoder: the embeddings, the layer's input, its output so far, its norm and the copy of it in 8 bits,
-    gate and up of the widest product, and one more of the model's width for what the allocator keeps; in the tower: input, norm and hidden layer of one picture. Pictures' features stay beside them.
+    In the decoder: the embeddings, the layer's input, its output so far, its norm and the copy of it in 8 bits, gate
+    and up of the widest product, and one more of the model's width for what the allocator keeps. In the tower: input,
+    norm and hidden layer of one picture. Pictures' features stay beside them.
     """
     floats = 6 * model.hidden_size + 2 * model.intermediate_size
     decoder = num_tokens * (4 * floats + floor(9 * model.hidden_size / 8))
