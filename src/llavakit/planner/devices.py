@@ -16,7 +16,7 @@ from importlib import resources
 from llavakit.core.errors import ConfigError
 from llavakit.planner.records import DeviceNumbers
 
-__all__ = ["Device", "DeviceError", "find_device", "find_devices", "list_devices", "read_rows"]
+__all__ = ["Device", "find_device", "find_devices", "list_devices", "read_rows"]
 
 _GIB = 1024**3
 # The driver and its display, on a card that shows no desktop.
@@ -25,10 +25,6 @@ _COUNT = re.compile(r"^\s*(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
 _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b", re.IGNORECASE)
 _SERIES = re.compile(r"\b(rtx|gtx|rx)\b ?")
 _MAX_DEVICES = 16
-
-
-class DeviceError(ConfigError):
-    """No device is meant, or more than one."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +157,13 @@ def find_device(name: str) -> Device:
 
     Raises
     ------
-    DeviceError
+    ConfigError
         If none is meant, with the closest names, or several are, with their names.
     """
     devices = list_devices()
     wanted = _plain(name)
     if not wanted:
-        raise DeviceError("the device has no name; `llavakit gpus` lists those that are known.")
+        raise ConfigError("the device has no name; `llavakit gpus` lists those that are known.")
     for device in devices:
         if wanted in {_plain(text) for text in (device.name, *device.aliases)}:
             return device
@@ -197,18 +193,18 @@ def _of_size(found: list[Device], size: float, name: str) -> Device:
     if found:
         sizes = sorted({size for d in found for size in (d.memory_gib, *d.memory_options_gib)})
         known = ", ".join(f"{size:g}" for size in sizes)
-        raise DeviceError(f"{name[:60]!r}: {found[0].name} was not sold with {size:g} GB, but with {known} GB.")
+        raise ConfigError(f"{name[:60]!r}: {found[0].name} was not sold with {size:g} GB, but with {known} GB.")
     raise _unclear(name, found)
 
 
-def _unclear(name: str, found: list[Device]) -> DeviceError:
+def _unclear(name: str, found: list[Device]) -> ConfigError:
     if found:
         listed = ", ".join(repr(device.name) for device in found[:6])
-        return DeviceError(f"{name[:60]!r} may be any of {listed}. Name one of them.")
+        return ConfigError(f"{name[:60]!r} may be any of {listed}. Name one of them.")
     texts = {text.lower(): device.name for device in list_devices() for text in (*device.aliases, device.name)}
     close = list(dict.fromkeys(texts[text] for text in difflib.get_close_matches(name.lower(), texts, 8, 0.5)))[:4]
     hint = f" Close to it: {', '.join(repr(text) for text in close)}." if close else ""
-    return DeviceError(
+    return ConfigError(
         f"no device {name[:60]!r} is known.{hint} `llavakit gpus` lists them; one that is missing can be described "
         "with --memory-gb and --bandwidth-gb-s."
     )
@@ -219,7 +215,7 @@ def find_devices(name: str) -> list[Device]:
 
     Raises
     ------
-    DeviceError
+    ConfigError
         If a part is unknown, or there are more than 16.
     """
     devices: list[Device] = []
@@ -227,10 +223,10 @@ def find_devices(name: str) -> list[Device]:
         match = _COUNT.match(piece)
         count, rest = (int(match.group(1)), match.group(2)) if match else (1, piece)
         if not 1 <= count <= _MAX_DEVICES:
-            raise DeviceError(f"{piece[:60]!r} asks for {count} devices; between 1 and {_MAX_DEVICES} can be planned.")
+            raise ConfigError(f"{piece[:60]!r} asks for {count} devices; between 1 and {_MAX_DEVICES} can be planned.")
         devices += [find_device(rest)] * count
     if len(devices) > _MAX_DEVICES:
-        raise DeviceError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
+        raise ConfigError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
     return devices
 
 

@@ -12,8 +12,9 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llavakit.core.errors import ConfigError
 from llavakit.kernels.machine import count_cpus, get_cpu_name
-from llavakit.planner.devices import Device, DeviceError, find_device
+from llavakit.planner.devices import Device, find_device
 
 __all__ = ["Machine", "detect_machine", "generic_host"]
 
@@ -128,7 +129,7 @@ def _nvidia_gpus(command: object, notes: list[str]) -> list[Device]:
         memory_gib = float(memory) * _MIB / _GIB
         try:
             gpus.append(replace(_closest(name, memory_gib), memory_gib=memory_gib))
-        except DeviceError:
+        except ConfigError:
             notes.append(f"the GPU {name!r} is not in the table and is left out; describe it with --memory-gb")
     return gpus
 
@@ -137,7 +138,7 @@ def _closest(name: str, memory_gib: float) -> Device:
     """Find a card by the driver's name, which leaves out the memory size where a card was sold with several."""
     try:
         return find_device(f"{name} {round(memory_gib)}GB")
-    except DeviceError:
+    except ConfigError:
         return find_device(name)
 
 
@@ -152,7 +153,7 @@ def _apple_gpus(command: object, notes: list[str]) -> list[Device]:
     memory = command(["sysctl", "-n", "hw.memsize"])
     try:
         device = find_device(name)
-    except DeviceError:
+    except ConfigError:
         notes.append(f"the chip {brand!r} is not in the table")
         return []
     return [replace(device, memory_gib=int(memory) / _GIB)] if memory and memory.strip().isdigit() else [device]

@@ -35,8 +35,8 @@ def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
 def engine_fit(instruction_set: str) -> SpeedFit:
     """Return the calibration of this package's own engine on a processor, as shares of the machine's measured limits.
 
-    ``data/engine.json`` names the machine they were measured on; a processor of another instruction set gets that of the
-    plainest, which is too slow for it.
+    ``data/engine.json`` names the machine they were measured on; a processor of another instruction set gets that of
+    the plainest, which is too slow for it.
     """
     text = (resources.files("llavakit.planner") / "data" / "engine.json").read_text(encoding="utf-8")
     entries = json.loads(text)["fits"]

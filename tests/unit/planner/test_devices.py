@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import read_rows
 from llavakit.planner.calibrate import calibrate, list_rows
-from llavakit.planner.devices import DeviceError, find_device, find_devices, list_devices
+from llavakit.planner.devices import find_device, find_devices, list_devices
 from llavakit.planner.machine import detect_machine
 from llavakit.planner.speed import ERAS, engine_fit, fit_for, load_calibration
 
@@ -58,17 +59,17 @@ def test_words_find_devices(text: str, name: str) -> None:
 
 def test_a_size_chooses_among_sizes_sold() -> None:
     assert find_device("M2 Max 64GB").memory_gib == 64
-    with pytest.raises(DeviceError, match=r"was not sold with 48 GB, but with 32, 64, 96"):
+    with pytest.raises(ConfigError, match=r"was not sold with 48 GB, but with 32, 64, 96"):
         find_device("M2 Max 48GB")
 
 
 def test_unknown_devices_get_the_closest_names() -> None:
-    with pytest.raises(DeviceError, match=r"'GeForce RTX 4090'.*llavakit gpus"):
+    with pytest.raises(ConfigError, match=r"'GeForce RTX 4090'.*llavakit gpus"):
         find_device("RTX 4091")
-    with pytest.raises(DeviceError, match=r"may be any of .*4060 Ti 16GB.*4060 Ti 8GB"):
+    with pytest.raises(ConfigError, match=r"may be any of .*4060 Ti 16GB.*4060 Ti 8GB"):
         find_device("RTX 4060 Ti")
     for text in ("", "   ", "RTX"):
-        with pytest.raises(DeviceError):
+        with pytest.raises(ConfigError):
             find_device(text)
 
 
@@ -76,7 +77,7 @@ def test_several_devices() -> None:
     assert [d.name for d in find_devices("2x RTX 3090")] == ["GeForce RTX 3090"] * 2
     assert [d.name for d in find_devices("RTX 4090 + 3060 12GB")] == ["GeForce RTX 4090", "GeForce RTX 3060 12GB"]
     for text in ("0x RTX 3090", "17x RTX 3090", "9x RTX 3090 + 9x RTX 3090"):
-        with pytest.raises(DeviceError, match="16"):
+        with pytest.raises(ConfigError, match="16"):
             find_devices(text)
 
 
