@@ -45,10 +45,20 @@ class TokenTargets:
 
 
 @dataclass(frozen=True)
+class Tallies:
+    """Rows (M,) and positions (M,) of tokens; of K objects the token that means it, (K,), and its place (K, 2)."""
+
+    rows: Tensor
+    positions: Tensor
+    questions: Tensor
+    wanted: Tensor
+
+
+@dataclass(frozen=True)
 class TextBatch:
     """Ids and labels (B, T); pixels (N, 3, S, S) of the pictures, in the order of their image tokens, or None.
 
-    ``places`` and ``gaps`` say what tokens stand for (`recipes.tiny.conversations.Encoded`).
+    ``places``, ``gaps`` and ``tallies`` say what tokens stand for (`recipes.tiny.conversations.Encoded`).
     """
 
     ids: Tensor
@@ -56,6 +66,7 @@ class TextBatch:
     pixels: Tensor | None
     places: TokenTargets
     gaps: TokenTargets
+    tallies: Tallies
 
 
 def _processing(image_size: int) -> ImageProcessing:
@@ -116,9 +127,9 @@ def _fitting(vocabulary: Vocabulary, turns: Turns, num_image_tokens: int | None,
             places, gaps = (
                 [entry for entry in part if entry[0] < _TEXT_LEN] for part in (encoded.places, encoded.gaps)
             )
-            return Encoded(
-                encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN], places, gaps, encoded.compared[: len(gaps)]
-            )
+            tallies = [entry for entry in encoded.tallies if entry[0] < _TEXT_LEN]
+            ids, labels = encoded.ids[:_TEXT_LEN], encoded.labels[:_TEXT_LEN]
+            return Encoded(ids, labels, places, gaps, encoded.compared[: len(gaps)], tallies)
         turns = turns[:-1]
 
 
@@ -134,7 +145,15 @@ def _stack(vocabulary: Vocabulary, rows: list[Encoded], pixels: Tensor | None) -
         _targets([row.places for row in rows], []),
         _targets([row.gaps for row in rows], [pair for row in rows for pair in row.compared]),
     )
-    return TextBatch(ids, labels, pixels, places, gaps)
+    return TextBatch(ids, labels, pixels, places, gaps, _tallies([row.tallies for row in rows]))
+
+
+def _tallies(rows: list[list[tuple[int, list[tuple[float, float]]]]]) -> Tallies:
+    asked = [(idx, position, places) for idx, row in enumerate(rows) for position, places in row]
+    meant = [(question, x, y) for question, (_, _, places) in enumerate(asked) for x, y in places]
+    table = torch.tensor(meant, dtype=torch.float32).reshape(-1, 3)
+    where = torch.tensor([(idx, position) for idx, position, _ in asked], dtype=torch.int64).reshape(-1, 2)
+    return Tallies(where[:, 0], where[:, 1], table[:, 0].long(), table[:, 1:])
 
 
 def _targets(rows: list[list[tuple[int, float, float]]], compared: list[tuple[int, int]]) -> TokenTargets:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.tiny.grounding import find_mentions
+from recipes.tiny.grounding import find_meant, find_mentions
 from recipes.tiny.questions import SHORT_SUFFIX, ask, caption, describe
 from recipes.tiny.scenes import COLOR_NAMES, SHAPES, Scene
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
@@ -28,6 +28,8 @@ class Encoded:
 
     ``places`` are (position, x, y) of mentions, ``gaps`` the same of the tokens that precede the answer to a question
     about two objects, with the way from the second to the first; ``compared`` has the positions of these two mentions.
+    ``tallies`` are the tokens that precede the answer to a question about one phrase, with the places of all objects
+    that it may mean.
     """
 
     ids: list[int]
@@ -35,6 +37,7 @@ class Encoded:
     places: list[tuple[int, float, float]]
     gaps: list[tuple[int, float, float]]
     compared: list[tuple[int, int]]
+    tallies: list[tuple[int, list[tuple[float, float]]]]
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> Turns:
@@ -109,6 +112,7 @@ def encode(
     places: list[tuple[int, float, float]] = []
     gaps: list[tuple[int, float, float]] = []
     compared: list[tuple[int, int]] = []
+    tallies: list[tuple[int, list[tuple[float, float]]]] = []
     prefix = f"{SYSTEM} "
     for idx, (question, answer) in enumerate(turns):
         if idx == 0 and num_image_tokens is not None:
@@ -131,6 +135,9 @@ def encode(
                 case [first, second]:
                     gaps.append((len(ids) + len(asked) - 1, first.x - second.x, first.y - second.y))
                     compared.append((ends[0], ends[1]))
+            meant = find_meant(question, scene)
+            if meant is not None:
+                tallies.append((len(ids) + len(asked) - 1, meant))
         ids += [*whole, vocabulary.eos_id]
         labels += [IGNORE] * len(asked) + whole[len(asked) :] + [vocabulary.eos_id]
-    return Encoded(ids, labels, places, gaps, compared)
+    return Encoded(ids, labels, places, gaps, compared, tallies)

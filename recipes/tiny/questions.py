@@ -367,7 +367,7 @@ SKILLS: dict[str, Asker] = {
     "tally": ask_tally,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 34, "shape": 12, "existence": 15, "count": 46, "tally": 14, "position": 34, "size": 7,
+    "shapes": {"color": 36, "shape": 12, "existence": 22, "count": 46, "tally": 14, "position": 34, "size": 7,
                "absent": 4, "choice": 3, "word": 1},
     "single": {"color": 23, "shape": 23, "existence": 30, "count": 4, "position": 14},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},

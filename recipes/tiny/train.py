@@ -35,7 +35,7 @@ from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
 from recipes.tiny.dense_labels import DenseHeads
 from recipes.tiny.evaluate import evaluate
 from recipes.tiny.export import export
-from recipes.tiny.grounding import Gaze, PlaceHead, gaze_at_patches, gaze_at_tokens
+from recipes.tiny.grounding import Gaze, PlaceHead, gaze_at_all, gaze_at_patches, gaze_at_tokens
 from recipes.tiny.questions import describe
 from recipes.tiny.report import draw_loss_curve, write_card
 from recipes.tiny.scenes import make_scene
@@ -231,7 +231,20 @@ class Trainer:
         for name, error in self._gaze_errors(batch, gazes[middle], gazes[later]):
             extra[f"{name}_seen"] = math.exp(-error.item())
             loss = loss + _GAZE_WEIGHT * error
+        if len(batch.tallies.rows):
+            divergence, extra["tally_error"] = self._tally_error(batch, gazes[later])
+            extra["tally_divergence"] = divergence.item()
+            loss = loss + _GAZE_WEIGHT * divergence
         return loss, extra
+
+    def _tally_error(self, batch: TextBatch, at_patches: Gaze) -> tuple[Tensor, float]:
+        vision, tallies = self.config.vision_config, batch.tallies
+        starts = (batch.ids == self.config.image_token_id).int().argmax(-1)[tallies.rows]
+        head = min(2, self.config.text_config.num_attention_heads - 1)  # two look at phrases already
+        weights = at_patches.log_weights(tallies.rows, tallies.positions, head=head)
+        return gaze_at_all(
+            weights, starts, tallies.questions, tallies.wanted, side=vision.image_size // vision.patch_size
+        )
 
     def _gaze_errors(self, batch: TextBatch, at_patches: Gaze, at_tokens: Gaze) -> Iterator[tuple[str, Tensor]]:
         vision, places, gaps = self.config.vision_config, batch.places, batch.gaps
