@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from llavakit.api import LoadedModel as LoadedModel
     from llavakit.api import load as load
+    from llavakit.core.errors import AccessError as AccessError
     from llavakit.core.errors import BadImageError as BadImageError
     from llavakit.core.errors import CapacityError as CapacityError
     from llavakit.core.errors import ConfigError as ConfigError
+    from llavakit.core.errors import ConstraintError as ConstraintError
     from llavakit.core.errors import ContextOverflowError as ContextOverflowError
     from llavakit.core.errors import DiskFullError as DiskFullError
     from llavakit.core.errors import DownloadError as DownloadError
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from llavakit.core.errors import MissingTensorError as MissingTensorError
     from llavakit.core.errors import ModelNotFoundError as ModelNotFoundError
     from llavakit.core.errors import NonFiniteError as NonFiniteError
+    from llavakit.core.errors import OverloadedError as OverloadedError
     from llavakit.core.errors import PromptError as PromptError
     from llavakit.core.errors import RequestError as RequestError
     from llavakit.core.errors import SamplingError as SamplingError
     from llavakit.core.errors import ShapeError as ShapeError
     from llavakit.core.errors import StoreError as StoreError
     from llavakit.core.errors import UnexpectedTensorError as UnexpectedTensorError
+    from llavakit.core.errors import UnsupportedFieldError as UnsupportedFieldError
     from llavakit.core.errors import WeightsError as WeightsError
     from llavakit.core.types import GenerationResult as GenerationResult
     from llavakit.core.types import SamplingParams as SamplingParams
@@ -45,10 +49,10 @@ if TYPE_CHECKING:
     from llavakit.dropin import pipeline as pipeline
 
 _ERRORS = (
-    "BadImageError", "CapacityError", "ConfigError", "ContextOverflowError", "DiskFullError", "DownloadError",
-    "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError", "MissingTensorError",
-    "ModelNotFoundError", "NonFiniteError", "PromptError", "RequestError", "SamplingError", "ShapeError", "StoreError",
-    "UnexpectedTensorError", "WeightsError",
+    "AccessError", "BadImageError", "CapacityError", "ConfigError", "ConstraintError", "ContextOverflowError",
+    "DiskFullError", "DownloadError", "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError",
+    "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RequestError",
+    "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError", "WeightsError",
 )  # fmt: skip
 
 _HOMES = {

@@ -19,8 +19,12 @@ LlavakitError
 │   ├── ImageSourceError        a picture cannot be fetched or may not be
 │   ├── PromptError             messages or placeholders that contradict each other
 │   ├── ContextOverflowError    prompt and answer do not fit into the context
-│   └── SamplingError           sampling settings out of range or contradictory
+│   ├── SamplingError           sampling settings out of range or contradictory
+│   ├── ConstraintError         the form an answer must have cannot be used
+│   └── UnsupportedFieldError   a field of an API that is not done here
 ├── CapacityError               the machine lacks memory or a device
+│   └── OverloadedError         too many requests wait; try again
+├── AccessError                 a key is missing or wrong, or a host or origin is not allowed
 ├── NonFiniteError              NaN or infinity in weights or activations
 └── MissingDependencyError      an optional package is needed for this command
 """
@@ -28,9 +32,11 @@ LlavakitError
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "BadImageError",
     "CapacityError",
     "ConfigError",
+    "ConstraintError",
     "ContextOverflowError",
     "DiskFullError",
     "DownloadError",
@@ -41,12 +47,14 @@ __all__ = [
     "MissingTensorError",
     "ModelNotFoundError",
     "NonFiniteError",
+    "OverloadedError",
     "PromptError",
     "RequestError",
     "SamplingError",
     "ShapeError",
     "StoreError",
     "UnexpectedTensorError",
+    "UnsupportedFieldError",
     "WeightsError",
 ]
 
@@ -166,11 +174,46 @@ class SamplingError(RequestError):
     code = "sampling"
 
 
+class ConstraintError(RequestError):
+    """The form that an answer must have cannot be used, or cannot be kept."""
+
+    code = "constraint"
+
+
+class UnsupportedFieldError(RequestError):
+    """A field of an API that is not done here; it is refused rather than ignored."""
+
+    code = "unsupported-field"
+
+
 class CapacityError(LlavakitError):
     """The machine lacks the memory or the device that was asked for."""
 
     code = "capacity"
     exit_code = 6
+
+
+class OverloadedError(CapacityError):
+    """Too many requests wait already.
+
+    Attributes
+    ----------
+    retry_after_s : int
+        When it is worth trying again.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AccessError(LlavakitError):
+    """A key is missing or wrong, or the host or origin of a request is not allowed."""
+
+    code = "access"
+    exit_code = 9
 
 
 class NonFiniteError(LlavakitError):

@@ -101,8 +101,14 @@ class SamplingParams:
         ``min_p`` times the probability of the most likely one.
     repetition_penalty : float, default 1.0
         Divides positive and multiplies negative logits of tokens already seen (prompt included).
+    repetition_window : int, optional
+        How many of the last tokens count as seen; by default all.
     presence_penalty : float, default 0.0
         Subtracted from the logits of tokens already generated.
+    frequency_penalty : float, default 0.0
+        Subtracted once for every time a token has been generated.
+    logit_bias : tuple of (int, float)
+        Added to the logits of these tokens before everything else.
     seed : int, optional
         Same seed, same settings, same prompt, same machine: same tokens, whatever else is in the batch.
     stop : tuple of str
@@ -128,7 +134,10 @@ class SamplingParams:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    repetition_window: int | None = None
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     num_top_logprobs: int | None = None
@@ -141,6 +150,7 @@ class SamplingParams:
         _check_float("temperature", self.temperature, low=0.0, high=100.0)
         _check_float("repetition_penalty", self.repetition_penalty, low=1e-3, high=100.0)
         _check_float("presence_penalty", self.presence_penalty, low=-100.0, high=100.0)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-100.0, high=100.0)
         _check_float("length_penalty", self.length_penalty, low=-100.0, high=100.0)
         _check_int("num_beams", self.num_beams, low=1, high=64)
         if self.top_k is not None:
@@ -153,6 +163,11 @@ class SamplingParams:
                 )
         if self.min_p is not None:
             _check_float("min_p", self.min_p, low=0.0, high=1.0)
+        if self.repetition_window is not None:
+            _check_int("repetition_window", self.repetition_window, low=0, high=1 << 31)
+        for token_id, bias in self.logit_bias:
+            _check_int("a token of logit_bias", token_id, low=0, high=1 << 31)
+            _check_float("a bias of logit_bias", bias, low=-1000.0, high=1000.0)
         if self.seed is not None:
             _check_int("seed", self.seed, low=0, high=(1 << 64) - 1)
         if self.num_top_logprobs is not None:

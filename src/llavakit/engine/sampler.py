@@ -1,6 +1,6 @@
 """Choosing the next token of one request.
 
-The order is transformers': penalties, temperature, top-k, top-p, min-p. Every request has its own random
+The order is transformers': biases, penalties, temperature, top-k, top-p, min-p. Every request has its own random
 generator, so its tokens do not depend on what else is in the batch.
 """
 
@@ -18,19 +18,33 @@ __all__ = ["Sampler", "apply_penalties", "filter_min_p", "filter_top_k", "filter
 
 
 def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tensor, generated: Sequence[int]) -> Tensor:
-    """Apply repetition and presence penalties to logits or log-probabilities of (V,); the input is left alone.
+    """Apply biases and penalties to logits or log-probabilities of (V,); the input is left alone.
 
-    The repetition penalty looks at prompt and answer, the presence penalty at the answer only.
+    The repetition penalty looks at prompt and answer, the presence and frequency penalties at the answer only.
     """
+    if params.logit_bias:
+        ids, biases = zip(*params.logit_bias, strict=True)
+        kept = [idx for idx, token_id in enumerate(ids) if token_id < scores.shape[-1]]
+        scores = scores.index_add(
+            0,
+            torch.tensor([ids[idx] for idx in kept], dtype=torch.int64, device=scores.device),
+            torch.tensor([biases[idx] for idx in kept], dtype=scores.dtype, device=scores.device),
+        )
     generated_ids = torch.tensor(generated, dtype=torch.int64, device=scores.device)
     if params.repetition_penalty != 1.0:
-        seen_ids = torch.unique(torch.cat((prompt_ids, generated_ids)))
+        recent = torch.cat((prompt_ids, generated_ids))
+        if params.repetition_window is not None:
+            recent = recent[max(len(recent) - params.repetition_window, 0) :]
+        seen_ids = torch.unique(recent)
         seen = scores[seen_ids]
         penalized = torch.where(seen < 0, seen * params.repetition_penalty, seen / params.repetition_penalty)
         scores = scores.index_copy(0, seen_ids, penalized)
     if params.presence_penalty != 0.0 and generated:
         ids = torch.unique(generated_ids)
         scores = scores.index_add(0, ids, torch.full(ids.shape, -params.presence_penalty, device=scores.device))
+    if params.frequency_penalty != 0.0 and generated:
+        shares = torch.full(generated_ids.shape, -params.frequency_penalty, device=scores.device)
+        scores = scores.index_add(0, generated_ids, shares)
     return scores
 
 

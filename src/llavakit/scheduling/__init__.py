@@ -1,0 +1,1 @@
+"""Who computes what next, and in which blocks of the cache: plain Python without tensors."""
