@@ -1,4 +1,4 @@
-"""The scheduler and its blocks, played through without a model: whatever arrives and ends, nothing is lost or shared."""
+"""The scheduler and its blocks without a model: whatever arrives and ends, nothing is lost or shared."""
 
 from __future__ import annotations
 
