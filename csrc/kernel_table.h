@@ -49,12 +49,25 @@ struct Quantizer {
   void (*quantize)(const float *x, const float *importance, uint8_t *out);
 };
 
+// Where the positions of one head lie: one after the other, or in blocks that a table names.
+struct Positions {
+  const uint8_t *base;
+  int64_t position_bytes;
+  const int32_t *table;  // block of each run of 2^shift positions, or null
+  int64_t block_bytes;
+  int32_t shift;
+
+  const uint8_t *at(int64_t position) const {
+    if (table == nullptr) return base + position * position_bytes;
+    return base + table[position >> shift] * block_bytes + (position & ((int64_t{1} << shift) - 1)) * position_bytes;
+  }
+};
+
 // Attention of one head; strides in numbers for the queries and the output, in bytes for keys and values.
 struct AttentionHead {
   const float *query;
   int64_t query_stride;
-  const uint8_t *keys, *values;
-  int64_t key_bytes, value_bytes;
+  Positions keys, values;
   float *out;
   int64_t out_stride;
   int64_t num_queries, num_keys;

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 5
+#define LLK_ABI_VERSION 6
 
 enum llk_status {
   LLK_OK = 0,
@@ -154,7 +154,9 @@ LLK_EXPORT int32_t llk_round_blocks(int32_t isa, const float *x, int64_t num_blo
 LLK_EXPORT int32_t llk_explain_bus_errors(const char *message, int32_t exit_status);
 
 /* Attention of num_queries queries of each row of a batch. Strides are in numbers: from row to row, head to head,
- * position to position; the numbers of a head lie together. out is (batch, num_queries, num_heads, head_dim). */
+ * position to position; the numbers of a head lie together. out is (batch, num_queries, num_heads, head_dim).
+ * With a block table the keys and values of a row lie in blocks of block_size positions, a power of two; its row of the
+ * table names them in order, and the first of the strides is from block to block. */
 typedef struct llk_attention_call {
   const float *query;
   const void *keys, *values; /* of kv_type: LLK_TYPE_F32, _F16, or _Q8_0 with strides in bytes */
@@ -164,6 +166,8 @@ typedef struct llk_attention_call {
   int64_t batch, num_queries, num_heads, num_kv_heads, head_dim;
   int32_t kv_type, is_causal; /* causal: query i sees all keys but the last num_queries - 1 - i */
   float scale;
+  const int32_t *block_table; /* batch rows of table_stride numbers below num_blocks, or null */
+  int64_t table_stride, block_size, num_blocks;
 } llk_attention_call;
 
 LLK_EXPORT int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_threads);

@@ -54,6 +54,38 @@ struct AttentionContext {
   std::atomic<bool> is_out_of_memory{false};
 };
 
+Positions positions_of(const llk_attention_call &call, const uint8_t *base, const int64_t *strides, int64_t row,
+                       int64_t kv_head, int64_t number_bytes) {
+  Positions positions;
+  positions.position_bytes = strides[2] * number_bytes;
+  positions.block_bytes = strides[0] * number_bytes;
+  if (call.block_table == nullptr) {
+    positions.base = base + (row * strides[0] + kv_head * strides[1]) * number_bytes;
+    positions.table = nullptr;
+    positions.shift = 0;
+  } else {
+    positions.base = base + kv_head * strides[1] * number_bytes;
+    positions.table = call.block_table + row * call.table_stride;
+    positions.shift = static_cast<int32_t>(__builtin_ctzll(static_cast<uint64_t>(call.block_size)));
+  }
+  return positions;
+}
+
+// Whether every block that a row's keys lie in is one of the num_blocks there are.
+bool has_valid_blocks(const llk_attention_call &call) {
+  if (call.block_table == nullptr) return true;
+  if (call.block_size < 1 || (call.block_size & (call.block_size - 1)) || call.num_blocks < 1) return false;
+  for (int64_t row = 0; row < call.batch; ++row) {
+    const int64_t num = (call.num_keys[row] + call.block_size - 1) / call.block_size;
+    if (num > call.table_stride) return false;
+    for (int64_t i = 0; i < num; ++i) {
+      const int32_t block = call.block_table[row * call.table_stride + i];
+      if (block < 0 || block >= call.num_blocks) return false;
+    }
+  }
+  return true;
+}
+
 void attention_body(void *context, int32_t) {
   auto *shared = static_cast<AttentionContext *>(context);
   const llk_attention_call &call = *shared->call;
@@ -76,10 +108,8 @@ void attention_body(void *context, int32_t) {
     AttentionHead work;
     work.query = call.query + row * call.query_strides[0] + head * call.query_strides[1];
     work.query_stride = call.query_strides[2];
-    work.keys = keys + (row * call.key_strides[0] + kv_head * call.key_strides[1]) * number_bytes;
-    work.key_bytes = call.key_strides[2] * number_bytes;
-    work.values = values + (row * call.value_strides[0] + kv_head * call.value_strides[1]) * number_bytes;
-    work.value_bytes = call.value_strides[2] * number_bytes;
+    work.keys = positions_of(call, keys, call.key_strides, row, kv_head, number_bytes);
+    work.values = positions_of(call, values, call.value_strides, row, kv_head, number_bytes);
     work.out = call.out + (row * call.num_queries * call.num_heads + head) * call.head_dim;
     work.out_stride = call.num_heads * call.head_dim;
     work.num_queries = call.num_queries;
@@ -171,6 +201,7 @@ int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_t
     if (num < 1 || num > kMaxKeys || (call->is_causal && num < call->num_queries)) return LLK_BAD_ARGUMENT;
     if (num > most_keys) most_keys = num;
   }
+  if (!has_valid_blocks(*call)) return LLK_BAD_ARGUMENT;
   AttentionContext context;
   context.call = call;
   context.ops = table->ops;

@@ -31,7 +31,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -72,7 +72,8 @@ class AttentionCall(ctypes.Structure):
         ("value_strides", ctypes.c_int64 * 3), ("num_keys", ctypes.c_void_p), ("batch", ctypes.c_int64),
         ("num_queries", ctypes.c_int64), ("num_heads", ctypes.c_int64), ("num_kv_heads", ctypes.c_int64),
         ("head_dim", ctypes.c_int64), ("kv_type", ctypes.c_int32), ("is_causal", ctypes.c_int32),
-        ("scale", ctypes.c_float),
+        ("scale", ctypes.c_float), ("block_table", ctypes.c_void_p), ("table_stride", ctypes.c_int64),
+        ("block_size", ctypes.c_int64), ("num_blocks", ctypes.c_int64),
     )  # fmt: skip
 
 
@@ -431,7 +432,8 @@ class KernelLibrary:
         Raises
         ------
         ConfigError
-            If a size is out of range, or a row has fewer keys than a causal call has queries.
+            If a size is out of range, a row has fewer keys than a causal call has queries, or a block is named that
+            there is none of.
         CapacityError
             If memory is short, or this machine lacks the instruction set.
         """

@@ -15,7 +15,7 @@ from llavakit.model import kv_blocks
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.ggml_types import type_by_name
 
-__all__ = ["attend_native", "multiply_stored", "rms_norm", "rotate", "swiglu"]
+__all__ = ["attend_blocks", "attend_native", "multiply_stored", "rms_norm", "rotate", "swiglu"]
 
 _KV_TYPES = {torch.float32: 0, torch.float16: 1, kv_blocks.BLOCKS: 8}
 
@@ -81,9 +81,24 @@ def attend_native(
     Row b of the batch has ``num_keys[b]`` keys, S by default, of which the last T are the queries' own; causal query t
     sees all but the last T - 1 - t of them. Returns (B, T, H * E).
     """
+    counts = torch.tensor(num_keys if num_keys is not None else [key.shape[2]] * len(query), dtype=torch.int64)
+    return _attend(query, key, value, counts, is_causal=is_causal)
+
+
+def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, num_keys: Tensor) -> Tensor:
+    """Causal attention of (B, T, H, E) over keys and values in blocks (num_blocks, K, block_size, E).
+
+    Row b of the batch has ``num_keys[b]`` keys (int64), in the blocks that row b of ``tables`` (int32) names in order;
+    the last T of them are the queries' own. Returns (B, T, H * E).
+    """
+    return _attend(query, keys, values, num_keys, is_causal=True, tables=tables)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, counts: Tensor, *, is_causal: bool, tables: Tensor | None = None
+) -> Tensor:
     batch, num_queries, num_heads, head_dim = query.shape
     out = torch.empty((batch, num_queries, num_heads * head_dim), dtype=torch.float32)
-    counts = torch.tensor(num_keys if num_keys is not None else [key.shape[2]] * batch, dtype=torch.int64)
     call = AttentionCall()
     call.query, call.keys, call.values = query.data_ptr(), key.data_ptr(), value.data_ptr()
     call.out, call.num_keys = out.data_ptr(), counts.data_ptr()
@@ -92,5 +107,8 @@ def attend_native(
     call.batch, call.num_queries, call.num_heads, call.head_dim = batch, num_queries, num_heads, head_dim
     call.num_kv_heads = key.shape[1]
     call.kv_type, call.is_causal, call.scale = _KV_TYPES[key.dtype], is_causal, head_dim**-0.5
+    if tables is not None:
+        call.block_table, call.table_stride = tables.data_ptr(), tables.stride(0)
+        call.block_size, call.num_blocks = key.shape[2], len(key)
     load_shared_library().attention(call, num_threads=count_threads())
     return out

@@ -99,8 +99,9 @@ def test_a_product_ends_with_bias_and_activation(level: InstructionSet, num_rows
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, num_keys: list[int], *, is_causal: bool, level: InstructionSet
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, num_keys: list[int], *, is_causal: bool, level: InstructionSet,
+    table: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     batch, num_queries, num_heads, head_dim = query.shape
     out, counts = _guarded(query.numel()), torch.tensor(num_keys)
     call = AttentionCall()
@@ -111,6 +112,9 @@ def _attend(
     call.batch, call.num_queries, call.num_heads, call.head_dim = batch, num_queries, num_heads, head_dim
     call.num_kv_heads, call.kv_type = key.shape[1], {torch.float32: 0, torch.float16: 1, torch.uint8: 8}[key.dtype]
     call.is_causal, call.scale = is_causal, head_dim**-0.5
+    if table is not None:
+        call.block_table, call.table_stride = table.data_ptr(), table.stride(0)
+        call.block_size, call.num_blocks = key.shape[2], len(key)
     _LIBRARY.attention(call, num_threads=2, level=level)
     return _check_guard(out).view(batch, num_queries, num_heads, head_dim)
 
@@ -133,12 +137,13 @@ def _attend_slowly(query: Tensor, key: Tensor, value: Tensor, num_keys: list[int
     level=_levels, batch=st.integers(1, 3), num_queries=st.integers(1, 70), num_kv_heads=st.integers(1, 2),
     group=st.integers(1, 2), head_dim=st.sampled_from([4, 12, 16, 64, 128, 272]), num_before=st.integers(0, 130),
     is_causal=st.booleans(), stored_as=st.sampled_from(["float32", "float16", "blocks"]),
+    block_size=st.sampled_from([1, 2, 16, 64]),
     scale=st.sampled_from([1e-3, 1.0, 20.0]), seed=st.integers(0, 1000),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
 def test_attention(
     level: InstructionSet, batch: int, num_queries: int, num_kv_heads: int, group: int, head_dim: int, num_before: int,
-    is_causal: bool, stored_as: str, scale: float, seed: int,
+    is_causal: bool, stored_as: str, block_size: int, scale: float, seed: int,
 ) -> None:  # fmt: skip
     """Rows of different lengths in one cache, whose other slots hold NaN: nobody may look there."""
     num_keys = [num_queries + (num_before * (b + 1)) // batch for b in range(batch)]
@@ -158,6 +163,30 @@ def test_attention(
     # A score's rounding, 2^-24 of the sum of its products' sizes, is a relative error of the weight.
     score = 2.0**-24 * head_dim * float(query.abs().max()) * float(seen_key.float().nan_to_num().abs().max())
     assert torch.allclose(found.double(), expected, rtol=0, atol=(2e-6 + 2 * score) * 4)
+    tables, (keys, values) = _scatter(key, value, num_keys, block_size, seed)
+    assert torch.equal(_attend(query, keys, values, num_keys, is_causal=is_causal, level=level, table=tables), found)
+
+
+def _scatter(
+    key: Tensor, value: Tensor, num_keys: list[int], block_size: int, seed: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Put rows (B, K, S, E) into blocks (num_blocks, K, block_size, E) in random order; return which are whose."""
+    counts = [-(-num // block_size) for num in num_keys]
+    order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(seed)).to(torch.int32)
+    tables = torch.full((len(counts), max(counts) + 1), -1, dtype=torch.int32)
+    stores = []
+    for stored in (key, value):
+        empty = 255 if stored.dtype == torch.uint8 else torch.nan
+        blocks = torch.full((len(order), stored.shape[1], block_size, stored.shape[3]), empty, dtype=stored.dtype)
+        at = 0
+        for row, count in enumerate(counts):
+            tables[row, :count] = order[at : at + count]
+            for idx in range(count):
+                part = stored[row, :, idx * block_size : min((idx + 1) * block_size, num_keys[row])]
+                blocks[int(order[at + idx]), :, : part.shape[1]] = part
+            at += count
+        stores.append(blocks)
+    return tables, (stores[0], stores[1])
 
 
 @given(
@@ -202,3 +231,22 @@ def test_sizes_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="out of range"):
         _attend(query, key, key, [0], is_causal=False, level=_LIBRARY.best)
     assert np.isfinite(_attend(query, key, key, [3], is_causal=True, level=_LIBRARY.best).numpy()).all()
+
+
+@pytest.mark.parametrize("table", [[0, 2], [0, -1], [0]])
+def test_blocks_that_there_are_none_of_are_refused(table: list[int]) -> None:
+    query, blocks = torch.ones((1, 1, 1, 16)), torch.ones((2, 1, 4, 16))
+    with pytest.raises(ConfigError, match="out of range"):
+        _attend(
+            query, blocks, blocks, [5], is_causal=True, level=_LIBRARY.best,
+            table=torch.tensor([table], dtype=torch.int32),
+        )  # fmt: skip
+
+
+def test_blocks_of_an_odd_size_are_refused() -> None:
+    query, blocks = torch.ones((1, 1, 1, 16)), torch.ones((2, 1, 3, 16))
+    with pytest.raises(ConfigError, match="out of range"):
+        _attend(
+            query, blocks, blocks, [3], is_causal=True, level=_LIBRARY.best,
+            table=torch.zeros((1, 2), dtype=torch.int32),
+        )  # fmt: skip
