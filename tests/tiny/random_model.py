@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,5 +79,7 @@ def make_prompt(model: Llava, *, num_images: int, seed: int, num_words: int = 6)
         ids += generator.integers(3, _VOCAB_SIZE, 3).tolist() + [config.image_token_id] * config.num_image_tokens
     ids += generator.integers(3, _VOCAB_SIZE, num_words).tolist()
     side = config.vision_config.image_size
-    pixels = generator.standard_normal((num_images, 3, side, side), dtype=np.float32) if num_images else None
-    return RawPrompt(tuple(ids), pixels, tuple(f"{seed}/{idx}" for idx in range(num_images)))
+    pictures = np.random.default_rng((seed, 1))
+    pixels = pictures.standard_normal((num_images, 3, side, side), dtype=np.float32) if num_images else None
+    keys = () if pixels is None else tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels)
+    return RawPrompt(tuple(ids), pixels, keys)

@@ -255,6 +255,7 @@ class TokenEvent:
 class Timings:
     """Where the time of one answer went. Seconds and counts; filled while the answer is made."""
 
+    queue_s: float = 0.0
     image_decode_s: float = 0.0
     image_resize_s: float = 0.0
     image_encode_s: float = 0.0

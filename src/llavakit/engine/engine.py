@@ -15,15 +15,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from llavakit.core.errors import ContextOverflowError
-from llavakit.core.types import SamplingParams, Timings, TokenEvent
+from llavakit.core.types import SamplingParams, TokenEvent
 from llavakit.engine.beam import BeamSearch, EarlyStopping
-from llavakit.engine.generation import EnginePrompt, Generation, StepObserver
+from llavakit.engine.generation import EnginePrompt, Generation, StepObserver, make_generation, vocabulary_ids
 from llavakit.engine.kv_cache import DecodeView, KVCache
-from llavakit.engine.runner import ModelRunner, PositionKey
-from llavakit.engine.sampler import Sampler, apply_penalties
+from llavakit.engine.runner import ModelRunner, position_keys
+from llavakit.engine.sampler import apply_penalties
 from llavakit.engine.text_stream import TextStream, TokenDecoder
 from llavakit.model.llava import Llava
+from llavakit.scheduling.blocks import PositionKey
 
 __all__ = ["Engine"]
 
@@ -103,9 +103,12 @@ class Engine:
         ends = frozenset((self.model.config.eos_token_id,) if eos_token_ids is None else eos_token_ids)
         pairs = zip(prompts, params, strict=True)
         return [
-            self._admit(idx, *pair, eos_token_ids=ends, on_step=on_step, early_stopping=early_stopping)
-            for idx, pair in enumerate(pairs)
-        ]
+            make_generation(
+                idx, prompt, settings, model=self.model, make_decoder=self._make_decoder,
+                suppressed_ids=self._suppressed_ids, eos_token_ids=ends, on_step=on_step, early_stopping=early_stopping,
+            )
+            for idx, (prompt, settings) in enumerate(pairs)
+        ]  # fmt: skip
 
     @torch.inference_mode()
     def run(
@@ -138,48 +141,6 @@ class Engine:
         elif plain:
             yield from self._run_batch(plain, should_stop)
 
-    def _admit(
-        self,
-        request_idx: int,
-        prompt: EnginePrompt,
-        params: SamplingParams,
-        *,
-        eos_token_ids: frozenset[int],
-        on_step: StepObserver | None,
-        early_stopping: EarlyStopping,
-    ) -> Generation:
-        context = self.model.config.max_context_tokens
-        num_prompt_tokens = len(prompt.token_ids)
-        room = context - num_prompt_tokens
-        if room < 1:
-            raise ContextOverflowError(
-                f"the prompt has {num_prompt_tokens} tokens ({len(prompt.image_keys)} pictures of "
-                f"{self.model.config.num_image_tokens} each included), but the model's context is {context}, which "
-                "must also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
-            )
-        return Generation(
-            request_idx=request_idx,
-            prompt=prompt,
-            params=params,
-            sampler=Sampler(params, self._vocabulary_ids(prompt), suppressed_ids=self._suppressed_ids),
-            stream=TextStream(self._make_decoder(), params.stop),
-            max_new_tokens=min(params.max_new_tokens, room),
-            timings=Timings(
-                image_decode_s=prompt.image_decode_s,
-                image_resize_s=prompt.image_resize_s,
-                num_images=len(prompt.image_keys),
-                num_prompt_tokens=num_prompt_tokens,
-            ),
-            eos_token_ids=eos_token_ids,
-            on_step=on_step,
-            early_stopping=early_stopping,
-        )
-
-    def _vocabulary_ids(self, prompt: EnginePrompt) -> Tensor:
-        """Ids of the prompt that have a logit: the image token of original checkpoints has none."""
-        vocab_size = self.model.config.text_config.vocab_size
-        return torch.tensor([i for i in prompt.token_ids if i < vocab_size], dtype=torch.int64, device=self._device)
-
     # One sequence, on a row that outlives the call.
 
     def _run_solo(self, generation: Generation, should_stop: Callable[[], bool] | None) -> Iterator[TokenEvent]:
@@ -188,7 +149,7 @@ class Engine:
             return
         cache = self._solo_cache or self._runner.new_cache(num_rows=1, max_len=self.model.config.max_context_tokens)
         self._solo_cache = cache
-        keys = self._runner.position_keys(generation.prompt)
+        keys = position_keys(generation.prompt, self.model.config)
         num_cached = _common_prefix_len(self._solo_keys, keys[:-1])
         # Until the new keys are in place the row's old tail is worthless: an interrupted pass must not leave a lie.
         self._solo_keys = self._solo_keys[:num_cached]
@@ -259,7 +220,7 @@ class Engine:
         )
         logits = self._runner.prefill(generation, cache, row=0, num_cached=0)
         started = time.perf_counter()
-        prompt_ids = self._vocabulary_ids(generation.prompt)
+        prompt_ids = vocabulary_ids(generation.prompt, self.model)
         while True:
             if should_stop is not None and should_stop():
                 yield generation.cancel()

@@ -1,4 +1,4 @@
-"""One answer in the making: its prompt, its settings, its tokens so far. No model, no cache."""
+"""One answer in the making: its prompt, its settings, its tokens so far. Computes nothing, knows no cache."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from llavakit.core.errors import ContextOverflowError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings, TokenEvent, TokenLogprob
 from llavakit.engine.beam import Beam, EarlyStopping
-from llavakit.engine.sampler import Sampler
-from llavakit.engine.text_stream import TextStream
+from llavakit.engine.sampler import Sampler, TokenMask
+from llavakit.engine.text_stream import TextStream, TokenDecoder
+from llavakit.model.llava import Llava
 
-__all__ = ["EnginePrompt", "Generation", "StepObserver"]
+__all__ = ["EnginePrompt", "Generation", "StepObserver", "make_generation", "vocabulary_ids"]
 
 # Called before each choice with the request's number, the logits (V,) and the scores (V,) chosen from.
 StepObserver = Callable[[int, Tensor, Tensor], None]
@@ -125,3 +128,60 @@ class Generation:
             logprob=logprob,
             finish_reason=self.finish_reason,
         )
+
+
+def make_generation(
+    request_idx: int,
+    prompt: EnginePrompt,
+    params: SamplingParams,
+    *,
+    model: Llava,
+    make_decoder: Callable[[], TokenDecoder],
+    suppressed_ids: Tensor | None,
+    eos_token_ids: frozenset[int],
+    on_step: StepObserver | None = None,
+    early_stopping: EarlyStopping = False,
+    max_context_tokens: int | None = None,
+    mask: TokenMask | None = None,
+) -> Generation:
+    """Check a prompt against the context, and make what its answer needs.
+
+    Raises
+    ------
+    ContextOverflowError
+        If the prompt leaves no room for an answer.
+    """
+    context = model.config.max_context_tokens
+    if max_context_tokens is not None:
+        context = min(context, max_context_tokens)
+    num_prompt_tokens = len(prompt.token_ids)
+    room = context - num_prompt_tokens
+    if room < 1:
+        raise ContextOverflowError(
+            f"the prompt has {num_prompt_tokens} tokens ({len(prompt.image_keys)} pictures of "
+            f"{model.config.num_image_tokens} each included), but the context is {context}, which "
+            "must also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
+        )
+    return Generation(
+        request_idx=request_idx,
+        prompt=prompt,
+        params=params,
+        sampler=Sampler(params, vocabulary_ids(prompt, model), suppressed_ids=suppressed_ids, mask=mask),
+        stream=TextStream(make_decoder(), params.stop),
+        max_new_tokens=min(params.max_new_tokens, room),
+        timings=Timings(
+            image_decode_s=prompt.image_decode_s,
+            image_resize_s=prompt.image_resize_s,
+            num_images=len(prompt.image_keys),
+            num_prompt_tokens=num_prompt_tokens,
+        ),
+        eos_token_ids=eos_token_ids,
+        on_step=on_step,
+        early_stopping=early_stopping,
+    )
+
+
+def vocabulary_ids(prompt: EnginePrompt, model: Llava) -> Tensor:
+    """Ids of the prompt that have a logit: the image token of original checkpoints has none."""
+    vocab_size = model.config.text_config.vocab_size
+    return torch.tensor([i for i in prompt.token_ids if i < vocab_size], dtype=torch.int64, device=model.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from llavakit.core.config import TextConfig
 from llavakit.model.kv_blocks import BLOCKS, num_bytes, to_blocks
 
-__all__ = ["DecodeView", "KVCache", "PrefillView"]
+__all__ = ["DecodeView", "KVCache", "PrefillView", "as_stored", "reserve_zeros"]
 
 
 class KVCache:
@@ -45,8 +45,8 @@ class KVCache:
     ) -> None:
         shape: tuple[int, ...] = (config.num_hidden_layers, num_rows, config.num_key_value_heads, max_len)
         shape += (num_bytes(config.head_dim) if dtype == BLOCKS else config.head_dim,)
-        self.keys = _reserve_zeros(shape, dtype=dtype, device=device)
-        self.values = _reserve_zeros(shape, dtype=dtype, device=device)
+        self.keys = reserve_zeros(shape, dtype=dtype, device=device)
+        self.values = reserve_zeros(shape, dtype=dtype, device=device)
         self.num_rows = num_rows
         self.max_len = max_len
 
@@ -62,11 +62,13 @@ class KVCache:
                 layer[: len(rows), :, :length] = layer[rows, :, :length]
 
 
-def _as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+def as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return keys or values as a cache of this dtype holds them."""
     return to_blocks(x) if dtype == BLOCKS else x.to(dtype)
 
 
-def _reserve_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def reserve_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU memory that is committed page by page when it is first written."""
     if device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes its zeros, which would commit the whole cache; the system's fresh pages are zero already. Small
@@ -92,8 +94,8 @@ class PrefillView:
         end = self._start + key.shape[2]
         keys = self._cache.keys[layer_idx, self._row : self._row + 1]
         values = self._cache.values[layer_idx, self._row : self._row + 1]
-        keys[:, :, self._start : end] = _as_stored(key, keys.dtype)
-        values[:, :, self._start : end] = _as_stored(value, values.dtype)
+        keys[:, :, self._start : end] = as_stored(key, keys.dtype)
+        values[:, :, self._start : end] = as_stored(value, values.dtype)
         return keys[:, :, :end], values[:, :, :end]
 
     @property
@@ -127,7 +129,7 @@ class DecodeView:
         """Store (n, K, 1, E); return (n, K, S, E) with S the longest row."""
         keys = self._cache.keys[layer_idx, : self._num_rows]
         values = self._cache.values[layer_idx, : self._num_rows]
-        key, value = _as_stored(key[:, :, 0], keys.dtype), _as_stored(value[:, :, 0], values.dtype)
+        key, value = as_stored(key[:, :, 0], keys.dtype), as_stored(value[:, :, 0], values.dtype)
         if self._is_uniform:
             keys[:, :, self._max_end - 1] = key
             values[:, :, self._max_end - 1] = value

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llavakit.core.config import LlavaConfig
 from llavakit.engine.feature_cache import FeatureCache
 from llavakit.engine.generation import EnginePrompt, Generation
 from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.model.llava import Llava
+from llavakit.scheduling.blocks import PositionKey
 
-__all__ = ["ModelRunner", "PositionKey"]
+__all__ = ["ModelRunner", "position_keys"]
 
 _FEATURE_CACHE_BYTES = 256 * 1024**2
-# A prompt position's identity: a token id, or a picture's digest with the offset inside the picture.
-PositionKey = int | tuple[str, int]
 
 
 class ModelRunner:
@@ -102,16 +102,16 @@ class ModelRunner:
             generation.timings.num_images_encoded += 1
         return features
 
-    def position_keys(self, prompt: EnginePrompt) -> list[PositionKey]:
-        """Say what stands at every position, pictures by content."""
-        num_rows = self.model.config.num_image_tokens
-        keys: list[PositionKey] = []
-        num_seen = 0
-        for token_id in prompt.token_ids:
-            if token_id == self.model.config.image_token_id:
-                image_idx, offset = divmod(num_seen, num_rows)
-                keys.append((prompt.image_keys[image_idx], offset))
-                num_seen += 1
-            else:
-                keys.append(token_id)
-        return keys
+
+def position_keys(prompt: EnginePrompt, config: LlavaConfig) -> list[PositionKey]:
+    """Say what stands at every position, pictures by content."""
+    keys: list[PositionKey] = []
+    num_seen = 0
+    for token_id in prompt.token_ids:
+        if token_id == config.image_token_id:
+            image_idx, offset = divmod(num_seen, config.num_image_tokens)
+            keys.append((prompt.image_keys[image_idx], offset))
+            num_seen += 1
+        else:
+            keys.append(token_id)
+    return keys

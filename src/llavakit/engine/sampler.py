@@ -7,14 +7,16 @@ generator, so its tokens do not depend on what else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llavakit.core.errors import NonFiniteError
 from llavakit.core.types import SamplingParams, TokenLogprob
 
-__all__ = ["Sampler", "apply_penalties", "filter_min_p", "filter_top_k", "filter_top_p"]
+__all__ = ["Sampler", "TokenMask", "apply_penalties", "filter_min_p", "filter_top_k", "filter_top_p"]
 
 
 def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tensor, generated: Sequence[int]) -> Tensor:
@@ -68,6 +70,16 @@ def filter_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
 
 
+class TokenMask(Protocol):
+    """Which tokens may follow, by the form an answer must have (``processing.grammar``)."""
+
+    def next_bits(self) -> np.ndarray:
+        """Return int32 words whose bits, lowest first, say of each token whether it may come next."""
+
+    def accept(self, token_id: int) -> None:
+        """Take note of the token that was chosen."""
+
+
 class Sampler:
     """Sampling state of one request.
 
@@ -78,10 +90,20 @@ class Sampler:
         Ids of the prompt that count for the repetition penalty.
     suppressed_ids : tensor of shape (n,), optional
         Tokens that must never be chosen.
+    mask : TokenMask, optional
+        Rules out all tokens but those that the answer's form allows.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Tensor, *, suppressed_ids: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Tensor,
+        *,
+        suppressed_ids: Tensor | None = None,
+        mask: TokenMask | None = None,
+    ) -> None:
         self._params = params
+        self._mask = mask
         self._suppressed_ids = suppressed_ids
         self._prompt_ids = prompt_ids
         self._generated: list[int] = []
@@ -98,6 +120,8 @@ class Sampler:
         scores = logits
         if self._suppressed_ids is not None:
             scores = scores.index_fill(0, self._suppressed_ids, -torch.inf)
+        if self._mask is not None:
+            scores = _keep(scores, self._mask.next_bits())
         scores = apply_penalties(scores, self._params, prompt_ids=self._prompt_ids, generated=self._generated)
         return scores if self._params.is_greedy else self._filter(scores / self._params.temperature)
 
@@ -129,6 +153,8 @@ class Sampler:
         if not torch.isfinite(logits[token_id]):
             _raise_non_finite()
         self._generated.append(token_id)
+        if self._mask is not None:
+            self._mask.accept(token_id)
         return token_id, self._report(logits, token_id)
 
     def _filter(self, scores: Tensor) -> Tensor:
@@ -147,6 +173,14 @@ class Sampler:
         best = torch.topk(logprobs, self._params.num_top_logprobs)
         top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return TokenLogprob(token_id=token_id, logprob=float(logprobs[token_id]), top=top)
+
+
+def _keep(scores: Tensor, words: np.ndarray) -> Tensor:
+    """Rule out the tokens of (V,) whose bits are not set."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: scores.shape[-1]].astype(bool)
+    allowed = torch.zeros(scores.shape, dtype=torch.bool)  # rows that pad the vocabulary have no bit
+    allowed[: len(bits)] = torch.from_numpy(bits)
+    return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
 def _check_finite(probabilities: Tensor) -> None:

@@ -136,5 +136,12 @@ class CLIPVisionTower(nn.Module):
         tensor of shape (N, P, hidden_size)
             With strategy ``full``, (N, 1 + P, hidden_size), class token first.
         """
-        states = self.encoder(self.pre_layernorm(self.embeddings(pixel_values)))
-        return states if self.select_strategy == "full" else states[:, 1:]  # type: ignore[no-any-return]
+        return self.finish(self.encoder(self.begin(pixel_values)))
+
+    def begin(self, pixel_values: Tensor) -> Tensor:
+        """Return the states (N, T, hidden_size) that the first block takes."""
+        return self.pre_layernorm(self.embeddings(pixel_values))  # type: ignore[no-any-return]
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Return the features of the states that the last block gives."""
+        return states if self.select_strategy == "full" else states[:, 1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from llavakit.model.kv_blocks import BLOCKS, read_blocks
 from llavakit.model.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, apply_rotary, attend
 from llavakit.model.native import attend_native, rotate, swiglu
 
-__all__ = ["LayerCache", "LlamaAttention", "LlamaModel"]
+__all__ = ["LayerCache", "LlamaAttention", "LlamaModel", "PackedCache"]
 
 
 class LayerCache(Protocol):
@@ -26,6 +27,17 @@ class LayerCache(Protocol):
 
     def update(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values (B, K, T, E); return all that the queries may see, (B, K, S, E), as stored."""
+
+
+class PackedCache(ABC):
+    """Several sequences whose tokens stand one after the other in one row; it knows which keys each of them sees."""
+
+    @abstractmethod
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, *, is_native: bool) -> Tensor:
+        """Store keys and values (T, K, E) and attend causally with queries (T, H, E): returns (T, H * E).
+
+        ``is_native`` says whether the native library computes this layer.
+        """
 
 
 class LlamaAttention(nn.Module):
@@ -46,7 +58,7 @@ class LlamaAttention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        cache: LayerCache | None,
+        cache: LayerCache | PackedCache | None,
         mask: Tensor | None,
         *,
         is_causal: bool,
@@ -60,12 +72,17 @@ class LlamaAttention(nn.Module):
         )
         query = apply_rotary(query, *rotary)
         key = apply_rotary(key, *rotary)
+        if isinstance(cache, PackedCache):
+            parts = (part[0].transpose(0, 1) for part in (query, key, value))
+            return self.o_proj(cache.attend(self.layer_idx, *parts, is_native=False)[None])  # type: ignore[no-any-return]
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value)
         key, value = (_as_numbers(stored, query.dtype) for stored in (key, value))
         return self.o_proj(attend(query, key, value, mask=mask, is_causal=is_causal))  # type: ignore[no-any-return]
 
-    def _forward_native(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
+    def _forward_native(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | PackedCache | None
+    ) -> Tensor:
         """Compute the same without a mask: a row's queries are the last of what the cache holds of it."""
         cosines, sines = (angles[:, 0, :, : self.head_dim // 2].contiguous() for angles in rotary)
         query, key = (
@@ -75,7 +92,11 @@ class LlamaAttention(nn.Module):
             )
             for proj in (self.q_proj, self.k_proj)
         )  # fmt: skip
-        key, value = key.transpose(1, 2), _heads(self.v_proj(x), self.head_dim).transpose(1, 2)
+        value = _heads(self.v_proj(x), self.head_dim)
+        if isinstance(cache, PackedCache):
+            packed = cache.attend(self.layer_idx, query[0], key[0], value[0], is_native=True)
+            return self.o_proj(packed[None])  # type: ignore[no-any-return]
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value)
         num_keys = None if cache is None else cache.num_keys
@@ -120,7 +141,7 @@ class LlamaDecoderLayer(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        cache: LayerCache | None,
+        cache: LayerCache | PackedCache | None,
         mask: Tensor | None,
         *,
         is_causal: bool,
@@ -141,7 +162,12 @@ class LlamaModel(nn.Module):
         self.rotary_emb = RotaryEmbedding(config.head_dim, rope_theta=config.rope_theta)
 
     def forward(
-        self, inputs_embeds: Tensor, positions: Tensor, *, cache: LayerCache | None = None, mask: Tensor | None = None
+        self,
+        inputs_embeds: Tensor,
+        positions: Tensor,
+        *,
+        cache: LayerCache | PackedCache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Run the decoder.
 
@@ -149,8 +175,9 @@ class LlamaModel(nn.Module):
         ----------
         inputs_embeds : tensor of shape (B, T, D)
         positions : integer tensor of shape (B, T)
-        cache : LayerCache, optional
-            Where keys and values go and earlier ones come from.
+        cache : LayerCache or PackedCache, optional
+            Where keys and values go and earlier ones come from. With a `PackedCache` B is 1 and the cache says what
+            each token sees.
         mask : bool tensor broadcastable to (B, H, T, S), optional
             True where attention is allowed. Without it, a pass of several tokens is causal and must start
             at an empty cache, and a pass of one token sees everything the cache returns.

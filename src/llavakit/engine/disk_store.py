@@ -1,0 +1,152 @@
+"""A bounded store of byte strings on the disk, so that a restart does not lose what was computed.
+
+An entry is one file, written under another name and renamed when it is whole, with a digest of its content. What a
+kill left half written is never read; what the disk has damaged is noticed and dropped. Writing happens on a thread of
+its own and is best effort: a full disk costs the entry, not the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+__all__ = ["DiskStore"]
+
+_LOG = logging.getLogger(__name__)
+_DIGEST_BYTES = 32
+_MAX_QUEUED = 64
+_PARTIAL = ".part"
+
+
+class DiskStore:
+    """Entries by name.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be. One process at a time; another one that opens it is harmless, but may drop entries early.
+    max_bytes : int
+        Of all entries; the least recently used ones are dropped beyond it.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._num_bytes = 0
+        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(_MAX_QUEUED)
+        self._queued: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._find_entries()
+        self._writer = threading.Thread(target=self._write_queued, name="disk store", daemon=True)
+        self._writer.start()
+
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return name in self._sizes
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all entries."""
+        return self._num_bytes
+
+    def get(self, name: str) -> bytes | None:
+        """Return an entry, or None if there is none or it is damaged."""
+        with self._lock:
+            if name not in self._sizes:
+                return None
+            self._sizes.move_to_end(name)
+        path = self._folder / name
+        try:
+            content = path.read_bytes()
+            os.utime(path)  # the order of use outlives a restart
+        except OSError:
+            self._drop(name)
+            return None
+        digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(name.encode() + data).digest() != digest:
+            _LOG.warning("a damaged entry of %d bytes was dropped from the disk cache", len(content))
+            self._drop(name)
+            return None
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an entry soon; one that is there already, or comes faster than the disk, is left out."""
+        with self._lock:
+            if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self._max_bytes:
+                return
+            self._queued.add(name)
+        try:
+            self._queue.put_nowait((name, data))
+        except queue.Full:
+            with self._lock:
+                self._queued.discard(name)
+
+    def flush(self) -> None:
+        """Wait until everything queued is written."""
+        self._queue.join()
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        self._queue.put(None)
+        self._writer.join()
+
+    def _find_entries(self) -> None:
+        found = []
+        for path in self._folder.iterdir():
+            if path.name.endswith(_PARTIAL):
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, path.name, status.st_size))
+        for _, name, size in sorted(found):
+            self._sizes[name] = size
+            self._num_bytes += size
+        self._make_room(0)
+
+    def _write_queued(self) -> None:
+        while (item := self._queue.get()) is not None:
+            name, data = item
+            try:
+                self._write(name, data)
+            except OSError as error:
+                _LOG.warning("an entry of %d bytes could not be kept on the disk (%s)", len(data), error)
+            finally:
+                with self._lock:
+                    self._queued.discard(name)
+                self._queue.task_done()
+        self._queue.task_done()
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._make_room(len(data) + _DIGEST_BYTES)
+        partial = self._folder / f"{name}{_PARTIAL}"
+        try:
+            with partial.open("wb") as file:
+                file.write(hashlib.sha256(name.encode() + data).digest())
+                file.write(data)
+            partial.replace(self._folder / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            self._sizes[name] = len(data) + _DIGEST_BYTES
+            self._num_bytes += len(data) + _DIGEST_BYTES
+
+    def _make_room(self, num_bytes: int) -> None:
+        while self._sizes and self._num_bytes + num_bytes > self._max_bytes:
+            with self._lock:
+                name = next(iter(self._sizes))
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        with self._lock:
+            self._num_bytes -= self._sizes.pop(name, 0)
+        (self._folder / name).unlink(missing_ok=True)

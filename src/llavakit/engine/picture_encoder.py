@@ -1,0 +1,99 @@
+"""Features of pictures: from memory, from the disk, or computed a few layers at a time.
+
+A picture takes the vision tower seconds on a CPU. Between its layers the engine can give everybody their next token.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llavakit.engine.disk_store import DiskStore
+from llavakit.engine.feature_cache import FeatureCache
+from llavakit.model.llava import Llava
+
+__all__ = ["PictureEncoder"]
+
+
+class PictureEncoder:
+    """The vision tower and what it gave before.
+
+    Parameters
+    ----------
+    model : Llava
+    max_bytes : int
+        Of features in memory.
+    disk : DiskStore, optional
+        Where features outlive the process.
+    prefix : str
+        Of the disk's entries: what else than the picture decides its features.
+    """
+
+    def __init__(self, model: Llava, *, max_bytes: int, disk: DiskStore | None, prefix: str) -> None:
+        self._model = model
+        self._features = FeatureCache(max_bytes=max_bytes)
+        self._disk = disk
+        self._prefix = prefix
+        self._key: str | None = None
+        self._states: Tensor | None = None
+        self._num_layers_done = 0
+        self.num_encoded = 0
+        self.num_hits = 0
+
+    def find(self, key: str) -> Tensor | None:
+        """Return the features (num_image_tokens, D) of a picture that was seen before."""
+        features = self._features.get(key)
+        if features is None and self._disk is not None and (data := self._disk.get(self._name(key))) is not None:
+            features = self._from_bytes(data)
+            self._features.put(key, features)
+        self.num_hits += features is not None
+        return features
+
+    def advance(self, key: str, pixels: np.ndarray, *, slice_s: float | None) -> Tensor | None:
+        """Go on encoding a picture for about ``slice_s`` seconds, to its end with None; return the features at the end.
+
+        Parameters
+        ----------
+        key : str
+            Digest of the picture.
+        pixels : float32 array of shape (3, S, S)
+            Normalised.
+        """
+        started = time.perf_counter()
+        tower = self._model.vision_tower
+        if self._key != key or self._states is None:
+            batch = torch.from_numpy(pixels[None]).to(self._model.device)
+            self._key, self._states, self._num_layers_done = key, tower.begin(batch), 0
+        states = self._states
+        layers = list(tower.encoder.layers)
+        while self._num_layers_done < len(layers):
+            states = layers[self._num_layers_done](states)
+            self._num_layers_done += 1
+            if slice_s is not None and time.perf_counter() - started >= slice_s:
+                break
+        self._states = states
+        if self._num_layers_done < len(layers):
+            return None
+        features: Tensor = self._model.multi_modal_projector(tower.finish(states))[0]
+        self._key = self._states = None
+        self.num_encoded += 1
+        self._features.put(key, features)
+        if self._disk is not None:
+            self._disk.put(self._name(key), features.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return features
+
+    def forget(self) -> None:
+        """Drop all features in memory."""
+        self._features.clear()
+        self._key = self._states = None
+
+    def _from_bytes(self, data: bytes) -> Tensor:
+        width = self._model.config.text_config.hidden_size
+        dtype = self._model.multi_modal_projector.linear_2.bias.dtype
+        return torch.frombuffer(bytearray(data), dtype=dtype).view(-1, width).to(self._model.device)
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}-{key}"

@@ -1,0 +1,298 @@
+"""The server's engine against the one that computes each request alone: the same tokens, whatever happens around them.
+
+Five invariants are its specification: chunked = whole, alone = batched, sent back = not, cache hit = miss, and exactly
+one end per accepted request.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llavakit.core.errors import CapacityError, ContextOverflowError, NonFiniteError, WeightsError
+from llavakit.core.types import FinishReason, SamplingParams
+from llavakit.engine.disk_store import DiskStore
+from llavakit.engine.engine import Engine
+from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
+from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+from llavakit.model.llava import Llava
+from llavakit.scheduling.scheduler import Budget
+from tests.tiny.random_model import NumberDecoder, RawPrompt, make_config, make_model, make_prompt
+
+_MODEL = make_model()
+
+
+def _engine(*, num_blocks: int = 64, model: Llava = _MODEL, **settings_: object) -> PagedEngine:
+    return PagedEngine(model, make_decoder=NumberDecoder, num_blocks=num_blocks, **settings_)  # type: ignore[arg-type]
+
+
+def _alone(prompt: RawPrompt, params: SamplingParams, *, model: Llava = _MODEL) -> tuple[int, ...]:
+    engine = Engine(model, make_decoder=NumberDecoder)
+    generations = engine.submit([prompt], [params])
+    list(engine.run(generations))
+    return generations[0].result.token_ids
+
+
+def _drain(engine: PagedEngine, *, max_steps: int = 3000) -> list[EngineEvent]:
+    events: list[EngineEvent] = []
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return events
+        events += engine.step()
+        engine.check_integrity()
+    raise AssertionError("the engine does not come to an end")
+
+
+def _results(events: list[EngineEvent]) -> dict[int, tuple[int, ...]]:
+    return {event.request_id: event.result.token_ids for event in events if event.result is not None}
+
+
+def _params(rng: random.Random) -> SamplingParams:
+    length = rng.randint(1, 20)
+    if rng.random() < 0.5:
+        return SamplingParams(max_new_tokens=length)
+    return SamplingParams(max_new_tokens=length, temperature=1.0, seed=rng.randrange(99), frequency_penalty=0.2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_five_invariants(seed: int) -> None:
+    """Random requests come at random times into a small cache, some are cancelled; the others' tokens are their own."""
+    rng = random.Random(seed)
+    engine = _engine(
+        num_blocks=rng.choice([8, 12, 40]),
+        budget=Budget(
+            max_running=rng.randint(1, 5), prompt_tokens=rng.choice([3, 16, 64]), mixed_tokens=rng.choice([1, 5])
+        ),
+        max_draft_tokens=rng.choice([0, 3]), max_decode_rows=rng.choice([4, 16]),
+    )  # fmt: skip
+    expected: dict[int, tuple[int, ...]] = {}
+    cancelled: set[int] = set()
+    events: list[EngineEvent] = []
+    for _ in range(rng.randint(2, 7)):
+        # Few seeds: pictures and whole prompts come twice.
+        prompt = make_prompt(_MODEL, num_images=rng.randint(0, 3), seed=rng.randrange(3), num_words=rng.randint(1, 40))
+        params = _params(rng)
+        expected[engine.add(prompt, params)] = _alone(prompt, params)
+        for _ in range(rng.randrange(6)):
+            events += engine.step()
+        if rng.random() < 0.2:
+            victim = rng.choice(list(expected))
+            ended = engine.cancel(victim)
+            events += ended
+            cancelled.update(event.request_id for event in ended)
+    events += _drain(engine)
+    ends = [event.request_id for event in events if event.result is not None or event.error is not None]
+    assert sorted(ends) == sorted(expected)
+    found = _results(events)
+    for request_id, tokens in expected.items():
+        if request_id in cancelled:
+            assert found[request_id] == tokens[: len(found[request_id])]
+        else:
+            assert found[request_id] == tokens
+        streamed = [e.event.token_id for e in events if e.request_id == request_id and e.event is not None]
+        assert tuple(token for token in streamed if token is not None) == found[request_id]
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+
+
+def test_a_second_question_about_a_picture_computes_only_its_words_and_no_picture() -> None:
+    prompt = make_prompt(_MODEL, num_images=3, seed=1, num_words=30)
+    other = replace(prompt, token_ids=(*prompt.token_ids[:-4], 5, 6, 7, 8))
+    engine = _engine()
+    params = SamplingParams(max_new_tokens=4)
+    engine.add(prompt, params)
+    _drain(engine)
+    encoded = engine.stats().num_images_encoded
+    assert encoded == 3
+    second = engine.add(other, params)
+    events = _drain(engine)
+    assert _results(events)[second] == _alone(other, params)
+    (result,) = (event.result for event in events if event.result is not None)
+    shared = len(prompt.token_ids) - 4
+    assert result.timings.num_cached_tokens == shared // BLOCK_SIZE * BLOCK_SIZE
+    assert engine.stats().num_images_encoded == encoded
+    assert result.timings.num_images_encoded == 0
+
+
+def test_tenants_find_nothing_of_each_other() -> None:
+    prompt = make_prompt(_MODEL, num_images=1, seed=1, num_words=30)
+    engine = _engine()
+    for tenant in ("a", "b"):
+        engine.add(prompt, SamplingParams(max_new_tokens=2), tenant=tenant)
+        _drain(engine)
+    assert engine.stats().num_cached_tokens == 0
+    engine.add(prompt, SamplingParams(max_new_tokens=2), tenant="a")
+    _drain(engine)
+    assert engine.stats().num_cached_tokens > 0
+
+
+def test_two_who_ask_about_one_picture_at_once_encode_it_once() -> None:
+    engine = _engine()
+    prompt = make_prompt(_MODEL, num_images=2, seed=3, num_words=8)
+    for last in (9, 10):
+        engine.add(replace(prompt, token_ids=(*prompt.token_ids, last)), SamplingParams(max_new_tokens=3))
+    _drain(engine)
+    assert engine.stats().num_images_encoded == 2
+
+
+def test_an_answer_that_repeats_is_guessed_and_stays_the_same() -> None:
+    """A model that always says the same few tokens: guesses are right, steps are fewer, tokens are equal."""
+    params = SamplingParams(max_new_tokens=60, ignore_eos=True, logit_bias=((7, 50.0),), frequency_penalty=0.4)
+    prompt = make_prompt(_MODEL, num_images=0, seed=5)
+    expected = _alone(prompt, params)
+    steps = {}
+    for num in (0, 3):
+        engine = _engine(max_draft_tokens=num)
+        request_id = engine.add(prompt, params)
+        assert _results(_drain(engine))[request_id] == expected
+        steps[num] = engine.stats().num_steps
+        assert (engine.stats().num_accepted_tokens > 0) == (num > 0)
+    assert steps[3] < steps[0] * 0.75
+
+
+def test_a_request_that_fails_does_not_hurt_its_neighbours() -> None:
+    engine = _engine()
+    good, bad = (make_prompt(_MODEL, num_images=1, seed=seed, num_words=5) for seed in (1, 2))
+    params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    broken = replace(bad, pixel_values=np.full_like(bad.pixel_values, np.nan))  # type: ignore[arg-type]
+    good_id, bad_id = engine.add(good, params), engine.add(broken, params)
+    events = _drain(engine)
+    assert [type(e.error) for e in events if e.request_id == bad_id] == [NonFiniteError]
+    assert _results(events)[good_id] == _alone(good, params)
+
+
+def test_a_failure_of_a_whole_step_ends_every_request_once() -> None:
+    engine = _engine()
+    ids = [
+        engine.add(make_prompt(_MODEL, num_images=0, seed=seed), SamplingParams(max_new_tokens=5)) for seed in range(3)
+    ]
+    engine.step()
+    events = engine.fail_all(WeightsError("broken"))
+    assert sorted(event.request_id for event in events) == ids
+    assert not engine.has_work
+    engine.check_integrity()
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    engine = _engine(num_blocks=2)
+    prompt = make_prompt(_MODEL, num_images=1, seed=0)
+    with pytest.raises(CapacityError, match="key-value cache, which has 32 here"):
+        engine.add(prompt, SamplingParams(max_new_tokens=100))
+    with pytest.raises(ContextOverflowError, match="context is 8"):
+        engine.add(prompt, SamplingParams(max_new_tokens=1), max_context_tokens=8)
+    assert not engine.has_work
+
+
+def test_less_context_ends_the_answer_earlier() -> None:
+    engine = _engine()
+    prompt = make_prompt(_MODEL, num_images=0, seed=0)
+    engine.add(prompt, SamplingParams(ignore_eos=True), max_context_tokens=len(prompt.token_ids) + 3)
+    (result,) = (event.result for event in _drain(engine) if event.result is not None)
+    assert (len(result.token_ids), result.finish_reason) == (3, FinishReason.LENGTH)
+
+
+def test_8_bit_keys_and_values_give_what_the_other_engine_gives() -> None:
+    model = make_model(config=make_config(head_dim=32))
+    model.use_kv_blocks()
+    params = SamplingParams(max_new_tokens=10)
+    engine = _engine(model=model)
+    prompts = [make_prompt(model, num_images=seed % 2, seed=seed) for seed in range(3)]
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    found = _results(_drain(engine))
+    assert [found[i] for i in ids] == [_alone(prompt, params, model=model) for prompt in prompts]
+
+
+def test_a_restart_finds_pictures_and_their_blocks_on_the_disk(tmp_path: Path) -> None:
+    prompt = make_prompt(_MODEL, num_images=3, seed=4, num_words=20)
+    params = SamplingParams(max_new_tokens=6)
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(disk=disk, fingerprint="weights")
+    first = _results([*_start(engine, prompt, params), *_drain(engine)])
+    disk.close()
+    again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24), fingerprint="weights")
+    assert _results([*_start(again, prompt, params), *_drain(again)]) == first
+    stats = again.stats()
+    assert stats.num_images_encoded == 0
+    assert stats.num_cached_tokens >= 16
+    other = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24), fingerprint="other weights")
+    _start(other, prompt, params)
+    _drain(other)
+    assert other.stats().num_images_encoded == 3
+    assert other.stats().num_cached_tokens == 0
+
+
+def _start(engine: PagedEngine, prompt: RawPrompt, params: SamplingParams) -> list[EngineEvent]:
+    engine.add(prompt, params)
+    return engine.step()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "part"])
+def test_what_a_kill_or_the_disk_has_damaged_is_never_used(tmp_path: Path, damage: str) -> None:
+    prompt = make_prompt(_MODEL, num_images=3, seed=4, num_words=20)
+    params = SamplingParams(max_new_tokens=6)
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(disk=disk)
+    _start(engine, prompt, params)
+    expected = set(_results(_drain(engine)).values())
+    disk.close()
+    for path in list(tmp_path.iterdir()):
+        content = bytearray(path.read_bytes())
+        if damage == "flip":
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif damage == "cut":
+            path.write_bytes(content[:-1])
+        else:
+            path.rename(path.with_name(path.name + ".part"))
+    again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    _start(again, prompt, params)
+    assert set(_results(_drain(again)).values()) == expected
+    assert again.stats().num_images_encoded == 3
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_disk_store_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, max_bytes=400)
+    for idx in range(4):
+        store.put(f"entry{idx}", bytes(100))
+        store.flush()
+        assert store.get("entry0") is not None or idx > 2
+    assert store.num_bytes <= 400
+    assert "entry1" not in store
+    assert store.get("entry0") == bytes(100)
+    store.put("large", bytes(500))
+    store.flush()
+    assert "large" not in store
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == store.num_bytes
+
+
+def test_the_disk_store_survives_a_folder_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DiskStore(tmp_path / "cache", max_bytes=10_000)
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_text("in the way")
+    store.put("entry", b"data")
+    store.flush()
+    assert store.get("entry") is None
+    assert "could not be kept" in caplog.text
+
+
+def test_blocks_read_and_write_back() -> None:
+    config = make_config().text_config
+    pool = BlockPool(config, num_blocks=3, dtype=torch.float16, device=torch.device("cpu"))
+    pool.keys.copy_(torch.randn(pool.keys.shape))
+    pool.values.copy_(torch.randn(pool.values.shape))
+    data = pool.read(1)
+    assert len(data) == BlockPool.block_bytes(config, torch.float16)
+    pool.write(2, data)
+    assert torch.equal(pool.keys[:, 1], pool.keys[:, 2])
+    assert torch.equal(pool.values[:, 1], pool.values[:, 2])
