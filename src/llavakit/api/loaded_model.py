@@ -22,7 +22,7 @@ from llavakit.processing.prompt import PreparedPrompt, prepare
 from llavakit.processing.sources import SourcePolicy
 from llavakit.processing.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["LoadedModel", "Stream"]
+__all__ = ["LoadedModel", "Stream", "never_generated"]
 
 
 class Stream:
@@ -100,7 +100,7 @@ class LoadedModel:
         self._engine = Engine(
             model,
             make_decoder=lambda: StreamDecoder(tokenizer),
-            suppressed_ids=_never_generated(model.config, tokenizer),
+            suppressed_ids=never_generated(model.config, tokenizer),
         )
 
     @property
@@ -240,7 +240,7 @@ class LoadedModel:
         return f"LoadedModel({self.name!r}, dtype={dtype}, device={self.device}, preset={self.preset.name!r})"
 
 
-def _never_generated(config: LlavaConfig, tokenizer: Tokenizer) -> list[int]:
+def never_generated(config: LlavaConfig, tokenizer: Tokenizer) -> list[int]:
     """Ids without a meaning in an answer: image token, padding, and rows that pad the vocabulary."""
     vocab_size = config.text_config.vocab_size
     ids = set(range(min(tokenizer.vocab_size, vocab_size), vocab_size))

@@ -205,6 +205,22 @@ class PagedEngine:
             return []
         return self._compute(sorted(step.chunks, key=lambda chunk: chunk.length))
 
+    @torch.inference_mode()
+    def image_features(self, prompt: EnginePrompt) -> Tensor:
+        """Return the features (M, D) of all pictures of a prompt, computing those that are not at hand."""
+        pixels = prompt.pixel_values
+        if pixels is None:
+            raise AssertionError("a prompt without pictures has no features")
+        rows = []
+        for idx, key in enumerate(prompt.image_keys):
+            features = self._pictures.find(key)
+            if features is None:
+                features = self._pictures.advance(key, pixels[idx], slice_s=None)
+            if features is None:
+                raise AssertionError("a picture was not encoded to its end")
+            rows.append(features)
+        return torch.cat(rows)
+
     def fail_all(self, error: LlavakitError) -> list[EngineEvent]:
         """End every request with an error."""
         return [self._fail(request, error) for request in list(self._requests.values())]

@@ -15,7 +15,7 @@ from llavakit.model.kv_blocks import BLOCKS, read_blocks
 from llavakit.model.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, apply_rotary, attend
 from llavakit.model.native import attend_native, rotate, swiglu
 
-__all__ = ["LayerCache", "LlamaAttention", "LlamaModel", "PackedCache"]
+__all__ = ["LayerCache", "LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "PackedCache"]
 
 
 class LayerCache(Protocol):

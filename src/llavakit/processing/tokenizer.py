@@ -154,6 +154,19 @@ class Tokenizer:
         text = self._with_specials.id_to_token(token_id)
         return None if text is None else str(text)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 text of one token, its leading space included; nothing for control tokens."""
+        entry = self.token_text(token_id)
+        if entry is None or token_id in self._frozen_special_ids:
+            return b""
+        if byte := _BYTE_TOKEN.fullmatch(entry):
+            return bytes([int(byte.group(1), 16)])
+        return entry.replace("\u2581", " ").encode("utf-8")
+
+    def to_json(self) -> str:
+        """Return the content of a ``tokenizer.json``."""
+        return str(self._with_specials.to_str())
+
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens."""

@@ -23,6 +23,7 @@ __all__ = [
     "OnProgress",
     "ResolvedModel",
     "StoredModel",
+    "is_hub_id",
     "list_models",
     "pull",
     "remove",
@@ -231,9 +232,15 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name is an alias, or has the form of a Hub id; asks neither disk nor network."""
+    hub_id = ALIASES.get(name, name)
+    return _HUB_ID.fullmatch(hub_id) is not None and ".." not in hub_id and "--" not in hub_id
+
+
 def _hub_id(name: str) -> str:
     hub_id = ALIASES.get(name, name)
-    if not _HUB_ID.fullmatch(hub_id) or ".." in hub_id or "--" in hub_id:
+    if not is_hub_id(hub_id):
         known = ", ".join([EMBEDDED, *ALIASES])
         raise ModelNotFoundError(
             f"there is no model {name[:200]!r}: it is no folder here and no Hugging Face id of the form owner/name. "

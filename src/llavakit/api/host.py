@@ -1,0 +1,342 @@
+"""Models by name for a server: found, loaded when asked for, kept for a while, let go.
+
+One lock orders loading and unloading; answers run beside it. A model that is in use is never taken away, and a model is
+loaded only where there is memory for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.api.loaded_model import LoadedModel
+from llavakit.api.loading import load
+from llavakit.api.serving import ServedModel, ServeSettings
+from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedError, StoreError
+from llavakit.core.requests import LoadedInfo, ModelInfo
+from llavakit.core.shapes import count_parameters
+from llavakit.planner.machine import detect_machine
+from llavakit.processing.presets import default_preset_name, load_presets
+from llavakit.processing.sources import SourcePolicy
+from llavakit.weights import store
+from llavakit.weights.opening import OpenedModel, open_resolved
+
+__all__ = ["Host", "make_host"]
+
+# Left to the system, to pictures that are being opened and to activations.
+_SPARE_BYTES = 3 * 1024**3 // 2
+_CHECK_EVERY_S = 1.0
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A model in memory."""
+
+    info: ModelInfo
+    served: ServedModel
+    keep_alive_s: float
+    last_used_s: float
+
+    @property
+    def expires_at_s(self) -> float | None:
+        """Seconds since 1970, or None when it stays."""
+        return None if math.isinf(self.keep_alive_s) else self.last_used_s + self.keep_alive_s
+
+
+class Host:
+    """`llavakit.core.requests.ModelHost` over the local store.
+
+    Parameters
+    ----------
+    default : str
+        The model that is meant when none is named.
+    load_model : callable
+        From a name to a `LoadedModel`.
+    settings : ServeSettings
+    keep_alive_s : float
+        How long a model stays after its last request where the request does not say.
+    """
+
+    def __init__(
+        self,
+        default: str,
+        *,
+        load_model: Callable[[str], LoadedModel],
+        settings: ServeSettings,
+        keep_alive_s: float,
+    ) -> None:
+        self._default = default
+        self._load_model = load_model
+        self._settings = settings
+        self._keep_alive_s = keep_alive_s
+        self._entries: dict[str, _Entry] = {}
+        self._lock = asyncio.Lock()
+        self._reaper: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    def list_models(self) -> Sequence[ModelInfo]:
+        """All models on this machine, the embedded one included, and the one the server was started with."""
+        names = [model.name for model in store.list_models() if model.is_complete]
+        if self._default not in names:
+            names.insert(0, self._default)
+        found = []
+        for name in names:
+            try:
+                found.append(self.describe(name))
+            except LlavakitError:  # an incomplete or foreign checkpoint is not ours to list
+                continue
+        return found
+
+    def describe(self, name: str) -> ModelInfo:
+        """One model, from its files' headers."""
+        if name in self._entries:
+            return self._entries[name].info
+        self._check_allowed(name)
+        return _describe(name)
+
+    async def open(self, name: str | None, *, keep_alive_s: float | None = None) -> tuple[ServedModel, float]:
+        """Return a model ready to answer, and the seconds that loading took."""
+        name = name if name is not None else self._default
+        if self._is_closing:
+            raise OverloadedError("the server is shutting down; try again in a moment.", retry_after_s=5)
+        entry = self._entries.get(name)
+        if entry is not None:
+            self._touch(entry, keep_alive_s)
+            return entry.served, 0.0
+        self._check_allowed(name)
+        async with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None:
+                self._touch(entry, keep_alive_s)
+                return entry.served, 0.0
+            started = time.perf_counter()
+            info = await asyncio.to_thread(_describe, name)
+            await self._make_room(info)
+            loaded = await asyncio.to_thread(self._load_model, name)
+            free = await asyncio.to_thread(_available_bytes)
+            served = ServedModel(
+                loaded, self._settings, name=name, fingerprint=info.digest,
+                available_bytes=max(0, free - _SPARE_BYTES - (info.num_bytes if _is_mapped(loaded) else 0)),
+            )  # fmt: skip
+            entry = _Entry(info, served, self._keep_alive_s, time.time())
+            self._touch(entry, keep_alive_s)
+            self._entries[name] = entry
+            if self._reaper is None:
+                self._reaper = asyncio.create_task(self._let_go_of_unused())
+            return served, time.perf_counter() - started
+
+    def loaded(self) -> Sequence[LoadedInfo]:
+        """Models in memory."""
+        return [
+            LoadedInfo(
+                info=entry.info, num_bytes=entry.info.num_bytes, expires_at_s=entry.expires_at_s,
+                max_context_tokens=entry.served.max_context_tokens, num_parallel=self._settings.num_parallel,
+            )
+            for entry in self._entries.values()
+        ]  # fmt: skip
+
+    def engines(self) -> Sequence[ServedModel]:
+        """Engines of the models in memory."""
+        return [entry.served for entry in self._entries.values()]
+
+    async def unload(self, name: str) -> bool:
+        """Let go of a model once its requests are answered."""
+        async with self._lock:
+            entry = self._entries.pop(name, None)
+            if entry is None:
+                return False
+            await asyncio.to_thread(entry.served.close, grace_s=math.inf if entry.served.num_open else 0.0)
+            return True
+
+    async def remove(self, name: str) -> None:
+        """Delete a model's files from the store."""
+        self._check_allowed(name)
+        await self.unload(name)
+        await asyncio.to_thread(store.remove, name)
+
+    async def pull(self, name: str) -> AsyncIterator[tuple[str, int, int]]:
+        """Fetch a model from the Hub, yielding the file at work, bytes so far and bytes in all."""
+        if not store.is_hub_id(name):
+            raise ModelNotFoundError(
+                f"{name[:100]!r} is no model of the Hub. Name one such as llava:7b or llava-hf/llava-1.5-7b-hf."
+            )
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
+
+        def report(done: int, total: int, file: str) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (file, done, total))
+
+        def fetch() -> None:
+            try:
+                store.pull(name, on_progress=report)
+            finally:
+                loop.call_soon_threadsafe(queue.put_nowait, None)
+
+        task = asyncio.create_task(asyncio.to_thread(fetch))
+        while (status := await queue.get()) is not None:
+            yield status
+        await task
+
+    async def close(self, *, grace_s: float) -> None:
+        """Take no more requests, give those that run ``grace_s`` seconds, cancel the rest and unload."""
+        self._is_closing = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        entries, self._entries = list(self._entries.values()), {}
+        await asyncio.gather(*(asyncio.to_thread(entry.served.close, grace_s=grace_s) for entry in entries))
+
+    def _check_allowed(self, name: str) -> None:
+        """Let clients name models of the store, and what the server was started with: no path of its disk."""
+        if name == self._default or name in self._entries:
+            return
+        if not any(name in (model.name, model.hub_id) for model in store.list_models() if model.is_complete):
+            raise ModelNotFoundError(f"there is no model {name[:100]!r} here. GET /v1/models lists what there is.")
+
+    def _touch(self, entry: _Entry, keep_alive_s: float | None) -> None:
+        entry.last_used_s = time.time()
+        if keep_alive_s is not None:
+            entry.keep_alive_s = keep_alive_s
+
+    async def _make_room(self, info: ModelInfo) -> None:
+        """Unload models that nobody uses until there is memory for another one."""
+        while self._entries:
+            free = await asyncio.to_thread(_available_bytes)
+            if free > info.num_bytes + 2 * _SPARE_BYTES:
+                return
+            idle = [entry for entry in self._entries.values() if not entry.served.num_open]
+            if not idle:
+                raise OverloadedError(
+                    f"there is no memory for {info.name!r} beside the models in use ({free / 1e9:.1f} GB are free, "
+                    f"{(info.num_bytes + 2 * _SPARE_BYTES) / 1e9:.1f} GB needed). Try again when they are done.",
+                    retry_after_s=10,
+                )
+            oldest = min(idle, key=lambda entry: entry.last_used_s)
+            self._entries.pop(oldest.info.name, None)
+            await asyncio.to_thread(oldest.served.close, grace_s=5.0)
+
+    async def _let_go_of_unused(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            now_s = time.time()
+            for name, entry in list(self._entries.items()):
+                if entry.served.num_open:
+                    entry.last_used_s = now_s
+                elif (expires := entry.expires_at_s) is not None and expires <= now_s:
+                    async with self._lock:
+                        if self._entries.get(name) is entry and not entry.served.num_open:
+                            del self._entries[name]
+                            await asyncio.to_thread(entry.served.close, grace_s=5.0)
+
+
+def make_host(
+    model: str = store.EMBEDDED,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    preset: str | None = None,
+    mmproj: str | None = None,
+    kv_dtype: str = "auto",
+    policy: SourcePolicy | None = None,
+    keep_alive_s: float = 300.0,
+    max_waiting: int = 256,
+    num_parallel: int = 8,
+    cache_dir: Path | None = None,
+    disk_cache_bytes: int = 2 * 1024**3,
+    cache_bytes: int | None = None,
+    isolate_tenants: bool = False,
+    threads: int | None = None,
+) -> Host:
+    """Make what a server needs: see `llavakit.load` and `ServeSettings` for the settings.
+
+    Nothing is loaded before `Host.open`. ``mmproj`` belongs to the model that is named here.
+    """
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def load_model(name: str) -> LoadedModel:
+        options: dict[str, Any] = {"mmproj": mmproj} if name == model else {}
+        return load(
+            name, dtype=dtype, device=device, preset=preset, kv_dtype=kv_dtype,
+            policy=policy or SourcePolicy(allow_files=False, allow_urls=False), **options,
+        )  # fmt: skip
+
+    settings = ServeSettings(
+        num_parallel=num_parallel, max_waiting=max_waiting, cache_bytes=cache_bytes, isolate_tenants=isolate_tenants,
+        cache_dir=cache_dir, disk_cache_bytes=disk_cache_bytes,
+    )  # fmt: skip
+    return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s)
+
+
+def _describe(name: str) -> ModelInfo:
+    found = store.resolve(name, allow_download=False)
+    opened = open_resolved(found)
+    config, files = opened.checkpoint.config, opened.weight_files
+    statuses = [(file.name, file.stat()) for file in files]
+    digest = hashlib.sha256(repr([(file, s.st_size, s.st_mtime_ns) for file, s in statuses]).encode())
+    digest.update(repr(config).encode())
+    presets = load_presets(opened.processor_folder, config)
+    default = opened.preset or default_preset_name(opened.processor_folder)
+    licence = next(iter(sorted(found.folder.glob("LICENSE*"))), None)
+    text = config.text_config
+    return ModelInfo(
+        name=name,
+        num_bytes=sum(s.st_size for _, s in statuses),
+        digest=digest.hexdigest(),
+        modified_at_s=max(s.st_mtime for _, s in statuses),
+        format="gguf" if opened.checkpoint.is_gguf else "safetensors",
+        num_parameters=count_parameters(config),
+        storage_type=_storage_type(opened),
+        max_context_tokens=config.max_context_tokens,
+        hidden_size=text.hidden_size,
+        license_text=_read_text(licence),
+        template=presets[default].template if default in presets else "",
+        details={
+            "general.architecture": "llama",
+            "general.parameter_count": count_parameters(config),
+            "llama.block_count": text.num_hidden_layers,
+            "llama.context_length": config.max_context_tokens,
+            "llama.embedding_length": text.hidden_size,
+            "llama.attention.head_count": text.num_attention_heads,
+            "llama.attention.head_count_kv": text.num_key_value_heads,
+            "clip.vision.image_size": config.vision_config.image_size,
+            "clip.vision.patch_size": config.vision_config.patch_size,
+            "clip.vision.block_count": config.num_vision_blocks,
+            "llava.tokens_per_image": config.num_image_tokens,
+        },
+    )
+
+
+def _storage_type(opened: OpenedModel) -> str:
+    """How most of the language model's bytes are stored."""
+    sizes: dict[str, int] = {}
+    for tensor in opened.checkpoint.tensors.values():
+        dtype = str(tensor.dtype)
+        sizes[dtype] = sizes.get(dtype, 0) + tensor.data.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _read_text(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[: 1 << 16]
+    except OSError as error:
+        raise StoreError(f"the licence of the model cannot be read ({error.strerror}).") from error
+
+
+def _is_mapped(loaded: LoadedModel) -> bool:
+    """Whether the weights are pages of files, which count as free memory until they are read."""
+    return loaded.device.type == "cpu"
+
+
+def _available_bytes() -> int:
+    available = detect_machine().available_bytes
+    return available if available is not None else 4 * 1024**3

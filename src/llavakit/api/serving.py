@@ -1,0 +1,258 @@
+"""A loaded model behind the protocol that a server speaks: requests in, answers out, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llavakit.api.loaded_model import LoadedModel, never_generated
+from llavakit.core.errors import ConfigError, PromptError
+from llavakit.core.requests import AttentionMap, EngineStats, GenerateRequest
+from llavakit.core.types import Message, Role
+from llavakit.engine.async_engine import AsyncEngine, EngineAnswer
+from llavakit.engine.attention_map import compute_attention
+from llavakit.engine.disk_store import DiskStore
+from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
+from llavakit.engine.paged_engine import PagedEngine
+from llavakit.model.llava import Llava
+from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render
+from llavakit.processing.grammar import FormMasks
+from llavakit.processing.prompt import PreparedPrompt, prepare_segments
+from llavakit.processing.tokenizer import StreamDecoder
+from llavakit.scheduling.scheduler import Budget
+
+__all__ = ["ServeSettings", "ServedModel"]
+
+# Pictures that are being decoded at a time: a decoded picture can take half a gigabyte.
+_MAX_PREPARED_AT_ONCE = 2
+_GPU_BUDGET = {"prompt_tokens": 4096, "mixed_tokens": 1024}
+_CPU_BUDGET = {"prompt_tokens": 512, "mixed_tokens": 32}
+_GIB = 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How one model is served.
+
+    Parameters
+    ----------
+    num_parallel : int
+        Requests that are computed at a time.
+    max_waiting : int
+        Further ones that wait; one more is refused.
+    cache_bytes : int, optional
+        Of keys and values; by default what is free, less what weights and pictures need.
+    isolate_tenants : bool
+        Whether nothing cached for one tenant is used for another.
+    cache_dir : Path, optional
+        Where features and blocks of pictures outlive a restart.
+    disk_cache_bytes : int
+    """
+
+    num_parallel: int = 8
+    max_waiting: int = 256
+    cache_bytes: int | None = None
+    isolate_tenants: bool = False
+    cache_dir: Path | None = None
+    disk_cache_bytes: int = 2 * _GIB
+
+
+class ServedModel:
+    """`llavakit.core.requests.EngineClient` over a `LoadedModel`, which nobody else uses from now on.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    settings : ServeSettings
+    name : str
+        As clients call it.
+    fingerprint : str
+        Of the weights' files.
+    available_bytes : int
+        Memory that keys and values may take.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, settings: ServeSettings, *, name: str, fingerprint: str, available_bytes: int
+    ) -> None:
+        self._loaded = loaded
+        self._settings = settings
+        self._name = name
+        self._preparing = asyncio.Semaphore(_MAX_PREPARED_AT_ONCE)
+        self._masks: FormMasks | None = None
+        self._disk = None
+        if settings.cache_dir is not None and settings.disk_cache_bytes > 0:
+            self._disk = DiskStore(settings.cache_dir, max_bytes=settings.disk_cache_bytes)
+        is_cpu = loaded.device.type == "cpu"
+        engine = PagedEngine(
+            loaded.model,
+            make_decoder=lambda: StreamDecoder(loaded.tokenizer),
+            num_blocks=_count_blocks(loaded.model, settings, available_bytes),
+            suppressed_ids=never_generated(loaded.config, loaded.tokenizer),
+            budget=Budget(max_running=settings.num_parallel, **(_CPU_BUDGET if is_cpu else _GPU_BUDGET)),
+            max_decode_rows=4 if is_cpu else 32,
+            fingerprint=fingerprint,
+            disk=self._disk,
+        )
+        self._engine = AsyncEngine(
+            engine, max_open=settings.num_parallel + settings.max_waiting, name=f"engine of {name}"
+        )
+        self._paged = engine
+
+    @property
+    def name(self) -> str:
+        """Of the model, as clients call it."""
+        return self._name
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self._loaded.config.max_context_tokens
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Positions that a picture takes in the prompt."""
+        return self._loaded.config.num_image_tokens
+
+    @property
+    def preset_names(self) -> Sequence[str]:
+        """The presets a request may name, the default one first."""
+        default = self._loaded.preset.name
+        return [default, *(name for name in self._loaded.presets if name != default)]
+
+    @property
+    def num_open(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return self._engine.num_open
+
+    async def submit(self, request: GenerateRequest) -> EngineAnswer:
+        """Prepare and queue a request; see `llavakit.core.requests.EngineClient.submit`."""
+        prompt, mask = await self._prepare(request), None
+        if request.constraint is not None:
+            constraint = request.constraint
+            mask = await asyncio.to_thread(lambda: self._form_masks().make(constraint))
+        return await self._engine.submit(
+            prompt, request.sampling, tenant=request.tenant if self._settings.isolate_tenants else "", mask=mask,
+            max_context_tokens=request.max_context_tokens,
+        )  # fmt: skip
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 text of one token; empty for control tokens."""
+        return self._loaded.tokenizer.token_bytes(token_id)
+
+    async def count_prompt_tokens(self, request: GenerateRequest) -> int:
+        """Count the tokens of a prompt, its pictures included."""
+        return len((await self._prepare(request)).token_ids)
+
+    async def attend(self, request: GenerateRequest, answer: str) -> AttentionMap:
+        """Compute where an answer to a request with pictures attended."""
+        prompt = await self._prepare(request)
+        tokenizer, config = self._loaded.tokenizer, self._loaded.config
+        # The tokenizer puts the space that the answer's first token carries before every text.
+        answer_ids = tokenizer.encode(answer.strip())
+        if prompt.pixel_values is None or not answer_ids:
+            raise PromptError("attention is shown of an answer to a question with a picture; one of them is missing.")
+        if len(prompt.token_ids) + len(answer_ids) > config.max_context_tokens:
+            raise PromptError(
+                f"prompt and answer have {len(prompt.token_ids) + len(answer_ids)} tokens; the context is "
+                f"{config.max_context_tokens}. Ask about a shorter conversation."
+            )
+        future = self._engine.call(lambda: self._attend(prompt, answer_ids))
+        weights = await asyncio.wrap_future(future)
+        vision = config.vision_config
+        return AttentionMap(
+            texts=tuple(tokenizer.token_bytes(i).decode("utf-8", "replace") for i in answer_ids),
+            weights=tuple(tuple(round(value, 6) for value in row) for row in weights),
+            patches_per_side=vision.image_size // vision.patch_size,
+        )
+
+    def stats(self) -> EngineStats:
+        """Say what the engine is doing."""
+        return replace(self._engine.stats(), max_waiting=self._settings.max_waiting)
+
+    def close(self, *, grace_s: float) -> None:
+        """Let running requests end, cancel the rest after ``grace_s`` seconds, and let go of the model."""
+        self._engine.close(grace_s=grace_s)
+        if self._disk is not None:
+            self._disk.close()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if anything in the engine is not accounted for; while it has nothing to do."""
+        self._engine.call(self._paged.check_integrity).result()
+
+    # Preparing, away from the event loop.
+
+    async def _prepare(self, request: GenerateRequest) -> PreparedPrompt:
+        async with self._preparing:
+            return await asyncio.to_thread(self._prepare_now, request)
+
+    def _prepare_now(self, request: GenerateRequest) -> PreparedPrompt:
+        loaded = self._loaded
+        name = request.preset or loaded.preset.name
+        if name not in loaded.presets:
+            raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(loaded.presets))}.")
+        preset = loaded.presets[name]
+        messages = request.messages
+        limit = loaded.config.max_context_tokens
+        if request.max_context_tokens is not None:
+            limit = min(limit, request.max_context_tokens)
+        while True:
+            segments: Sequence[Segment]
+            if request.prompt is not None:
+                segments = [
+                    part for image in request.images for part in (ImageSegment(image.source), TextSegment("\n"))
+                ] + [TextSegment(request.prompt)]
+            else:
+                segments = render(messages, preset.template)
+            if request.should_truncate and self._count(segments) >= limit:
+                messages = _without_oldest_turn(messages)
+                continue
+            return prepare_segments(
+                segments, tokenizer=loaded.tokenizer, processing=preset.image, config=loaded.config,
+                policy=loaded.policy,
+            )  # fmt: skip
+
+    def _count(self, segments: Sequence[Segment]) -> int:
+        """Tokens of a prompt, without opening its pictures."""
+        count = 1
+        for segment in segments:
+            if isinstance(segment, TextSegment):
+                count += len(self._loaded.tokenizer.encode(segment.text))
+            else:
+                count += self.tokens_per_image if isinstance(segment, ImageSegment) else 1
+        return count
+
+    def _form_masks(self) -> FormMasks:
+        if self._masks is None:  # a second of work, which most servers never need
+            self._masks = FormMasks(self._loaded.tokenizer)
+        return self._masks
+
+    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int]) -> list[list[float]]:
+        features = self._paged.image_features(prompt)
+        weights = compute_attention(
+            self._loaded.model, [*prompt.token_ids, *answer_ids], features, num_prompt_tokens=len(prompt.token_ids)
+        )
+        return weights.tolist()
+
+
+def _without_oldest_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Leave out the first question and its answer; pictures go with their message, never in part."""
+    start = next((idx for idx, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
+    after = next((i for i in range(start + 1, len(messages)) if messages[i].role is Role.USER), None)
+    if after is None:
+        raise PromptError(
+            "the last question alone does not fit into the context, and there is no earlier turn to leave out. "
+            "Shorten it."
+        )
+    return (*messages[:start], *messages[after:])
+
+
+def _count_blocks(model: Llava, settings: ServeSettings, available_bytes: int) -> int:
+    """Blocks of the cache: as many as all parallel requests could ever use, if there is memory for them."""
+    block_bytes = BlockPool.block_bytes(model.config.text_config, model.kv_dtype)
+    per_request = -(-model.config.max_context_tokens // BLOCK_SIZE)
+    budget = settings.cache_bytes if settings.cache_bytes is not None else available_bytes
+    # Twice what runs: the other half keeps what may be asked about again.
+    return max(1, min(budget // block_bytes, 2 * settings.num_parallel * per_request))

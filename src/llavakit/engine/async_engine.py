@@ -1,0 +1,245 @@
+"""The engine's own thread, and how coroutines talk to it.
+
+Everything that touches the engine runs on one thread, between two steps: requests come in as calls through a queue,
+events go out to the event loop they were asked from. Whoever goes away before the end takes nothing with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError
+from llavakit.core.requests import EngineStats
+from llavakit.core.types import GenerationResult, SamplingParams, TokenEvent
+from llavakit.engine.generation import EnginePrompt
+from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+from llavakit.engine.sampler import TokenMask
+
+__all__ = ["AsyncEngine", "EngineAnswer"]
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class EngineAnswer:
+    """An accepted request; `llavakit.core.requests.Answer`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._result: GenerationResult | None = None
+        self._is_ended = False
+        self.request_id: int | None = None
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Yield the events. Who stops listening before the end cancels the answer."""
+        try:
+            while not self._is_ended:
+                event = await self._events.get()
+                self._take(event)
+                if event.error is not None:
+                    raise event.error
+                if event.event is not None:
+                    yield event.event
+        finally:
+            if not self._is_ended:
+                self.cancel()
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole answer; after the last event."""
+        if self._result is None:
+            raise RuntimeError("the answer is not finished yet")
+        return self._result
+
+    def cancel(self) -> None:
+        """End the answer; its last event says that it was cancelled."""
+        if self.request_id is not None and not self._is_ended:
+            self._engine.cancel(self.request_id)
+
+    def deliver(self, event: EngineEvent) -> None:
+        """Hand over an event, from the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop has ended, and everybody on it
+            _LOG.debug("an event of a closed loop was dropped")
+
+    def _take(self, event: EngineEvent) -> None:
+        if event.result is not None:
+            self._result = event.result
+        self._is_ended = event.result is not None or event.error is not None
+
+
+class AsyncEngine:
+    """Runs a `PagedEngine` on a thread of its own.
+
+    Parameters
+    ----------
+    engine : PagedEngine
+        Nobody else may touch it from now on.
+    max_open : int
+        Accepted requests that have not ended; one more is refused.
+    name : str
+        Of the thread.
+    """
+
+    def __init__(self, engine: PagedEngine, *, max_open: int, name: str = "engine") -> None:
+        self._engine = engine
+        self._max_open = max_open
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._answers: dict[int, EngineAnswer] = {}
+        self._num_open = 0  # touched on the event loops only under the lock
+        self._lock = threading.Lock()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def submit(
+        self,
+        prompt: EnginePrompt,
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        mask: TokenMask | None = None,
+        max_context_tokens: int | None = None,
+    ) -> EngineAnswer:
+        """Queue a prepared request; parameters and errors as of `PagedEngine.add`.
+
+        Raises
+        ------
+        OverloadedError
+            If too many requests are open, or the engine is closing.
+        """
+        self._reserve()
+        answer = EngineAnswer(self)
+
+        def add() -> int:
+            request_id = self._engine.add(
+                prompt, params, tenant=tenant, mask=mask, max_context_tokens=max_context_tokens
+            )
+            answer.request_id = request_id
+            self._answers[request_id] = answer
+            return request_id
+
+        future = self.call(add)
+        try:
+            await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(self._forget_unwanted)
+            raise
+        except BaseException:
+            self._release()
+            raise
+        return answer
+
+    def cancel(self, request_id: int) -> None:
+        """End a request before the next step; unknown numbers are ignored."""
+        self._calls.put(lambda: self._deliver(self._engine.cancel(request_id)))
+
+    def call(self, function: Callable[[], _T]) -> Future[_T]:
+        """Run a function on the engine's thread, between two steps."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # raised again where the result is awaited
+                future.set_exception(error)
+
+        self._calls.put(run)
+        return future
+
+    @property
+    def num_open(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return self._num_open
+
+    def stats(self) -> EngineStats:
+        """Say what the engine is doing; counts may be a step old."""
+        return self._engine.stats()
+
+    def close(self, *, grace_s: float) -> None:
+        """Refuse new requests, wait ``grace_s`` seconds for those that run, cancel the rest, and end the thread."""
+        with self._lock:
+            self._is_closing = True
+        self._calls.put(lambda: None)
+        self._thread.join(timeout=grace_s)
+        if self._thread.is_alive():
+            self._calls.put(self._cancel_all)
+            self._thread.join()
+
+    def _reserve(self) -> None:
+        with self._lock:
+            if self._is_closing:
+                raise OverloadedError("the model is being unloaded; try again in a moment.", retry_after_s=2)
+            if self._num_open >= self._max_open:
+                raise OverloadedError(
+                    f"{self._num_open} requests are running or waiting, which is as many as are taken here. "
+                    "Try again later, or start the server with a longer queue.",
+                    retry_after_s=max(1, self._num_open // 4),
+                )
+            self._num_open += 1
+
+    def _release(self) -> None:
+        with self._lock:
+            self._num_open -= 1
+
+    def _forget_unwanted(self, future: Future[int]) -> None:
+        """Whoever asked went away while the request was on its way in."""
+        if future.cancelled() or future.exception() is not None:
+            self._release()
+        else:
+            self.cancel(future.result())
+
+    # On the engine's thread.
+
+    def _run(self) -> None:
+        while True:
+            self._make_calls()
+            if not self._engine.has_work:
+                if self._is_closing and self._calls.empty():
+                    return
+                continue
+            try:
+                events = self._engine.step()
+            except LlavakitError as error:
+                events = self._engine.fail_all(error)
+            except Exception:
+                _LOG.exception("a step failed")
+                events = self._engine.fail_all(
+                    CapacityError("the engine failed in the middle of a step; nothing was lost but this answer.")
+                )
+            self._deliver(events)
+
+    def _make_calls(self) -> None:
+        """Make the calls that wait; wait for one when there is nothing else to do."""
+        if not self._engine.has_work and not (self._is_closing and self._calls.empty()):
+            self._calls.get()()
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            call()
+
+    def _deliver(self, events: list[EngineEvent]) -> None:
+        for event in events:
+            answer = self._answers.get(event.request_id)
+            if event.result is not None or event.error is not None:
+                self._answers.pop(event.request_id, None)
+                self._release()
+            if answer is not None:
+                answer.deliver(event)
+
+    def _cancel_all(self) -> None:
+        for request_id in list(self._answers):
+            self._deliver(self._engine.cancel(request_id))

@@ -1,0 +1,352 @@
+"""A loaded model behind the server's protocol, and models by name: with the embedded model, on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llavakit
+from llavakit.api.host import Host, make_host
+from llavakit.api.serving import ServedModel
+from llavakit.core.errors import (
+    ConfigError,
+    ConstraintError,
+    ContextOverflowError,
+    ModelNotFoundError,
+    OverloadedError,
+    PromptError,
+)
+from llavakit.core.requests import ConstraintKind, GenerateRequest, OutputConstraint
+from llavakit.core.types import FinishReason, ImagePart, Message, Role, SamplingParams, TextPart
+from llavakit.engine.attention_map import compute_attention
+from llavakit.model.layers import apply_rotary
+from llavakit.processing.grammar import FormMasks
+
+_SHAPES = Path(__file__).parents[3] / "examples" / "shapes.png"
+_QUESTION = "How many red circles are there?"
+
+
+def _ask(text: str = _QUESTION, *, picture: bool = True, **fields: object) -> GenerateRequest:
+    parts = ((ImagePart(_SHAPES.read_bytes()),) if picture else ()) + (TextPart(text),)
+    sampling = fields.pop("sampling", SamplingParams(max_new_tokens=24))
+    return GenerateRequest(messages=(Message(Role.USER, parts),), sampling=sampling, **fields)  # type: ignore[arg-type]
+
+
+def _serve(use: Callable[[ServedModel, Host], Awaitable[None]], **settings: object) -> None:
+    async def run() -> None:
+        host = make_host("llava:tiny", **settings)  # type: ignore[arg-type]
+        served, _ = await host.open(None)
+        try:
+            await use(served, host)
+            served.check_integrity()
+        finally:
+            await host.close(grace_s=10)
+
+    asyncio.run(run())
+
+
+async def _text(served: ServedModel, request: GenerateRequest) -> str:
+    answer = await served.submit(request)
+    pieces = [event.text async for event in answer]
+    assert "".join(pieces) == answer.result.text
+    return answer.result.text
+
+
+def test_answers_side_by_side_are_those_of_the_python_interface() -> None:
+    model = llavakit.load("llava:tiny")
+    questions = [_QUESTION, "Is there a blue star?", "Describe the picture.", "Where is the red circle?"] * 2
+    expected = [model.chat(q, images=[str(_SHAPES)], max_new_tokens=24).text for q in questions]
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        found = await asyncio.gather(*(_text(served, _ask(q)) for q in questions))
+        assert list(found) == expected
+        assert served.stats().num_images_encoded == 1
+
+    _serve(use, num_parallel=3)
+
+
+def test_a_second_question_finds_the_picture_and_the_beginning() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        for question, is_first in ((_QUESTION, True), ("Is there a blue star?", False)):
+            answer = await served.submit(_ask(question))
+            async for _ in answer:
+                pass
+            timings = answer.result.timings
+            assert (timings.num_images_encoded == 1) == is_first
+            assert (timings.num_cached_tokens == 0) == is_first
+            assert timings.num_prompt_tokens - timings.num_cached_tokens < 40 or is_first
+
+    _serve(use)
+
+
+def test_who_stops_listening_leaves_nothing_behind() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        answer = await served.submit(_ask(sampling=SamplingParams(max_new_tokens=300, ignore_eos=True)))
+        async for event in answer:
+            assert event.finish_reason is None
+            break
+        listening = answer.__aiter__()
+        del listening
+        answer.cancel()
+        while served.num_open:
+            await asyncio.sleep(0.01)
+        stats = served.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+
+    _serve(use)
+
+
+def test_cancelling_ends_an_answer_with_one_event() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        answer = await served.submit(_ask(sampling=SamplingParams(max_new_tokens=500, ignore_eos=True)))
+        ends = []
+        async for event in answer:
+            answer.cancel()
+            ends.append(event.finish_reason)
+        assert ends[-1] is FinishReason.CANCELLED
+        assert ends.count(None) == len(ends) - 1
+        assert answer.result.finish_reason is FinishReason.CANCELLED
+
+    _serve(use)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        long = SamplingParams(max_new_tokens=400, ignore_eos=True)
+        answers = [await served.submit(_ask(sampling=long)) for _ in range(3)]
+        with pytest.raises(OverloadedError, match="3 requests are running or waiting") as refused:
+            await served.submit(_ask())
+        assert refused.value.retry_after_s >= 1
+        for answer in answers:
+            answer.cancel()
+        while served.num_open:
+            await asyncio.sleep(0.01)
+        assert await _text(served, _ask())
+
+    _serve(use, num_parallel=1, max_waiting=2)
+
+
+def test_a_conversation_that_is_too_long_is_an_error_or_loses_whole_turns() -> None:
+    turns = [
+        Message(Role.USER, (ImagePart(_SHAPES.read_bytes()), TextPart("What is this?"))),
+        Message(Role.ASSISTANT, (TextPart("Shapes."),)),
+    ] * 3
+    messages = (Message(Role.SYSTEM, (TextPart("Be brief."),)), *turns, Message(Role.USER, (TextPart(_QUESTION),)))
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        request = GenerateRequest(messages=messages, max_context_tokens=200, sampling=SamplingParams(max_new_tokens=8))
+        with pytest.raises(ContextOverflowError):
+            await served.submit(request)
+        shortened = GenerateRequest(
+            messages=messages, max_context_tokens=200, sampling=SamplingParams(max_new_tokens=8), should_truncate=True
+        )
+        answer = await served.submit(shortened)
+        async for _ in answer:
+            pass
+        assert 64 < answer.result.timings.num_prompt_tokens < 200
+        assert answer.result.timings.num_images < 3
+        alone = GenerateRequest(messages=messages[-1:], max_context_tokens=4, should_truncate=True)
+        with pytest.raises(PromptError, match="no earlier turn"):
+            await served.submit(alone)
+
+    _serve(use)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "check"),
+    [
+        (ConstraintKind.CHOICE, '["purple", "seven of them"]', lambda t: t in ("purple", "seven of them")),
+        (ConstraintKind.REGEX, "[A-C]{2,4}/[0-9]", lambda t: t[-2] == "/" and t[-1].isdigit()),
+        (ConstraintKind.GRAMMAR, 'start: "x" /[yz]{3}/', lambda t: t[0] == "x" and len(t) == 4),
+        (
+            ConstraintKind.JSON_SCHEMA,
+            '{"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}, '
+            '"c": {"enum": ["red", "blue"]}}, "required": ["n", "c"], "additionalProperties": false}',
+            lambda t: set(json.loads(t)) == {"n", "c"},
+        ),
+    ],
+)
+def test_answers_keep_the_form_that_was_asked_for(
+    kind: ConstraintKind, text: str, check: Callable[[str], bool]
+) -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        for seed in range(4):
+            sampling = SamplingParams(max_new_tokens=400, temperature=1.0, seed=seed)
+            answer = await served.submit(_ask(sampling=sampling, constraint=OutputConstraint(kind=kind, text=text)))
+            async for _ in answer:
+                pass
+            assert answer.result.finish_reason is FinishReason.STOP
+            assert check(answer.result.text), answer.result.text
+
+    _serve(use)
+
+
+def test_any_json_object_is_one_from_its_first_character() -> None:
+    """A model of few words may never close a string; what it writes until then is the beginning of an object."""
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        sampling = SamplingParams(max_new_tokens=40, temperature=1.0, seed=1)
+        request = _ask(sampling=sampling, constraint=OutputConstraint(kind=ConstraintKind.JSON_OBJECT))
+        assert (await _text(served, request)).startswith("{")
+
+    _serve(use)
+    tokenizer = llavakit.load("llava:tiny").tokenizer
+    for text, is_object in (('{"a": [1, true], "b": {"c": null}}', True), ("[1]", False), ('{"a"; 1}', False)):
+        mask = FormMasks(tokenizer).make(OutputConstraint(kind=ConstraintKind.JSON_OBJECT))
+        allowed = []
+        for token_id in [*tokenizer.encode(text), tokenizer.eos_token_id]:
+            bits = np.unpackbits(mask.next_bits().view(np.uint8), bitorder="little")
+            allowed.append(bool(bits[token_id]))
+            if not allowed[-1]:
+                break
+            mask.accept(token_id)
+        assert all(allowed) == is_object, text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (ConstraintKind.JSON_SCHEMA, "{", "no JSON"),
+        (ConstraintKind.JSON_SCHEMA, "[]", "is an object"),
+        (ConstraintKind.JSON_SCHEMA, '{"type": "no such type"}', "cannot be used"),
+        (ConstraintKind.JSON_SCHEMA, '{"a":' * 50 + "1" + "}" * 50, "51 deep"),
+        (ConstraintKind.JSON_SCHEMA, "[" * 60000, "no JSON"),
+        (ConstraintKind.REGEX, "(", "cannot be used"),
+        (ConstraintKind.CHOICE, "[]", "0 choices"),
+        (ConstraintKind.CHOICE, '["", 3]', "not empty"),
+        (ConstraintKind.GRAMMAR, "nonsense ::= (", "cannot be used"),
+        (ConstraintKind.GRAMMAR, "x" * 70_000, "at most 65536 bytes"),
+    ],
+)
+def test_forms_that_cannot_be_used_are_refused(kind: ConstraintKind, text: str, message: str) -> None:
+    masks = FormMasks(llavakit.load("llava:tiny").tokenizer)
+    with pytest.raises(ConstraintError, match=message):
+        masks.make(OutputConstraint(kind=kind, text=text))
+
+
+def test_pictures_of_the_servers_disk_and_unknown_presets_are_refused() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        request = GenerateRequest(messages=(Message(Role.USER, (ImagePart(str(_SHAPES)), TextPart("?"))),))
+        with pytest.raises(llavakit.ImageSourceError, match="may not be read"):
+            await served.submit(request)
+        with pytest.raises(ConfigError, match="preset 'no'"):
+            await served.submit(_ask(preset="no"))
+        assert served.preset_names[0] == "original"
+
+    _serve(use)
+
+
+def test_a_raw_prompt_is_continued_as_it_stands() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        request = GenerateRequest(prompt="USER: Hello! ASSISTANT:", sampling=SamplingParams(max_new_tokens=20))
+        assert await served.count_prompt_tokens(request) == len(
+            llavakit.load("llava:tiny").tokenizer.encode("USER: Hello! ASSISTANT:", add_bos=True)
+        )
+        assert await _text(served, request)
+
+    _serve(use)
+
+
+def test_attention_is_that_of_the_model_and_falls_on_the_picture() -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        answer = await _text(served, _ask())
+        seen = await served.attend(_ask(), answer)
+        assert "".join(seen.texts).strip() == answer.strip()
+        assert len(seen.weights) == len(seen.texts)
+        assert {len(row) for row in seen.weights} == {seen.patches_per_side**2}
+        assert all(0 < sum(row) <= 1.001 for row in seen.weights)
+        with pytest.raises(PromptError, match="picture"):
+            await served.attend(_ask(picture=False), answer)
+
+    _serve(use)
+
+
+@torch.inference_mode()
+def test_attention_equals_the_softmax_over_whole_matrices() -> None:
+    model = llavakit.load("llava:tiny")
+    prompt = model.prepare(_QUESTION, images=[str(_SHAPES)])
+    assert prompt.pixel_values is not None
+    features = model.model.encode_images(torch.from_numpy(prompt.pixel_values))[0]
+    ids = [*prompt.token_ids, 40, 41, 42]
+    found = compute_attention(model.model, ids, features, num_prompt_tokens=len(prompt.token_ids))
+    decoder = model.model.language_model
+    x = model.model.embed(torch.tensor([ids]), features)
+    rotary = decoder.rotary_emb(torch.arange(len(ids))[None], x.dtype)
+    whole = torch.zeros((len(ids), len(ids)))
+    for layer in decoder.layers:
+        attention = layer.self_attn
+        normed = layer.input_layernorm(x)
+        query, key = (
+            apply_rotary(p(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2), *rotary)[0]
+            for p in (attention.q_proj, attention.k_proj)
+        )
+        scores = query @ key.transpose(1, 2) / math.sqrt(attention.head_dim)
+        hidden = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+        whole += scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(0)
+        x = layer(x, rotary, None, None, is_causal=True)
+    first = prompt.image_starts[0]
+    expected = whole[len(prompt.token_ids) - 1 : -1, first : first + 64] / len(decoder.layers)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_models_by_name_are_loaded_kept_and_let_go() -> None:
+    async def run() -> None:
+        host = make_host("llava:tiny", keep_alive_s=math.inf)
+        assert host.loaded() == []
+        first, took_s = await host.open(None)
+        again, took_again_s = await host.open("llava:tiny", keep_alive_s=0.0)
+        assert first is again
+        assert took_s > 0.0 == took_again_s
+        assert [entry.info.name for entry in host.loaded()] == ["llava:tiny"]
+        for _ in range(100):
+            if not host.loaded():
+                break
+            await asyncio.sleep(0.1)
+        assert host.loaded() == []
+        second, _ = await host.open("llava:tiny", keep_alive_s=math.inf)
+        assert second is not first
+        assert host.loaded()[0].expires_at_s is None
+        assert await host.unload("llava:tiny")
+        assert not await host.unload("llava:tiny")
+        await host.close(grace_s=1)
+        with pytest.raises(OverloadedError, match="shutting down"):
+            await host.open(None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "examples", "no/such-model", "llava:7b", "a" * 5000, "\0", ""])
+def test_names_that_are_no_model_here_are_refused_whatever_lies_on_the_disk(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+    async def run() -> None:
+        host = make_host("llava:tiny")
+        for ask in (lambda: host.open(name), lambda: asyncio.to_thread(host.describe, name), lambda: host.remove(name)):
+            with pytest.raises(ModelNotFoundError):
+                await ask()  # type: ignore[no-untyped-call]
+        assert "llava:tiny" in [info.name for info in host.list_models()]
+        await host.close(grace_s=1)
+
+    asyncio.run(run())
+
+
+def test_a_restart_finds_the_picture_again(tmp_path: Path) -> None:
+    async def use(served: ServedModel, _host: Host) -> None:
+        await _text(served, _ask())
+
+    async def use_again(served: ServedModel, _host: Host) -> None:
+        await _text(served, _ask("Is there a blue star?"))
+        assert served.stats().num_images_encoded == 0
+        assert served.stats().num_cached_tokens >= 64
+
+    _serve(use, cache_dir=tmp_path)
+    _serve(use_again, cache_dir=tmp_path)
