@@ -177,7 +177,8 @@ def _running(options: argparse.Namespace, side: str, cache: Path) -> Iterator[Se
     if side == "ours":
         command = [
             sys.executable, "-m", "llavakit", "serve", str(options.model), "--port", str(port), "--parallel",
-            str(options.clients), "--cache-dir", str(cache / "kept"), "--no-state-file", "--threads", str(options.threads),
+            str(options.clients), "--cache-dir", str(cache / "kept"), "--no-state-file", "--threads",
+            str(options.threads),
         ]  # fmt: skip
     else:
         config = open_resolved(resolve(str(options.model))).checkpoint.config
