@@ -49,6 +49,8 @@ class ServeSettings:
     cache_dir : Path, optional
         Where features and blocks of pictures outlive a restart.
     disk_cache_bytes : int
+    max_draft_tokens : int, optional
+        Longest guess of what follows; 0 for none, by default what pays on the device.
     """
 
     num_parallel: int = 8
@@ -57,6 +59,7 @@ class ServeSettings:
     isolate_tenants: bool = False
     cache_dir: Path | None = None
     disk_cache_bytes: int = 2 * _GIB
+    max_draft_tokens: int | None = None
 
 
 class ServedModel:
@@ -92,6 +95,7 @@ class ServedModel:
             num_blocks=_count_blocks(loaded.model, settings, available_bytes),
             suppressed_ids=never_generated(loaded.config, loaded.tokenizer),
             budget=Budget(max_running=settings.num_parallel, **(_CPU_BUDGET if is_cpu else _GPU_BUDGET)),
+            max_draft_tokens=3 if settings.max_draft_tokens is None else settings.max_draft_tokens,
             max_decode_rows=4 if is_cpu else 32,
             fingerprint=fingerprint,
             disk=self._disk,
