@@ -24,8 +24,8 @@ from llavakit.core.types import FinishReason, GenerationResult, Message, Role, S
 from llavakit.kernels.machine import count_cpus
 
 _PASSAGE = (
-    "There is a large red circle at the top left. There is a small blue rectangle at the bottom right. There is a small "
-    "green star at the top right. There is a large black diamond at the bottom left."
+    "There is a large red circle at the top left. There is a small blue rectangle at the bottom right. "
+    "There is a small green star at the top right. There is a large black diamond at the bottom left."
 )
 _COLUMNS = ("measured", "with", "without", "ratio")
 
