@@ -159,15 +159,21 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def ask_tally(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """How many of one colour, or of one shape: to practise, since it is learnt last; mostly of several."""
-    is_color = bool(rng.random() < 0.65)
-    kinds = [shape.color if is_color else shape.shape for shape in scene.shapes]
+    """How many of one colour, of one shape, or of both: to practise, since it is learnt last; mostly of several."""
+    way = rng.choice(("color", "shape", "both"), p=(0.25, 0.2, 0.55))
+    if way == "color":
+        phrases = [f"{shape.color} {_pick(rng, ('objects', 'shapes'))}" for shape in scene.shapes]
+        kinds = [shape.color for shape in scene.shapes]
+    elif way == "shape":
+        kinds = phrases = [_plural(shape.shape) for shape in scene.shapes]
+    else:
+        kinds = phrases = [f"{shape.color} {_plural(shape.shape)}" for shape in scene.shapes]
     if not kinds:
         return None
-    several = [kind for kind in kinds if kinds.count(kind) > 1]
-    kind = _pick(rng, several if several and rng.random() < 0.7 else kinds)
-    phrase = f"{kind} {_pick(rng, ('objects', 'shapes'))}" if is_color else _plural(kind)
-    return _how_many(phrase, kinds.count(kind), rng, skill="tally")
+    several = [idx for idx, kind in enumerate(kinds) if kinds.count(kind) > 1]
+    options = several if several and rng.random() < 0.7 else list(range(len(kinds)))
+    idx = options[int(rng.integers(len(options)))]
+    return _how_many(phrases[idx], kinds.count(kinds[idx]), rng, skill="tally")
 
 
 def _how_many(phrase: str, count: int, rng: np.random.Generator, *, skill: str = "count") -> Question:
@@ -367,7 +373,7 @@ SKILLS: dict[str, Asker] = {
     "tally": ask_tally,
 }  # fmt: skip
 _WEIGHTS = {
-    "shapes": {"color": 36, "shape": 12, "existence": 22, "count": 46, "tally": 14, "position": 34, "size": 7,
+    "shapes": {"color": 32, "shape": 14, "existence": 24, "count": 48, "tally": 34, "position": 26, "size": 7,
                "absent": 4, "choice": 3, "word": 1},
     "single": {"color": 23, "shape": 23, "existence": 30, "count": 4, "position": 14},
     "sign": {"word": 62, "color": 8, "shape": 8, "existence": 8, "count": 8, "position": 6},

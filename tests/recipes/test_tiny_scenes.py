@@ -89,6 +89,7 @@ def test_counts_and_existence_agree_with_the_scene() -> None:
 
 
 def test_tallies_agree_with_the_scene() -> None:
+    ways = set()
     for index in range(300):
         scene = make_scene("eval", index)
         question = ask(scene, np.random.default_rng(index), skill="tally")
@@ -96,8 +97,16 @@ def test_tallies_agree_with_the_scene() -> None:
             continue
         words = question.text.replace("crosses", "cross").rstrip("?").split()
         kinds = {word.removesuffix("s") if word.removesuffix("s") in SHAPES else word for word in words}
-        matching = [shape for shape in scene.shapes if shape.color in kinds or shape.shape in kinds]
+        has_color, has_shape = bool(kinds & set(COLOR_NAMES)), bool(kinds & set(SHAPES))
+        assert has_color or has_shape
+        matching = [
+            shape
+            for shape in scene.shapes
+            if (shape.color in kinds or not has_color) and (shape.shape in kinds or not has_shape)
+        ]
         assert question.short == str(len(matching)), (question, scene)
+        ways.add((has_color, has_shape))
+    assert len(ways) == 3
 
 
 def test_every_skill_can_be_asked_and_is_not_settled_by_one_answer() -> None:

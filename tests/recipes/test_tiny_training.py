@@ -14,7 +14,14 @@ pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fon
 from llavakit.model.layers import apply_rotary
 from recipes.tiny import train
 from recipes.tiny.conversations import SYSTEM, encode
-from recipes.tiny.grounding import Gaze, find_mentions, gaze_at_patches, gaze_at_tokens
+from recipes.tiny.grounding import (
+    Gaze,
+    find_meant,
+    find_mentions,
+    gaze_at_all,
+    gaze_at_patches,
+    gaze_at_tokens,
+)
 from recipes.tiny.scenes import Shape, make_scene
 from recipes.tiny.settings import Budget, Stage, llava_config
 from recipes.tiny.vocabulary import IGNORE, Vocabulary
@@ -200,3 +207,54 @@ def test_compared_phrases_are_those_of_the_gap(folder: Path) -> None:
     encoded = encode(vocabulary, [("Is the star above or below the ring?", "Above")], num_image_tokens=4, scene=scene)
     ((first, second),) = encoded.compared
     assert [vocabulary.decode([encoded.ids[idx]]).strip() for idx in (first, second)] == ["star", "ring"]
+
+
+def test_the_objects_that_a_question_means() -> None:
+    red = Shape("circle", "red", True, 0.1, 0.2, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(
+        make_scene("train", 0), shapes=(red, replace(red, color="blue", x=0.9), replace(red, shape="cross"))
+    )
+
+    def count(question: str) -> int | None:
+        meant = find_meant(question, scene)
+        return None if meant is None else len(meant)
+
+    assert count("How many circles are there?") == 2
+    assert count("How many red objects do you see?") == 2
+    assert count("What is the number of shapes?") == 3
+    assert count("How many crosses are there?") == 1
+    assert count("Is there a green star?") == 0
+    assert count("What color is the small circle?") == 0
+    assert count("What shape is the blue object?") == 1  # "shape" is what is asked for, and means nothing
+    assert count("Is the red circle above the blue circle?") is None
+    assert count("Describe the picture.") is None
+    ((x, y),) = find_meant("Where is the blue circle?", scene) or [(0.0, 0.0)]
+    square = max(scene.width, scene.height)
+    assert (x, y) == (pytest.approx(0.8 * scene.width / square), pytest.approx(-0.6 * scene.height / square))
+
+
+def test_equal_shares_for_the_first_token_and_every_object_cost_nothing() -> None:
+    """Two questions about a 4 x 4 grid that starts at position 1: one means two objects, the other none."""
+    weights = torch.zeros((2, 20))
+    weights[0, [0, 1 + 0, 1 + 15]] = 1 / 3
+    weights[1, 0] = 1.0
+    starts, questions = torch.tensor([1, 1]), torch.tensor([0, 0])
+    corners = torch.tensor([[-0.75, -0.75], [0.75, 0.75]])
+    divergence, error = gaze_at_all((weights + 1e-12).log(), starts, questions, corners, side=4)
+    assert divergence.item() == pytest.approx(0, abs=1e-5)
+    assert error == pytest.approx(0, abs=1e-4)
+    weights[0, [0, 1, 16]] = torch.tensor([1 / 2, 1 / 2, 1e-3])  # as if there were one
+    divergence, error = gaze_at_all((weights + 1e-12).log(), starts, questions, corners, side=4)
+    assert divergence.item() > 0.5
+    assert error == pytest.approx(0.5, abs=1e-2)
+
+
+def test_tallies_stand_before_the_answer(folder: Path) -> None:
+    vocabulary = Vocabulary(folder / "tokenizer.json")
+    star = Shape("star", "red", True, 0.25, 0.5, 0.1, 1.0, 0.0, (255, 0, 0))
+    scene = replace(make_scene("train", 0), shapes=(star, replace(star, x=0.75)))
+    encoded = encode(vocabulary, [("How many stars are there?", "2")], num_image_tokens=4, scene=scene)
+    ((position, places),) = encoded.tallies
+    assert len(places) == 2
+    assert encoded.labels[position + 1] == vocabulary.encode("ASSISTANT: 2")[-1]
+    assert encoded.labels[position] == -100

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -98,6 +99,7 @@ class AsyncEngine:
         self._num_open = 0  # touched on the event loops only under the lock
         self._lock = threading.Lock()
         self._is_closing = False
+        self._has_ended = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -141,10 +143,18 @@ class AsyncEngine:
 
     def cancel(self, request_id: int) -> None:
         """End a request before the next step; unknown numbers are ignored."""
-        self._calls.put(lambda: self._deliver(self._engine.cancel(request_id)))
+        with self._lock:
+            if not self._has_ended:
+                self._calls.put(lambda: self._deliver(self._engine.cancel(request_id)))
 
     def call(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run a function on the engine's thread, between two steps."""
+        """Run a function on the engine's thread, between two steps.
+
+        Raises
+        ------
+        OverloadedError
+            If the engine has been closed.
+        """
         future: Future[_T] = Future()
 
         def run() -> None:
@@ -155,7 +165,10 @@ class AsyncEngine:
             except BaseException as error:  # raised again where the result is awaited
                 future.set_exception(error)
 
-        self._calls.put(run)
+        with self._lock:
+            if self._has_ended:  # nobody would ever make the call
+                raise OverloadedError("the model has been unloaded; try again in a moment.", retry_after_s=2)
+            self._calls.put(run)
         return future
 
     @property
@@ -172,7 +185,7 @@ class AsyncEngine:
         with self._lock:
             self._is_closing = True
         self._calls.put(lambda: None)
-        self._thread.join(timeout=grace_s)
+        self._thread.join(timeout=None if math.isinf(grace_s) else grace_s)
         if self._thread.is_alive():
             self._calls.put(self._cancel_all)
             self._thread.join()
@@ -206,7 +219,7 @@ class AsyncEngine:
         while True:
             self._make_calls()
             if not self._engine.has_work:
-                if self._is_closing and self._calls.empty():
+                if self._end():
                     return
                 continue
             try:
@@ -219,6 +232,12 @@ class AsyncEngine:
                     CapacityError("the engine failed in the middle of a step; nothing was lost but this answer.")
                 )
             self._deliver(events)
+
+    def _end(self) -> bool:
+        """Whether the thread is to end; from then on no call is taken."""
+        with self._lock:
+            self._has_ended = self._is_closing and self._calls.empty()
+            return self._has_ended
 
     def _make_calls(self) -> None:
         """Make the calls that wait; wait for one when there is nothing else to do."""

@@ -322,6 +322,26 @@ def test_models_by_name_are_loaded_kept_and_let_go() -> None:
     asyncio.run(run())
 
 
+def test_a_model_is_unloaded_when_its_answers_have_ended_and_takes_no_more() -> None:
+    async def run() -> None:
+        host = make_host("llava:tiny")
+        served, _ = await host.open(None)
+        answer = await served.submit(_ask(sampling=SamplingParams(max_new_tokens=60, ignore_eos=True)))
+        unloading = asyncio.create_task(host.unload("llava:tiny"))
+        async for _ in answer:
+            pass
+        assert len(answer.result.token_ids) == 60
+        assert await unloading
+        with pytest.raises(OverloadedError, match="unloaded"):
+            await served.submit(_ask())
+        with pytest.raises(OverloadedError, match="unloaded"):
+            await served.attend(_ask(), "Yes")
+        answer.cancel()
+        await host.close(grace_s=1)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "examples", "no/such-model", "llava:7b", "a" * 5000, "\0", ""])
 def test_names_that_are_no_model_here_are_refused_whatever_lies_on_the_disk(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

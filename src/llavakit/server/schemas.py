@@ -1,0 +1,240 @@
+"""The fields that requests may have. Whatever is not listed is refused: nothing is accepted and ignored.
+
+Numbers are strict: no texts, no booleans, no NaN. Ranges that the engine checks itself (`SamplingParams`) are not
+repeated here; sizes that cost memory are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ChatRequest", "CompletionRequest", "OllamaChat", "OllamaGenerate", "OllamaName", "OllamaOptions",
+           "ResponsesRequest"]  # fmt: skip
+
+_Text = Annotated[str, Field(max_length=4_000_000)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Whole = Annotated[int, Field(strict=True, ge=-(1 << 53), le=1 << 53)]
+_Flag = Annotated[bool, Field(strict=True)]
+_Stop = _Text | Annotated[list[_Text], Field(max_length=64)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _OwnFields(_Body):
+    """Fields beyond OpenAI's, with the names that other servers use for them."""
+
+    top_k: _Whole | None = None
+    min_p: _Number | None = None
+    repetition_penalty: _Number | None = None
+    preset: Literal["original", "hf"] | None = None
+    truncate: _Flag = False
+    guided_choice: Annotated[list[_Text], Field(max_length=1000)] | None = None
+    guided_regex: _Text | None = None
+    guided_grammar: _Text | None = None
+
+
+class ImageUrl(_Body):
+    """A picture; ``detail`` has no effect: a picture is always seen whole, at the model's one resolution."""
+
+    url: Annotated[str, Field(max_length=200_000_000)]
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ContentPart(_Body):
+    """Text or a picture."""
+
+    type: Literal["text", "image_url"]
+    text: _Text | None = None
+    image_url: ImageUrl | Annotated[str, Field(max_length=200_000_000)] | None = None
+
+
+class ChatMessage(_Body):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Text | Annotated[list[ContentPart], Field(max_length=1000)]
+    name: Literal[None] = None
+
+
+class StreamOptions(_Body):
+    """What a stream ends with."""
+
+    include_usage: _Flag = False
+
+
+class JsonSchema(_Body):
+    """A schema by name; ``strict`` has no effect: a schema is always kept."""
+
+    name: Annotated[str, Field(max_length=256)] = "answer"
+    description: _Text | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: _Flag | None = None
+
+
+class ResponseFormat(_Body):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(_OwnFields):
+    """``POST /v1/chat/completions``."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    stream: _Flag | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: _Whole | None = None
+    max_completion_tokens: _Whole | None = None
+    temperature: _Number | None = None
+    top_p: _Number | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = 1
+    stop: _Stop | None = None
+    seed: _Whole | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+    logit_bias: dict[str, _Number] | None = None
+    logprobs: _Flag | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+
+class CompletionRequest(_OwnFields):
+    """``POST /v1/completions``."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    prompt: _Text
+    stream: _Flag | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: _Whole | None = None
+    temperature: _Number | None = None
+    top_p: _Number | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = 1
+    stop: _Stop | None = None
+    seed: _Whole | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+    logit_bias: dict[str, _Number] | None = None
+    echo: Literal[False] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+
+class InputPart(_Body):
+    """A part of an input of ``/v1/responses``."""
+
+    type: Literal["input_text", "input_image", "output_text"]
+    text: _Text | None = None
+    image_url: Annotated[str, Field(max_length=200_000_000)] | None = None
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class InputMessage(_Body):
+    """One turn of an input of ``/v1/responses``."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Text | Annotated[list[InputPart], Field(max_length=1000)]
+
+
+class TextFormat(_Body):
+    """The form of the answer of ``/v1/responses``."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(max_length=256)] = "answer"
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: _Flag | None = None
+    description: _Text | None = None
+
+
+class TextSettings(_Body):
+    """``text`` of ``/v1/responses``."""
+
+    format: TextFormat | None = None
+
+
+class ResponsesRequest(_Body):
+    """``POST /v1/responses``."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    input: _Text | Annotated[list[InputMessage], Field(min_length=1, max_length=4096)]
+    instructions: _Text | None = None
+    max_output_tokens: _Whole | None = None
+    temperature: _Number | None = None
+    top_p: _Number | None = None
+    stream: _Flag | None = False
+    store: Literal[False] | None = None
+    text: TextSettings | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+
+class OllamaOptions(_Body):
+    """``options``: those that change an answer are done, and no others are known."""
+
+    temperature: _Number | None = None
+    top_k: _Whole | None = None
+    top_p: _Number | None = None
+    min_p: _Number | None = None
+    seed: _Whole | None = None
+    num_predict: _Whole | None = None
+    num_ctx: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] | None = None
+    stop: _Stop | None = None
+    repeat_penalty: _Number | None = None
+    repeat_last_n: _Whole | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+
+
+class OllamaMessage(_Body):
+    """One turn; pictures are base64."""
+
+    role: Literal["system", "user", "assistant"]
+    content: _Text = ""
+    images: Annotated[list[Annotated[str, Field(max_length=200_000_000)]], Field(max_length=1000)] | None = None
+
+
+class _OllamaBody(_Body):
+    model: Annotated[str, Field(max_length=512)]
+    stream: _Flag = True
+    format: Literal["json", ""] | dict[str, Any] | None = None
+    keep_alive: _Number | Annotated[str, Field(max_length=64)] | None = None
+    options: OllamaOptions | None = None
+    truncate: _Flag | None = None
+    think: Literal[False] | None = None
+    logprobs: _Flag | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+
+
+class OllamaChat(_OllamaBody):
+    """``POST /api/chat``."""
+
+    messages: Annotated[list[OllamaMessage], Field(max_length=4096)] = []
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class OllamaGenerate(_OllamaBody):
+    """``POST /api/generate``."""
+
+    prompt: _Text = ""
+    suffix: Literal[""] | None = None
+    system: _Text | None = None
+    template: Literal[""] | None = None
+    raw: _Flag | None = None
+    images: Annotated[list[Annotated[str, Field(max_length=200_000_000)]], Field(max_length=1000)] | None = None
+    context: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class OllamaName(_Body):
+    """A model's name, and how its progress is told."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    name: Annotated[str, Field(max_length=512)] | None = None
+    stream: _Flag = True
+    insecure: Literal[False] | None = None
+    verbose: _Flag | None = None

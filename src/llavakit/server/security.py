@@ -1,0 +1,151 @@
+"""Who may ask: keys, hosts, origins, rates and sizes. Everything is refused before a body is parsed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from llavakit.core.errors import AccessError, PromptError
+from llavakit.server.failures import RequestRefusedError
+from llavakit.server.settings import ServerSettings
+
+__all__ = ["Gate", "parse_json"]
+
+_MAX_DEPTH = 64
+_OPEN_PATHS = ("/health", "/health/live", "/health/ready")
+_LOCAL_NAMES = ("localhost",)
+
+
+class Gate:
+    """Decides whether a request may come in.
+
+    Parameters
+    ----------
+    settings : ServerSettings
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
+        self._recent: dict[bytes, deque[float]] = {}
+
+    def check(self, path: str, headers: Mapping[str, str], *, is_asset: bool) -> str:
+        """Return the tenant of a request.
+
+        Parameters
+        ----------
+        path : str
+        headers : mapping
+            With lower-case names.
+        is_asset : bool
+            Whether it is a file of the page, which asks for the key itself.
+
+        Raises
+        ------
+        AccessError, RequestRefusedError
+            If it may not come in.
+        """
+        self._check_host(headers.get("host", ""))
+        self._check_origin(headers)
+        if path in _OPEN_PATHS or is_asset:
+            return ""
+        return self._check_key(headers.get("authorization", ""))
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether a web page of this origin may read answers."""
+        return origin in self._settings.allowed_origins
+
+    def _check_host(self, host: str) -> None:
+        """Refuse names that a rebinding name server could have given to this address."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        if name in _LOCAL_NAMES or name == self._settings.host or name in self._settings.allowed_hosts:
+            return
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            raise RequestRefusedError(
+                f"the host name {name[:100]!r} is not one of this server's. Call it by its address, or start it with "
+                "--allow-host.",
+                status=403, code="access",
+            ) from None  # fmt: skip
+
+    def _check_origin(self, headers: Mapping[str, str]) -> None:
+        """Refuse web pages of other origins, whatever their browser thinks of it."""
+        origin = headers.get("origin")
+        if origin is None or origin in self._settings.allowed_origins:
+            return
+        if urlsplit(origin).netloc == headers.get("host"):
+            return
+        raise RequestRefusedError(
+            "a web page of another origin may not call this server. Start it with --allow-origin.",
+            status=403, code="access",
+        )  # fmt: skip
+
+    def _check_key(self, authorization: str) -> str:
+        if not self._keys:
+            return ""
+        scheme, _, key = authorization.partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        # Every key is compared, in constant time: neither the number of right letters nor the place in the list shows.
+        is_known = any([hmac.compare_digest(digest, known) for known in self._keys])
+        if scheme.lower() != "bearer" or not is_known:
+            raise AccessError("a key is needed: send the header 'Authorization: Bearer KEY' with one of this server's.")
+        self._check_rate(digest)
+        return digest.hex()[:16]
+
+    def _check_rate(self, digest: bytes) -> None:
+        limit, now_s = self._settings.requests_per_minute, time.monotonic()
+        if not limit:
+            return
+        recent = self._recent.setdefault(digest, deque())
+        while recent and recent[0] < now_s - 60:
+            recent.popleft()
+        if len(recent) >= limit:
+            raise RequestRefusedError(
+                f"this key has asked {limit} times in a minute, which is its limit. Wait.", status=429, code="access"
+            )
+        recent.append(now_s)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a request's body: an object that is not nested too deep.
+
+    Raises
+    ------
+    PromptError
+        If it is anything else.
+    """
+    try:
+        content = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"the body is no JSON ({str(error)[:200]}). Correct it.") from error
+    if not isinstance(content, dict):
+        raise PromptError(f"the body must be a JSON object, got {type(content).__name__}.")
+    if (depth := _depth(content)) > _MAX_DEPTH:
+        raise PromptError(f"the body is nested {depth} levels deep; at most {_MAX_DEPTH} are taken. Flatten it.")
+    return content
+
+
+def _depth(value: object) -> int:
+    """Depth of nesting, without recursion: the value is somebody else's."""
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        deepest = max(deepest, depth)
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        stack += [(child, depth + 1) for child in children]
+    return deepest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
