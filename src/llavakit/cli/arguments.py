@@ -291,8 +291,75 @@ def _bench() -> argparse.ArgumentParser:
     return parser
 
 
+def _serve() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "serve",
+        "[MODEL] [options]",
+        "Serve a model to other programs and to browsers: OpenAI's and Ollama's interfaces, and a page to chat on.\n\n"
+        "Only this machine can reach it unless a key is set. Every option can also be given in the environment as\n"
+        "LLAVAKIT_NAME, or in a TOML file (--config); options go first. docs/server.md has everything.",
+        "  llavakit serve\n"
+        "  llavakit serve llava-7b-q4_k_m.gguf --port 11434      # where Ollama's clients look\n"
+        "  llavakit serve llava:7b --host 0.0.0.0 --api-key-file keys.txt --allow-host models.example.com",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL_HELP} (default: llava:tiny)")
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    network.add_argument("--port", type=int, metavar="N", help="default: 8000; 0 takes a free one")
+    network.add_argument("--api-key", action="append", metavar="KEY", help="a key that opens the server; repeatable")
+    network.add_argument("--api-key-file", metavar="FILE", help="keys, one a line")
+    network.add_argument("--insecure-no-key", action="store_true", default=None, help="listen anywhere without a key")
+    network.add_argument("--requests-per-minute", type=int, metavar="N", help="of one key (default: 0, no limit)")
+    network.add_argument(
+        "--allow-host", dest="allowed_hosts", action="append", metavar="NAME", help="a name clients may call it by"
+    )
+    network.add_argument(
+        "--allow-origin", dest="allowed_origins", action="append", metavar="ORIGIN", help="a web page that may call it"
+    )
+    network.add_argument("--allow-urls", action="store_true", default=None, help="fetch pictures from https addresses")
+    network.add_argument(
+        "--url-host", dest="url_hosts", action="append", metavar="NAME", help="with --allow-urls: only from this host"
+    )
+    network.add_argument("--max-body-mib", type=int, metavar="N", help="largest request, in MiB (default: 64)")
+    network.add_argument("--max-images", type=int, metavar="N", help="pictures of a request (default: 16)")
+    work = parser.add_argument_group("work")
+    work.add_argument("--parallel", type=int, metavar="N", help="requests computed at a time (default: 8)")
+    work.add_argument("--queue", type=int, metavar="N", help="requests that wait beside them (default: 256)")
+    work.add_argument(
+        "--keep-alive", dest="keep_alive_s", type=float, metavar="S",
+        help="seconds an unused model stays in memory; negative: for ever (default: 300)",
+    )  # fmt: skip
+    work.add_argument(
+        "--kv-cache-gib", type=float, metavar="X", help="memory of keys and values (default: what is free)"
+    )
+    work.add_argument(
+        "--cache-dir", metavar="FOLDER", help="keep pictures on the disk over a restart (default: nowhere)"
+    )
+    work.add_argument("--disk-cache-gib", type=float, metavar="X", help="largest size of that folder (default: 2)")
+    work.add_argument(
+        "--isolate-tenants", action="store_true", default=None, help="what is cached for one key serves no other key"
+    )
+    work.add_argument("--grace", dest="grace_s", type=float, metavar="S", help="seconds for answers when stopped (30)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", choices=("original", "hf"), help="how pictures and prompts are prepared")
+    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="number format of the weights")
+    model.add_argument("--kv-dtype", choices=("auto", "q8_0"), help="number format of keys and values")
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N")
+    model.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    _add_mmproj_option(model)
+    parser.add_argument(
+        "--planner", dest="planner_dir", metavar="FOLDER", help="pages of `llavakit plan --html` to link"
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings in TOML")
+    parser.add_argument("--no-state-file", action="store_true", help="let `llavakit run` not know of this server")
+    output = add_output_options(parser, json_help="with --print-config: print one JSON object")
+    output.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
+    return parser
+
+
 _BUILDERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "run": _run,
+    "serve": _serve,
     "pull": _pull,
     "list": _list,
     "show": _show,

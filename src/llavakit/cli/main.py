@@ -27,7 +27,7 @@ __all__ = ["main", "run_command"]
 
 _EXIT_INTERRUPTED = 130  # what shells say of a program that SIGINT ended
 _EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
-_MAPS_FILES = ("run", "convert", "calibrate", "quality", "verify", "bench")
+_MAPS_FILES = ("run", "serve", "convert", "calibrate", "quality", "verify", "bench")
 _ALIASES = {"ls": "list", "remove": "rm"}
 
 
@@ -135,6 +135,10 @@ def _run(name: str, options: argparse.Namespace, console: Console, load: Callabl
         from llavakit.cli.run import run
 
         return run(options, console, load=load)
+    if name == "serve":
+        from llavakit.cli.serve import serve
+
+        return serve(options, console)
     if name == "convert":
         from llavakit.cli.convert import convert
 

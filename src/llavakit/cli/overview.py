@@ -6,6 +6,7 @@ PROGRAM = "llavakit"
 
 ABOUT = {
     "run": "ask a model about pictures, once or in a chat",
+    "serve": "answer other programs and browsers",
     "pull": "fetch a model",
     "list": "list the models on this machine",
     "show": "show what a model is",
@@ -38,11 +39,12 @@ options:
   --version    show the version
 
 exit status:
-  0 done, 1 a check failed, 2 to 8 by kind of error (docs/errors.md), 70 a fault in llavakit,
+  0 done, 1 a check failed, 2 to 9 by kind of error (docs/errors.md), 70 a fault in llavakit,
   74 the output cannot be written, 130 Ctrl-C, 141 nobody reads the output
 
 examples:
   llavakit run llava:tiny "How many red circles are there?" --image shapes.png
   llavakit run llava:tiny
+  llavakit serve
   llavakit run --help
 """

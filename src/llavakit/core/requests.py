@@ -287,7 +287,7 @@ class ModelHost(Protocol):
             If it is not there, is the embedded one, or lies outside the store.
         """
 
-    async def pull(self, name: str) -> AsyncIterator[tuple[str, int, int]]:
+    def pull(self, name: str) -> AsyncIterator[tuple[str, int, int]]:
         """Fetch a model from the Hub, yielding what is done, bytes so far and bytes in all."""
 
     async def close(self, *, grace_s: float) -> None:

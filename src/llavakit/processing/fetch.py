@@ -112,6 +112,10 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
     allowed = ("https", "http") if policy.allow_http else ("https",)
     if parts.scheme not in allowed or not host:
         raise ImageSourceError(f"{url[:200]!r} is not allowed; pictures come from {' or '.join(allowed)} addresses.")
+    if policy.url_hosts and host.lower() not in policy.url_hosts:
+        raise ImageSourceError(
+            f"pictures may not come from {host[:100]!r} here; allowed: {', '.join(policy.url_hosts)}."
+        )
     if parts.username or parts.password:
         raise ImageSourceError(f"the URL of {host!r} carries a user name or password; remove it.")
     if port not in (None, 80, 443) and not policy.allow_private_hosts:

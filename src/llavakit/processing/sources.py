@@ -50,6 +50,8 @@ class SourcePolicy:
         Unencrypted URLs too.
     allow_private_hosts : bool
         Addresses that are not global: loopback, home and company networks, link-local.
+    url_hosts : tuple of str
+        The only hosts that pictures may come from, redirects included; empty for all.
     max_bytes : int
         Of an encoded picture.
     max_pixels : int
@@ -63,6 +65,7 @@ class SourcePolicy:
     allow_urls: bool = True
     allow_http: bool = True
     allow_private_hosts: bool = False
+    url_hosts: tuple[str, ...] = ()
     max_bytes: int = 100 * 1024**2
     max_pixels: int = 178_956_970
     max_redirects: int = 3

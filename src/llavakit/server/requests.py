@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from llavakit.core.errors import ImageSourceError, PromptError, SamplingError, UnsupportedFieldError
@@ -11,7 +12,15 @@ from llavakit.core.requests import ConstraintKind, GenerateRequest, OutputConstr
 from llavakit.core.types import ImagePart, Message, Part, Role, SamplingParams, TextPart
 from llavakit.server import schemas
 
-__all__ = ["from_chat", "from_completion", "from_ollama_chat", "from_ollama_generate", "from_responses", "keep_alive_s"]
+__all__ = [
+    "Limits",
+    "from_chat",
+    "from_completion",
+    "from_ollama_chat",
+    "from_ollama_generate",
+    "from_responses",
+    "keep_alive_s",
+]
 
 _DEFAULT_TOKENS = 512
 _DATA_URI = "data:"
@@ -53,9 +62,10 @@ def from_chat(body: schemas.ChatRequest, limits: Limits) -> list[GenerateRequest
     messages = []
     for message in body.messages:
         role = Role.SYSTEM if message.role == "developer" else Role(message.role)
-        parts = [TextPart(message.content)] if isinstance(message.content, str) else [
-            _part(part, limits) for part in message.content
-        ]  # fmt: skip
+        content = message.content
+        parts: list[Part] = (
+            [TextPart(content)] if isinstance(content, str) else [_part(part, limits) for part in content]
+        )
         messages.append(Message(role, _pictures_first(parts)))
     num_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = None
@@ -82,7 +92,7 @@ def from_completion(body: schemas.CompletionRequest, limits: Limits) -> list[Gen
 
 
 def from_responses(body: schemas.ResponsesRequest, limits: Limits) -> GenerateRequest:
-    """The request of ``/v1/responses``."""
+    """Return the request of ``/v1/responses``."""
     messages = [Message(Role.SYSTEM, (TextPart(body.instructions),))] if body.instructions else []
     if isinstance(body.input, str):
         messages.append(Message(Role.USER, (TextPart(body.input),)))
@@ -113,7 +123,7 @@ def from_responses(body: schemas.ResponsesRequest, limits: Limits) -> GenerateRe
 
 
 def from_ollama_chat(body: schemas.OllamaChat, limits: Limits) -> GenerateRequest:
-    """The request of ``/api/chat``."""
+    """Return the request of ``/api/chat``."""
     messages = tuple(
         Message(Role(m.role), (*_base64_pictures(m.images, limits), TextPart(m.content))) for m in body.messages
     )
@@ -121,7 +131,7 @@ def from_ollama_chat(body: schemas.OllamaChat, limits: Limits) -> GenerateReques
 
 
 def from_ollama_generate(body: schemas.OllamaGenerate, limits: Limits) -> GenerateRequest:
-    """The request of ``/api/generate``: one question, or with ``raw`` a text that is continued as it stands."""
+    """Return the request of ``/api/generate``: a question, or with ``raw`` a text that is continued as it stands."""
     pictures = _base64_pictures(body.images, limits)
     if body.raw:
         return _from_ollama(body, limits, prompt=body.prompt, images=pictures)
@@ -260,9 +270,7 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def _copies(request: GenerateRequest, count: int) -> list[GenerateRequest]:
-    """The same request ``count`` times; a seed counts up, so that answers differ and can be had again."""
-    from dataclasses import replace
-
+    """Return the request ``count`` times; a seed counts up, so that answers differ and can be had again."""
     seed = request.sampling.seed
     return [
         request if seed is None else replace(request, sampling=replace(request.sampling, seed=(seed + idx) % (1 << 64)))

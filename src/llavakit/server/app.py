@@ -1,0 +1,245 @@
+"""The application: each request passes the gate, each error gets its dialect's body, each answer a line in the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llavakit.core.errors import ConfigError, LlavakitError, PromptError
+from llavakit.core.requests import ModelHost
+from llavakit.core.version import __version__
+from llavakit.server import ollama, openai, schemas
+from llavakit.server.context import Context, failure_response, read, until_gone
+from llavakit.server.failures import RequestRefusedError
+from llavakit.server.metrics import Metrics
+from llavakit.server.openai import body_schema
+from llavakit.server.requests import from_chat
+from llavakit.server.security import Gate
+from llavakit.server.settings import ServerSettings
+
+__all__ = ["create_app"]
+
+_LOG = logging.getLogger(__name__)
+_PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_OLLAMA_GREETING = "Ollama is running"
+
+
+class AttentionRequest(BaseModel):
+    """``POST /api/llavakit/attention``: a conversation, and the answer whose attention is asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(default=None, max_length=512)
+    messages: list[schemas.ChatMessage] = Field(min_length=1, max_length=4096)
+    answer: str = Field(min_length=1, max_length=100_000)
+    preset: str | None = Field(default=None, max_length=32)
+
+
+def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str | None = None) -> FastAPI:
+    """Make the application.
+
+    Parameters
+    ----------
+    host : ModelHost
+        Closed when the application ends.
+    settings : ServerSettings
+    default_model : str, optional
+        Loaded when the application starts; none is loaded without.
+    """
+    context = Context(host, settings, Metrics())
+
+    @asynccontextmanager
+    async def live(_app: FastAPI) -> AsyncIterator[None]:
+        if default_model is not None:
+            await host.open(default_model)
+        yield
+        context.is_draining = True
+        await host.close(grace_s=settings.grace_s)
+
+    app = FastAPI(title="llavakit", version=__version__, lifespan=live, docs_url=None, redoc_url=None)
+    app.state.context = context
+    app.include_router(openai.make_router(context))
+    app.include_router(ollama.make_router(context))
+    app.include_router(_own_router(context))
+    _add_page(app, settings)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        is_ollama = request.url.path.startswith("/api/") and not request.url.path.startswith("/api/llavakit/")
+        if isinstance(error, LlavakitError):
+            return failure_response(error, is_ollama=is_ollama)
+        if isinstance(error, HTTPException):
+            refused = RequestRefusedError(
+                f"{request.method} {request.url.path[:200]}: {error.detail}.", status=error.status_code, code="request"
+            )
+            return failure_response(refused, is_ollama=is_ollama)
+        _LOG.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
+        return failure_response(LlavakitError("failed"), is_ollama=is_ollama)
+
+    app.add_exception_handler(LlavakitError, refuse)
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(Exception, refuse)
+    app.add_middleware(_Entrance, context=context)
+    return app
+
+
+def _own_router(context: Context) -> APIRouter:
+    router = APIRouter(tags=["llavakit"])
+
+    @router.get("/health")
+    @router.get("/health/ready")
+    def ready() -> Response:
+        """Say whether a model is loaded and requests are taken."""
+        is_ready = bool(context.host.engines()) and not context.is_draining
+        return JSONResponse({"status": "ok" if is_ready else "loading"}, status_code=200 if is_ready else 503)
+
+    @router.get("/health/live")
+    def alive() -> dict[str, str]:
+        """Say that the process runs."""
+        return {"status": "ok"}
+
+    @router.get("/metrics")
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return PlainTextResponse(
+            context.metrics.render(context.host.engines()), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    @router.get("/api/llavakit/info")
+    def info() -> dict[str, Any]:
+        """Tell the page what it needs to know."""
+        settings = context.settings
+        engines = context.host.engines()
+        return {
+            "version": __version__, "model": settings.model,
+            "presets": list(engines[0].preset_names) if engines else ["original", "hf"],
+            "max_image_bytes": (settings.max_body_mib << 20) * 3 // 4 // 2, "max_images": settings.max_images,
+            "url_pictures": settings.allow_urls, "has_planner": bool(settings.planner_dir),
+            "needs_key": bool(settings.api_keys),
+        }  # fmt: skip
+
+    @router.post("/api/llavakit/attention", openapi_extra=body_schema(AttentionRequest))
+    async def attention(request: Request) -> dict[str, Any]:
+        """Where an answer attended in its pictures."""
+        body = await read(request, AttentionRequest, context)
+        chat = schemas.ChatRequest.model_validate({
+            "model": body.model, "messages": [m.model_dump() for m in body.messages], "preset": body.preset,
+        })  # fmt: skip
+        (asked,) = from_chat(chat, context.limits(request))
+        if not any(message.images for message in asked.messages):
+            raise PromptError("attention is shown over pictures, and the conversation has none.")
+        engine, _, _ = await context.open(body.model)
+        seen = await until_gone(request, engine.attend(asked, body.answer))
+        return {"texts": seen.texts, "weights": seen.weights, "patches_per_side": seen.patches_per_side}
+
+    return router
+
+
+def _add_page(app: FastAPI, settings: ServerSettings) -> None:
+    folder = Path(str(files("llavakit.server") / "static"))
+
+    async def page(request: Request) -> Response:
+        return _page(request, folder)
+
+    app.router.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
+
+    async def asset(path: str) -> Response:
+        return _file(folder, path)
+
+    app.router.add_api_route("/static/{path:path}", asset, methods=["GET", "HEAD"], include_in_schema=False)
+    if settings.planner_dir:
+        planner = Path(settings.planner_dir)
+        if not planner.is_dir():
+            raise ConfigError(f"planner_dir {settings.planner_dir!r} is no folder; write it with llavakit plan --html.")
+
+        async def planner_page(path: str = "") -> Response:
+            return _file(planner, path or "index.html")
+
+        app.router.add_api_route("/planner/{path:path}", planner_page, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def _page(request: Request, folder: Path) -> Response:
+    """Return the page to browsers, and to Ollama's clients what they look for."""
+    if "text/html" in request.headers.get("accept", "") and (folder / "index.html").is_file():
+        return _file(folder, "index.html")
+    return PlainTextResponse(_OLLAMA_GREETING)
+
+
+def _file(folder: Path, name: str) -> Response:
+    """Return a file inside a folder, and nothing outside of it, whatever links and dots say."""
+    try:
+        path = (folder / name).resolve()
+        is_inside = path.is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, ValueError):
+        is_inside = False
+    if not is_inside:
+        raise HTTPException(404, "not found")
+    return FileResponse(path, headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff",
+                                       "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"})  # fmt: skip
+
+
+class _Entrance:
+    """The gate, the request id, the count and the log line, around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, context: Context) -> None:
+        self._app = app
+        self._context = context
+        self._gate = Gate(context.settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        path, request_id, started_s = scope["path"], uuid.uuid4().hex[:16], time.perf_counter()
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 500
+        origin = headers.get("origin")
+        may_read = origin is not None and self._gate.allows_origin(origin)
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if may_read and origin is not None:
+                    message["headers"] += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+            await send(message)
+
+        try:
+            is_asset = path == "/" or path.startswith(("/static/", "/planner/"))
+            if may_read and scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send_noted)
+                return
+            scope["state"]["tenant"] = self._gate.check(path, headers, is_asset=is_asset)
+            await self._app(scope, receive, send_noted)
+        except LlavakitError as error:
+            is_ollama = path.startswith("/api/") and not path.startswith("/api/llavakit/")
+            await failure_response(error, is_ollama=is_ollama)(scope, receive, send_noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._context.metrics.count_request(route, status)
+            line = {"request": request_id, "method": scope["method"], "route": route, "status": status,
+                    "seconds": round(time.perf_counter() - started_s, 4)}  # fmt: skip
+            _LOG.info("%s", json.dumps(line))
+
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Allow-Headers": "authorization, content-type",
+    "Access-Control-Max-Age": "600",
+}  # fmt: skip

@@ -1,0 +1,137 @@
+"""What every route needs: the models, the settings, the numbers, and a request's body within its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse, StreamingResponse
+
+from llavakit.core.errors import LlavakitError, PromptError, UnsupportedFieldError
+from llavakit.core.requests import EngineClient, ModelHost
+from llavakit.server.failures import RequestRefusedError, body_of, headers_of, status_of
+from llavakit.server.metrics import Metrics
+from llavakit.server.requests import Limits
+from llavakit.server.security import parse_json
+from llavakit.server.settings import ServerSettings
+
+__all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
+
+_Body = TypeVar("_Body", bound=BaseModel)
+_SMALL_BYTES = 1 << 20
+
+
+@dataclass(eq=False)
+class Context:
+    """The parts of a running server."""
+
+    host: ModelHost
+    settings: ServerSettings
+    metrics: Metrics
+    is_draining: bool = False
+
+    def limits(self, request: Request) -> Limits:
+        """Say what this request may bring."""
+        return Limits(
+            max_images=self.settings.max_images, allow_urls=self.settings.allow_urls,
+            tenant=getattr(request.state, "tenant", ""),
+        )  # fmt: skip
+
+    async def open(self, name: str | None, *, keep_alive_s: float | None = None) -> tuple[EngineClient, float, float]:
+        """Return the engine of a model, the seconds its loading took, and when this request began."""
+        started_s = time.perf_counter()
+        engine, load_s = await self.host.open(name, keep_alive_s=keep_alive_s)
+        return engine, load_s, started_s
+
+
+async def read(request: Request, kind: type[_Body], context: Context) -> _Body:
+    """Read, bound, parse and check a request's body.
+
+    Raises
+    ------
+    RequestRefusedError
+        If it is too large.
+    PromptError, UnsupportedFieldError
+        If it is no JSON, lacks something, or has a field or value that is not done here.
+    """
+    body = await _read_bytes(request, context.settings.max_body_mib << 20)
+    content = parse_json(body) if len(body) < _SMALL_BYTES else await asyncio.to_thread(parse_json, body)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+async def _read_bytes(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise RequestRefusedError("compressed bodies are not taken; send it as it is.", status=415, code="request")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> RequestRefusedError:
+    return RequestRefusedError(
+        f"the body is larger than {limit} bytes, the limit here. Send smaller pictures.", status=413, code="request"
+    )
+
+
+def _explain(error: ValidationError) -> LlavakitError:
+    """Say what is wrong with the first bad field, without repeating its content."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    where = ".".join(str(part) for part in first["loc"]) or "the body"
+    if first["type"] == "extra_forbidden":
+        return UnsupportedFieldError(f"the field {where[:200]!r} is not done here. Leave it out.")
+    return PromptError(f"the field {where[:200]!r} cannot be used: {first['msg'][:300]}.")
+
+
+def failure_response(error: LlavakitError, *, is_ollama: bool) -> JSONResponse:
+    """Return the answer to a request that is refused or failed."""
+    return JSONResponse(body_of(error, is_ollama=is_ollama), status_code=status_of(error), headers=headers_of(error))
+
+
+def streaming(chunks: AsyncIterator[bytes], *, is_ollama: bool) -> StreamingResponse:
+    """Send pieces as they come; where the client goes away, the iterator is closed and cancels its answers."""
+    media_type = "application/x-ndjson" if is_ollama else "text/event-stream"
+    return StreamingResponse(
+        chunks, media_type=media_type, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that no other answer has."""
+    return f"{prefix}-{uuid.uuid4().hex[:24]}"
+
+
+async def until_gone(request: Request, work: Any) -> Any:
+    """Await work, and cancel it when the client goes away first."""
+    task = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.1)
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise RequestRefusedError("the client went away.", status=499, code="request")
+        return task.result()
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()

@@ -1,0 +1,94 @@
+"""Numbers for Prometheus: what was asked, how long it took, what the engines are doing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+
+from llavakit.core.requests import EngineClient
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class _Histogram:
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def lines(self, name: str) -> list[str]:
+        lines, running = [], 0
+        for bound, count in zip((*_SECONDS, "+Inf"), self.counts, strict=True):
+            running += count
+            lines.append(f'{name}_bucket{{le="{bound}"}} {running}')
+        return [*lines, f"{name}_sum {self.total:.6f}", f"{name}_count {running}"]
+
+
+class Metrics:
+    """Counts of one server. Touched on the event loop only."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, int], int] = defaultdict(int)
+        self._histograms = {
+            "time_to_first_token_seconds": ("From request to first token.", _Histogram()),
+            "inter_token_latency_seconds": ("Between two tokens of an answer.", _Histogram()),
+            "e2e_request_latency_seconds": ("From request to last token.", _Histogram()),
+            "request_queue_time_seconds": ("From request to the first computed position.", _Histogram()),
+        }
+
+    def count_request(self, route: str, status: int) -> None:
+        """Count an answered HTTP request."""
+        self._requests[route, status] += 1
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Add a duration to a histogram."""
+        self._histograms[name][1].add(seconds)
+
+    def render(self, engines: Sequence[EngineClient]) -> str:
+        """Return everything in Prometheus' text format."""
+        lines = _head("http_requests_total", "counter", "Answered HTTP requests.")
+        lines += [
+            f'llavakit_http_requests_total{{route="{route}",status="{status}"}} {count}'
+            for (route, status), count in sorted(self._requests.items())
+        ]
+        for name, (about, histogram) in self._histograms.items():
+            lines += _head(name, "histogram", about) + histogram.lines(f"llavakit_{name}")
+        for name, kind, about, field in _ENGINE:
+            lines += _head(name, kind, about)
+            lines += [
+                f'llavakit_{name}{{model="{_escape(engine.name)}"}} {getattr(engine.stats(), field)}'
+                for engine in engines
+            ]
+        return "\n".join(lines) + "\n"
+
+
+_ENGINE = (
+    ("num_requests_running", "gauge", "Requests that are being computed.", "num_running"),
+    ("num_requests_waiting", "gauge", "Requests that wait.", "num_waiting"),
+    ("kv_blocks", "gauge", "Blocks of the key-value cache.", "num_blocks"),
+    ("kv_blocks_in_use", "gauge", "Blocks used by running requests.", "num_blocks_in_use"),
+    ("kv_blocks_cached", "gauge", "Blocks kept for later requests.", "num_blocks_cached"),
+    ("prompt_tokens_total", "counter", "Tokens of prompts.", "num_prompt_tokens"),
+    ("prefix_cache_hit_tokens_total", "counter", "Tokens of prompts found in the cache.", "num_cached_tokens"),
+    ("generation_tokens_total", "counter", "Tokens of answers.", "num_generated_tokens"),
+    ("images_encoded_total", "counter", "Pictures that passed the vision tower.", "num_images_encoded"),
+    ("image_cache_hits_total", "counter", "Pictures whose features were at hand.", "num_image_hits"),
+    ("num_preemptions_total", "counter", "Requests sent back to wait for blocks.", "num_preemptions"),
+    ("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed.", "num_drafted_tokens"),
+    ("spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", "num_accepted_tokens"),
+    ("engine_steps_total", "counter", "Passes through the model.", "num_steps"),
+)
+
+
+def _head(name: str, kind: str, about: str) -> list[str]:
+    return [f"# HELP llavakit_{name} {about}", f"# TYPE llavakit_{name} {kind}"]
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
