@@ -28,10 +28,8 @@ EXAMPLES: dict[str, Scene] = {
         shapes=(
             _shape("circle", "red", 0.2, 0.24, _LARGE),
             _shape("circle", "red", 0.78, 0.3, _SMALL),
-            _shape("circle", "red", 0.5, 0.8, _SMALL),
             _shape("star", "blue", 0.5, 0.42, _LARGE),
             _shape("triangle", "green", 0.8, 0.75, _LARGE),
-            _shape("rectangle", "yellow", 0.2, 0.7, _SMALL),
         ),
     ),
     "sign.png": _scene(

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 _README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 _PYTHON = re.findall(r"```python\n(.*?)```", _README, flags=re.DOTALL)
 _SHELL = "\n".join(re.findall(r"```\n(.*?)```", _README, flags=re.DOTALL))
@@ -23,7 +21,6 @@ def _run(repository: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="llava:tiny does not yet count and look up colours well enough")
 def test_python_blocks_run_as_one_program(repository: Path) -> None:
     assert len(_PYTHON) >= 3
     printed = _run(repository, sys.executable, "-c", "\n".join(_PYTHON)).splitlines()
@@ -58,7 +55,6 @@ def test_first_command_answers(repository: Path) -> None:
     assert _run(repository, *command).strip()
 
 
-@pytest.mark.xfail(strict=True, reason="llava:tiny does not yet count and look up colours well enough")
 def test_demo_prints_commands_that_can_be_typed_again(repository: Path) -> None:
     printed = _run(repository, sys.executable, "tools/demo.py")
     commands = re.findall(r"^\$ (llavakit run llava:tiny .+)$", printed, flags=re.MULTILINE)

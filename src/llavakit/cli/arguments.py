@@ -134,6 +134,13 @@ def _run() -> argparse.ArgumentParser:
     how_much.add_argument("--quiet", action="store_true", help="print the answer and errors only")
     how_much.add_argument("--verbose", action="store_true", help="say what is used: model, dtype, preset, settings")
     _add_machine_options(parser)
+    server = parser.add_argument_group("server")
+    where = server.add_mutually_exclusive_group()
+    where.add_argument(
+        "--server", metavar="URL", help="ask this server (default: the one that `llavakit serve` runs here, if it has "
+        "the model in memory and nothing else is asked of it)",
+    )  # fmt: skip
+    where.add_argument("--no-server", action="store_true", help="load the model here in any case")
     return parser
 
 

@@ -49,6 +49,10 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
 
         return chat(options, console, settings=settings, load=load)
     images = [_read_image(console) if source == _STDIN else source for source in sources]
+    if load is None and (url := _find_server(options, images)) is not None:
+        from llavakit.cli.server_client import answer_through_server
+
+        return answer_through_server(url, options, sampling, prompt, images, console)
     model = load_model(options, console, load)
     if options.verbose:
         console.note(describe_use(model, settings), style="dim")
@@ -56,6 +60,17 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
     if options.json:
         return _answer_as_json(model, messages, sampling, console)
     return _answer_as_text(model, messages, sampling, options, console)
+
+
+def _find_server(options: argparse.Namespace, images: list[Any]) -> str | None:
+    """Return the address of a server to ask; the client of HTTP is imported only where there may be one."""
+    from llavakit.cli.state_file import find_server
+
+    if not options.server and (options.no_server or find_server() is None):
+        return None
+    from llavakit.cli.server_client import choose_server
+
+    return choose_server(options, images)
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:

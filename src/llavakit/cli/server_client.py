@@ -1,0 +1,170 @@
+"""``llavakit run`` through a server that is running already: the model is in memory, and knows the picture perhaps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from llavakit.cli.answer_writer import AnswerWriter
+from llavakit.cli.console import Console
+from llavakit.cli.state_file import find_server
+from llavakit.cli.timing_line import timing_line
+from llavakit.core.errors import ConfigError, LlavakitError, RequestError
+from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["ServerAnswerError", "answer_through_server", "choose_server"]
+
+_URL_SCHEMES = ("http://", "https://", "file://")
+_TIMEOUT = httpx.Timeout(None, connect=2.0)
+
+
+class ServerAnswerError(LlavakitError):
+    """What the server said no to, with its own code."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = RequestError.exit_code
+
+
+def choose_server(options: argparse.Namespace, sources: list[Any]) -> str | None:
+    """Return the address of a server that gives the same answer as loading the model here would, or None.
+
+    A server that was named is taken in any case; one that was found must serve this model, need no key, and nothing
+    may be asked for that only this process can do: other number formats, beams, log-probabilities, JSON.
+    """
+    if options.server:
+        return str(options.server).rstrip("/")
+    if options.no_server:
+        return None
+    is_special = (
+        options.json or options.verbose or options.num_beams not in (None, 1) or options.mmproj or options.device
+        or options.threads or options.dtype != "auto" or options.kv_dtype != "auto" or options.min_p is not None
+    )  # fmt: skip
+    has_urls = any(isinstance(source, str) and source.lower().startswith(_URL_SCHEMES) for source in sources)
+    found = None if is_special or has_urls else find_server()
+    if found is None or found.needs_key or found.model != options.model:
+        return None
+    try:
+        is_ready = httpx.get(f"{found.url}/health", timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return None
+    return found.url if is_ready else None
+
+
+def answer_through_server(
+    url: str, options: argparse.Namespace, sampling: SamplingParams, prompt: str, sources: list[Any], console: Console
+) -> int:
+    """Ask, show the answer as it comes, and where its time went.
+
+    Raises
+    ------
+    ConfigError
+        If the server cannot be reached.
+    ServerAnswerError
+        If it refuses.
+    """
+    writer = AnswerWriter(console)
+    text, finish = "", "stop"
+    usage: dict[str, Any] = {}
+    timings: dict[str, Any] = {}
+    try:
+        for chunk in _chunks(url, _body(options, sampling, prompt, sources)):
+            for choice in chunk.get("choices", ()):
+                piece = choice.get("delta", {}).get("content") or ""
+                text += piece
+                writer.push(piece)
+                finish = choice.get("finish_reason") or finish
+            usage, timings = chunk.get("usage") or usage, chunk.get("llavakit") or timings
+    except KeyboardInterrupt:
+        writer.finish()
+        raise
+    writer.finish()
+    if not options.quiet and not options.no_timings:
+        result = _result(text, usage, timings, finish, num_images=len(sources))
+        console.note(f"{timing_line(result, sampling)} | by the server at {url}", style="dim")
+    return 0
+
+
+def _body(options: argparse.Namespace, sampling: SamplingParams, prompt: str, sources: list[Any]) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": _data_uri(source)}} for source in sources]
+    question = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
+    system = [{"role": "system", "content": options.system}] if options.system is not None else []
+    body: dict[str, Any] = {
+        "model": options.model, "messages": [*system, question], "stream": True,
+        "stream_options": {"include_usage": True}, "temperature": sampling.temperature,
+        "max_tokens": sampling.max_new_tokens, "stop": list(sampling.stop) or None, "preset": options.preset,
+        "presence_penalty": sampling.presence_penalty, "repetition_penalty": sampling.repetition_penalty,
+        "seed": sampling.seed, "top_k": sampling.top_k, "top_p": sampling.top_p,
+    }  # fmt: skip
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _data_uri(source: Any) -> str:
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return source
+    data = source if isinstance(source, bytes) else Path(source).expanduser().read_bytes()
+    return f"data:image/*;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _chunks(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    key = os.environ.get("LLAVAKIT_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with (
+            httpx.Client(timeout=_TIMEOUT, trust_env=False) as client,
+            client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+                raise _refusal(_error_of(response))
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    chunk = json.loads(line[len("data: ") :])
+                    if "error" in chunk:
+                        raise _refusal(chunk["error"])
+                    yield chunk
+    except httpx.HTTPError as error:
+        raise ConfigError(
+            f"the server at {url} cannot be asked ({error or type(error).__name__}). Start it with llavakit serve, or "
+            "say --no-server."
+        ) from error
+
+
+def _error_of(response: httpx.Response) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return {"message": f"the server answered {response.status_code}.", "code": "request"}
+    return found
+
+
+def _refusal(error: dict[str, Any]) -> ServerAnswerError:
+    return ServerAnswerError(str(error.get("message", "no reason given")), str(error.get("code") or "request"))
+
+
+def _result(
+    text: str, usage: dict[str, Any], timings: dict[str, Any], finish: str, *, num_images: int
+) -> GenerationResult:
+    num_tokens = int(usage.get("completion_tokens", 0))
+    return GenerationResult(
+        text=text,
+        token_ids=(),
+        finish_reason=FinishReason.LENGTH if finish == "length" else FinishReason.STOP,
+        timings=Timings(
+            queue_s=float(timings.get("queue_s", 0)), image_encode_s=float(timings.get("image_encode_s", 0)),
+            prefill_s=float(timings.get("prefill_s", 0)), decode_s=float(timings.get("decode_s", 0)),
+            num_images=num_images, num_images_encoded=int(timings.get("images_encoded", 0)),
+            num_prompt_tokens=int(usage.get("prompt_tokens", 0)),
+            num_cached_tokens=int(timings.get("cached_tokens", 0)), num_generated_tokens=num_tokens,
+        ),
+    )  # fmt: skip
