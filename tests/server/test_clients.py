@@ -39,6 +39,13 @@ def expected() -> str:
 _MESSAGES = chat_body()["messages"]
 
 
+@pytest.fixture
+def ollama_client(url: str) -> Iterator[ollama.Client]:
+    opened = ollama.Client(host=url)
+    yield opened
+    opened._client.close()  # it has no public way to let go of its connections
+
+
 def test_openai_chat(client: openai.OpenAI, expected: str) -> None:
     reply = client.chat.completions.create(
         model="llava:tiny", messages=_MESSAGES, temperature=0, max_tokens=20, logprobs=True, top_logprobs=2
@@ -117,7 +124,8 @@ def test_openai_forms(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("field", [{"foo": 1}, {"tools": []}, {"temperature": -1}, {"top_logprobs": 3}, {"n": 0},
-                                   {"max_tokens": -4}, {"logit_bias": {"x": 1}}, {"stop": [""]}, {"seed": True}])  # fmt: skip
+                                   {"max_tokens": -4}, {"logit_bias": {"x": 1}}, {"stop": [""]},
+                                   {"seed": True}])  # fmt: skip
 def test_what_is_not_done_is_refused(client: openai.OpenAI, field: dict[str, object]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="llava:tiny", messages=_MESSAGES, extra_body=field)
@@ -126,14 +134,24 @@ def test_what_is_not_done_is_refused(client: openai.OpenAI, field: dict[str, obj
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_or_is_truncated_when_asked(client: openai.OpenAI) -> None:
-    picture = _MESSAGES[0]
-    turns = [picture, {"role": "assistant", "content": "Blue."}] * 30
+    question = {"role": "user", "content": "What is this? " * 60}
+    turns = [question, {"role": "assistant", "content": "Blue."}] * 10
+    messages = [*turns, *_MESSAGES]
     with pytest.raises(openai.BadRequestError, match="context"):
-        client.chat.completions.create(model="llava:tiny", messages=[*turns, picture], max_tokens=8)  # type: ignore[list-item]
+        client.chat.completions.create(model="llava:tiny", messages=messages, max_tokens=8)  # type: ignore[arg-type]
+    reply = client.chat.completions.create(
+        model="llava:tiny",
+        messages=messages,
+        max_tokens=8,
+        temperature=0,
+        extra_body={"truncate": True},  # type: ignore[arg-type]
+    )
+    assert reply.usage is not None
+    assert 500 < reply.usage.prompt_tokens < 2048
 
 
-def test_ollama_chat_generate_and_models(url: str, expected: str) -> None:
-    client = ollama.Client(host=url)
+def test_ollama_chat_generate_and_models(ollama_client: ollama.Client, expected: str) -> None:
+    client = ollama_client
     question = {"role": "user", "content": "What color is the star?", "images": [str(SHAPES)]}
     reply = client.chat(model="llava:tiny", messages=[question], options={"temperature": 0})
     assert reply.message.content == expected
@@ -160,8 +178,8 @@ def test_ollama_chat_generate_and_models(url: str, expected: str) -> None:
         client.embed(model="llava:tiny", input="x")
 
 
-def test_ollama_loads_and_unloads(url: str) -> None:
-    client = ollama.Client(host=url)
+def test_ollama_loads_and_unloads(ollama_client: ollama.Client) -> None:
+    client = ollama_client
     assert client.generate(model="llava:tiny", prompt="", keep_alive="10m").done_reason == "load"
     assert client.ps().models[0].expires_at is not None
     assert client.generate(model="llava:tiny", prompt="", keep_alive=0).done_reason == "unload"

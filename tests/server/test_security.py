@@ -42,7 +42,7 @@ def test_keys_are_needed_compared_and_limited() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
         assert httpx.get(url, headers={"accept": "text/html"}).status_code == 200
         for headers in ({}, {"Authorization": "secret-one"}, {"Authorization": "Bearer secret-on"},
-                        {"Authorization": "Basic secret-one"}, {"Authorization": "Bearer "}):  # fmt: skip
+                        {"Authorization": "Basic secret-one"}, {"Authorization": "Bearer"}):  # fmt: skip
             refused = _post(url, headers=headers)
             assert refused.status_code == 401
             assert refused.json()["error"]["code"] == "access"
@@ -168,14 +168,14 @@ def test_special_words_of_users_are_text() -> None:
 def test_no_file_outside_of_the_page_is_given(path: str, tmp_path: Path) -> None:
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "index.html").write_text("pages")
-    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "secret").write_text("what nobody may read")
     (tmp_path / "pages" / "link").symlink_to(tmp_path / "secret")
     with serving(ScriptedHost(ScriptedEngine()), planner_dir=str(tmp_path / "pages")) as url:
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as raw:
             raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda: raw.recv(65536), b""))
         assert b" 404 " in answer.split(b"\r\n")[0]
-        assert b"secret" not in answer.replace(path.encode(), b"")
+        assert b"nobody" not in answer
         page = httpx.get(f"{url}/planner/")
         assert page.text == "pages"
         assert "default-src 'self'" in page.headers["content-security-policy"]
