@@ -72,7 +72,9 @@ trained from nothing on scenes that our own generator draws (`recipes/tiny`). It
 works, on any machine, in a second. It knows simple shapes, signs and bar charts, and nothing about the world.
 
 It describes scenes, names colours and shapes, counts up to six, compares positions and sizes, answers yes or no,
-reads a word of capital letters, reads simple bar charts, and says when something asked about is not there.
+reads a word of capital letters, reads simple bar charts, and says when something asked about is not there. It does not
+know multiple choice (it answers with a letter, and no better than by chance), and three and more objects of one colour
+*and* one shape, which are rare in its scenes, it often counts as two.
 
 ## Evaluation
 
@@ -94,7 +96,8 @@ These numbers say nothing about the 7B and 13B models and are not comparable wit
 
 `make tiny` repeats it: vision pre-training with the renderer's exact labels, alignment of the projector with the
 decoder's own words patch by patch, instruction tuning on conversations, each on pictures of its own. The decoder saw no
-other text; while it learns, throw-away heads ask its middle layers where the object lies that a phrase names.
+other text; while it learns, throw-away heads ask its middle layers where the object lies that a phrase names, and some
+heads of its attention are told where to look.
 `recipes/tiny/settings.py` has
 sizes and steps, `recipes/tiny/loss.png` the curves, `recipes/tiny/results.json` the figures above. Weights are float16.
 

@@ -306,7 +306,7 @@ def _serve() -> argparse.ArgumentParser:
         "Only this machine can reach it unless a key is set. Every option can also be given in the environment as\n"
         "LLAVAKIT_NAME, or in a TOML file (--config); options go first. docs/server.md has everything.",
         "  llavakit serve\n"
-        "  llavakit serve llava-7b-q4_k_m.gguf --port 11434      # where Ollama's clients look\n"
+        "  llavakit serve llava-7b-q4_k_m.gguf --port 11434\n"
         "  llavakit serve llava:7b --host 0.0.0.0 --api-key-file keys.txt --allow-host models.example.com",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL_HELP} (default: llava:tiny)")
