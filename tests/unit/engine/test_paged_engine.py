@@ -16,13 +16,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llavakit
+from llavakit.conversion.convert import convert
 from llavakit.core.errors import CapacityError, ContextOverflowError, NonFiniteError, WeightsError
 from llavakit.core.types import FinishReason, SamplingParams
 from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.engine import Engine
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+from llavakit.kernels.library import has_library
 from llavakit.model.llava import Llava
+from llavakit.processing.tokenizer import StreamDecoder
 from llavakit.scheduling.scheduler import Budget
 from tests.tiny.random_model import NumberDecoder, RawPrompt, make_config, make_model, make_prompt
 
@@ -296,3 +300,27 @@ def test_blocks_read_and_write_back() -> None:
     pool.write(2, data)
     assert torch.equal(pool.keys[:, 1], pool.keys[:, 2])
     assert torch.equal(pool.values[:, 1], pool.values[:, 2])
+
+
+@pytest.mark.skipif(not has_library(), reason="the native library is not built")
+def test_over_blocks_of_a_gguf_model_the_native_kernels_give_the_same_tokens(tmp_path: Path) -> None:
+    """Quantized products round by their number of rows, so tokens may part where two are nearly as likely."""
+    convert("llava:tiny", tmp_path / "tiny.gguf", type_name="q8_0")
+    model = llavakit.load(tmp_path / "tiny.gguf")
+    picture = Path(__file__).parents[3] / "examples" / "shapes.png"
+    questions = ["What color is the star?", "Is there a green circle?", "How many circles are there?", "Hello!"]
+    expected = [
+        model.chat(q, images=[str(picture)] if q != "Hello!" else None, max_new_tokens=12).text for q in questions
+    ]
+    engine = PagedEngine(
+        model.model, make_decoder=lambda: StreamDecoder(model.tokenizer), num_blocks=64,
+        budget=Budget(max_running=3, prompt_tokens=40, mixed_tokens=7),
+    )  # fmt: skip
+    ids = [
+        engine.add(
+            model.prepare(q, images=[str(picture)] if q != "Hello!" else None), SamplingParams(max_new_tokens=12)
+        )
+        for q in questions
+    ]
+    results = {event.request_id: event.result for event in _drain(engine) if event.result is not None}
+    assert [results[i].text for i in ids] == expected
