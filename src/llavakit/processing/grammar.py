@@ -13,6 +13,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from llavakit.core.errors import ConstraintError
+from llavakit.core.nesting import nesting_depth
 from llavakit.core.requests import ConstraintKind, OutputConstraint
 from llavakit.processing.tokenizer import Tokenizer
 
@@ -107,7 +108,7 @@ def _schema(text: str) -> dict[str, object]:
         schema = {}
     if not isinstance(schema, dict):
         raise ConstraintError(f"a JSON schema is an object, got {type(schema).__name__}. Correct it.")
-    if (depth := _depth(schema)) > _MAX_DEPTH:
+    if (depth := nesting_depth(schema)) > _MAX_DEPTH:
         raise ConstraintError(f"the JSON schema is nested {depth} deep; at most {_MAX_DEPTH} is compiled. Flatten it.")
     return schema
 
@@ -122,17 +123,6 @@ def _choices(text: str) -> list[str]:
     if not 1 <= len(choices) <= _MAX_CHOICES:
         raise ConstraintError(f"there are {len(choices)} choices; 1 to {_MAX_CHOICES} can be told apart.")
     return choices
-
-
-def _depth(value: object) -> int:
-    """Depth of nesting, without recursion: the value is somebody else's."""
-    deepest, stack = 0, [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        deepest = max(deepest, depth)
-        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        stack += [(child, depth + 1) for child in children]
-    return deepest
 
 
 def _first_line(text: str) -> str:

@@ -14,11 +14,11 @@ from llavakit.core.errors import LlavakitError, PromptError
 from llavakit.core.requests import GenerateRequest, ModelInfo
 from llavakit.core.version import __version__
 from llavakit.server import schemas
-from llavakit.server.answering import Job, gather, start, stream
+from llavakit.server.answering import Job, gather, stream
 from llavakit.server.context import Context, read, streaming, until_gone
 from llavakit.server.failures import RequestRefusedError, body_of
 from llavakit.server.framing import event_logprobs, ndjson, ollama_final, ollama_logprobs, timestamp
-from llavakit.server.openai import body_schema
+from llavakit.server.openai import begin, body_schema
 from llavakit.server.requests import from_ollama_chat, from_ollama_generate, keep_alive_s
 
 __all__ = ["make_router"]
@@ -124,17 +124,16 @@ def _refuse(reason: str) -> Any:
 
 
 async def _answer(context: Context, request: Request, body: Any, asked: GenerateRequest, field: str) -> Response:
-    engine, load_s, started_s = await context.open(body.model, keep_alive_s=keep_alive_s(body.keep_alive))
-    job = await until_gone(request, start(engine, [asked], load_s=load_s, started_s=started_s, metrics=context.metrics))
+    job = await begin(context, request, body.model, [asked], keep_s=keep_alive_s(body.keep_alive))
     if body.stream:
         return streaming(_stream(job, body.model, field), is_ollama=True)
     (result,) = await until_gone(request, gather(job))
     content: dict[str, Any] = {
         "model": body.model, "created_at": timestamp(), **_piece(field, result.text),
-        **ollama_final(result, load_s=load_s, started_s=started_s),
+        **ollama_final(result, load_s=job.load_s, started_s=job.started_s),
     }  # fmt: skip
     if result.logprobs is not None:
-        content["logprobs"] = ollama_logprobs(list(result.logprobs), engine)
+        content["logprobs"] = ollama_logprobs(list(result.logprobs), job.engine)
     return JSONResponse(content)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from llavakit.core.errors import LlavakitError
-from llavakit.core.requests import ModelInfo
+from llavakit.core.requests import GenerateRequest, ModelInfo
 from llavakit.core.types import GenerationResult
 from llavakit.server import schemas
 from llavakit.server.answering import Job, gather, start, stream
@@ -21,7 +21,7 @@ from llavakit.server.failures import body_of
 from llavakit.server.framing import DONE, chat_chunk, chat_logprobs, event_logprobs, finish_name, sse, usage_of
 from llavakit.server.requests import from_chat, from_completion, from_responses
 
-__all__ = ["make_router"]
+__all__ = ["begin", "body_schema", "make_router"]
 
 
 def make_router(context: Context) -> APIRouter:
@@ -32,15 +32,10 @@ def make_router(context: Context) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         body = await read(request, schemas.ChatRequest, context)
-        requests = from_chat(body, context.limits(request))
-        engine, load_s, started_s = await context.open(body.model)
-        job = await until_gone(
-            request, start(engine, requests, load_s=load_s, started_s=started_s, metrics=context.metrics)
-        )
+        job = await begin(context, request, body.model, from_chat(body, context.limits(request)))
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return streaming(_stream_chat(job, with_usage=with_usage), is_ollama=False)
-        results = await until_gone(request, gather(job))
+            return streaming(_stream_chat(job, with_usage=_wants_usage(body)), is_ollama=False)
+        engine, results = job.engine, await until_gone(request, gather(job))
         choices = [
             {
                 "index": idx, "finish_reason": finish_name(result.finish_reason),
@@ -58,32 +53,23 @@ def make_router(context: Context) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Continue a text as it stands."""
         body = await read(request, schemas.CompletionRequest, context)
-        requests = from_completion(body, context.limits(request))
-        engine, load_s, started_s = await context.open(body.model)
-        job = await until_gone(
-            request, start(engine, requests, load_s=load_s, started_s=started_s, metrics=context.metrics)
-        )
+        job = await begin(context, request, body.model, from_completion(body, context.limits(request)))
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return streaming(_stream_completion(job, with_usage=with_usage), is_ollama=False)
+            return streaming(_stream_completion(job, with_usage=_wants_usage(body)), is_ollama=False)
         results = await until_gone(request, gather(job))
         choices = [
             {"index": idx, "text": r.text, "finish_reason": finish_name(r.finish_reason), "logprobs": None}
             for idx, r in enumerate(results)
         ]
         return JSONResponse({"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()),
-                             "model": engine.name, "choices": choices, "usage": usage_of(results)})  # fmt: skip
+                             "model": job.engine.name, "choices": choices, "usage": usage_of(results)})  # fmt: skip
 
     @router.post("/responses", openapi_extra=body_schema(schemas.ResponsesRequest))
     async def responses(request: Request) -> Response:
         """Answer an input of texts and pictures."""
         body = await read(request, schemas.ResponsesRequest, context)
-        asked = from_responses(body, context.limits(request))
-        engine, load_s, started_s = await context.open(body.model)
-        job = await until_gone(
-            request, start(engine, [asked], load_s=load_s, started_s=started_s, metrics=context.metrics)
-        )
-        frame = _ResponseFrame(engine.name)
+        job = await begin(context, request, body.model, [from_responses(body, context.limits(request))])
+        frame = _ResponseFrame(job.engine.name)
         if body.stream:
             return streaming(_stream_response(job, frame), is_ollama=False)
         (result,) = await until_gone(request, gather(job))
@@ -100,6 +86,21 @@ def make_router(context: Context) -> APIRouter:
         return _model(context.host.describe(name))
 
     return router
+
+
+async def begin(
+    context: Context, request: Request, model: str | None, asked: list[GenerateRequest], *, keep_s: float | None = None
+) -> Job:
+    """Open the model and submit the requests, unless the client goes away before."""
+    engine, load_s, started_s = await context.open(model, keep_alive_s=keep_s)
+    job: Job = await until_gone(
+        request, start(engine, asked, load_s=load_s, started_s=started_s, metrics=context.metrics)
+    )
+    return job
+
+
+def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:

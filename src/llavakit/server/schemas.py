@@ -37,6 +37,30 @@ class _OwnFields(_Body):
     guided_grammar: _Text | None = None
 
 
+class StreamOptions(_Body):
+    """What a stream ends with."""
+
+    include_usage: _Flag = False
+
+
+class _Asked(_OwnFields):
+    """Fields that chat completions and completions have in common."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    stream: _Flag | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: _Whole | None = None
+    temperature: _Number | None = None
+    top_p: _Number | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = 1
+    stop: _Stop | None = None
+    seed: _Whole | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+    logit_bias: dict[str, _Number] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+
 class ImageUrl(_Body):
     """A picture; ``detail`` has no effect: a picture is always seen whole, at the model's one resolution."""
 
@@ -60,12 +84,6 @@ class ChatMessage(_Body):
     name: Literal[None] = None
 
 
-class StreamOptions(_Body):
-    """What a stream ends with."""
-
-    include_usage: _Flag = False
-
-
 class JsonSchema(_Body):
     """A schema by name; ``strict`` has no effect: a schema is always kept."""
 
@@ -82,47 +100,21 @@ class ResponseFormat(_Body):
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(_OwnFields):
+class ChatRequest(_Asked):
     """``POST /v1/chat/completions``."""
 
-    model: Annotated[str, Field(max_length=512)] | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
-    stream: _Flag | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: _Whole | None = None
     max_completion_tokens: _Whole | None = None
-    temperature: _Number | None = None
-    top_p: _Number | None = None
-    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = 1
-    stop: _Stop | None = None
-    seed: _Whole | None = None
-    presence_penalty: _Number | None = None
-    frequency_penalty: _Number | None = None
-    logit_bias: dict[str, _Number] | None = None
     logprobs: _Flag | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
 
 
-class CompletionRequest(_OwnFields):
+class CompletionRequest(_Asked):
     """``POST /v1/completions``."""
 
-    model: Annotated[str, Field(max_length=512)] | None = None
     prompt: _Text
-    stream: _Flag | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: _Whole | None = None
-    temperature: _Number | None = None
-    top_p: _Number | None = None
-    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = 1
-    stop: _Stop | None = None
-    seed: _Whole | None = None
-    presence_penalty: _Number | None = None
-    frequency_penalty: _Number | None = None
-    logit_bias: dict[str, _Number] | None = None
     echo: Literal[False] | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
 
 
 class InputPart(_Body):

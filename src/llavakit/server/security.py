@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llavakit.core.errors import AccessError, PromptError
+from llavakit.core.nesting import nesting_depth
 from llavakit.server.failures import RequestRefusedError
 from llavakit.server.settings import ServerSettings
 
@@ -131,20 +132,9 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise PromptError(f"the body is no JSON ({str(error)[:200]}). Correct it.") from error
     if not isinstance(content, dict):
         raise PromptError(f"the body must be a JSON object, got {type(content).__name__}.")
-    if (depth := _depth(content)) > _MAX_DEPTH:
+    if (depth := nesting_depth(content)) > _MAX_DEPTH:
         raise PromptError(f"the body is nested {depth} levels deep; at most {_MAX_DEPTH} are taken. Flatten it.")
     return content
-
-
-def _depth(value: object) -> int:
-    """Depth of nesting, without recursion: the value is somebody else's."""
-    deepest, stack = 0, [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        deepest = max(deepest, depth)
-        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        stack += [(child, depth + 1) for child in children]
-    return deepest
 
 
 def _refuse_constant(name: str) -> None:
