@@ -1,0 +1,87 @@
+"""``llavakit run`` through a server, and the note by which it finds one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llavakit.api.host import make_host
+from llavakit.cli.main import run_command
+from llavakit.cli.state_file import find_server, forget_server, remember_server
+from llavakit.core.errors import OverloadedError
+from tests.server.live import SHAPES, ScriptedEngine, ScriptedHost, serving
+from tests.unit.cli.streams import make_console
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(make_host("llava:tiny"), default_model="llava:tiny") as address:
+        yield address
+
+
+def _run(*arguments: str) -> tuple[int, str, str]:
+    console = make_console()
+    status = run_command(["run", *arguments], console=console)
+    return status, console.stdout.getvalue(), console.stderr.getvalue()
+
+
+_QUESTION = ("llava:tiny", "What color is the star?", "--image", str(SHAPES))
+
+
+def test_the_answer_is_that_of_a_model_loaded_here(url: str) -> None:
+    here, there = _run(*_QUESTION, "--no-server"), _run(*_QUESTION, "--server", url)
+    assert there[:2] == here[:2]
+    assert f"by the server at {url}" in there[2]
+    assert "by the server" not in here[2]
+    again = _run(*_QUESTION, "--server", url)
+    assert "cached" in again[2]
+    assert "encoded before" in again[2]
+
+
+def test_a_server_is_found_by_its_note_where_nothing_special_is_asked(url: str) -> None:
+    remember_server(url, "llava:tiny", os.getpid(), needs_key=False)
+    assert "by the server" in _run(*_QUESTION)[2]
+    for special in (["--json"], ["--dtype", "float32"], ["--num-beams", "2"], ["--verbose"], ["--no-server"]):
+        assert "by the server" not in _run(*_QUESTION, *special)[2], special
+    remember_server(url, "llava:7b", os.getpid(), needs_key=False)
+    assert "by the server" not in _run(*_QUESTION)[2]
+    remember_server("http://127.0.0.1:9", "llava:tiny", os.getpid(), needs_key=False)
+    assert _run(*_QUESTION)[0] == 0
+
+
+def test_notes_of_processes_that_are_gone_or_damaged_are_not_believed(tmp_path: Path) -> None:
+    assert find_server() is None
+    remember_server("http://x", "m", 2**22 + 12345, needs_key=False)
+    assert find_server() is None
+    remember_server("http://x", "m", os.getpid(), needs_key=True)
+    found = find_server()
+    assert found is not None
+    assert (found.model, found.needs_key) == ("m", True)
+    forget_server(os.getpid() + 1)
+    assert find_server() == found
+    forget_server(os.getpid())
+    assert find_server() is None
+    note = tmp_path / "llavakit" / "server.json"
+    for content in ("", "[]", json.dumps({"url": 1})):
+        note.write_text(content)
+        assert find_server() is None
+
+
+def test_what_a_server_refuses_is_told_with_its_code() -> None:
+    engine = ScriptedEngine(name="llava:tiny", refusal=OverloadedError("the queue is full."))
+    with serving(ScriptedHost(engine)) as url:
+        status, out, err = _run("llava:tiny", "?", "--server", url)
+    assert (status, out) == (5, "")
+    assert "error[overloaded]: the queue is full." in err
+    status, _, err = _run("llava:tiny", "?", "--server", "http://127.0.0.1:9")
+    assert status == 2
+    assert "cannot be asked" in err
