@@ -61,8 +61,11 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.api.host import make_host
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
+    from llavakit.server.log_lines import JsonLines
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=console.stderr)
+    lines = logging.StreamHandler(console.stderr)
+    lines.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     policy = SourcePolicy(
         allow_files=False, allow_urls=settings.allow_urls, allow_http=False, url_hosts=settings.url_hosts,

@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from llavakit.core.errors import ImageSourceError, LlavakitError, OverloadedError
 from llavakit.core.requests import Answer, EngineClient, GenerateRequest
-from llavakit.core.types import GenerationResult, TokenEvent
+from llavakit.core.types import FinishReason, GenerationResult, TokenEvent
 from llavakit.server.metrics import Metrics
 
 __all__ = ["Job", "gather", "start", "stream"]
@@ -30,6 +31,17 @@ class Job:
     load_s: float
     started_s: float
     metrics: Metrics
+    request_id: str = ""
+    open: list[Answer] = field(default_factory=list)  # those that have not ended
+
+    def cancel(self) -> None:
+        """End what has not ended."""
+        while self.open:
+            self.open.pop().cancel()
+
+    def close(self, answer: Answer) -> None:
+        """Note that an answer has ended."""
+        self.open = [other for other in self.open if other is not answer]
 
     @property
     def results(self) -> list[GenerationResult]:
@@ -38,18 +50,26 @@ class Job:
 
 
 async def start(
-    engine: EngineClient, requests: Sequence[GenerateRequest], *, load_s: float, started_s: float, metrics: Metrics
-) -> Job:
+    engine: EngineClient, requests: Sequence[GenerateRequest], *, load_s: float, started_s: float, metrics: Metrics,
+    request_id: str = "",
+) -> Job:  # fmt: skip
     """Submit the requests of one HTTP request; all are accepted, or none."""
     answers: list[Answer] = []
     try:
         for request in requests:
             answers.append(await engine.submit(request))  # noqa: PERF401 - one after the other, and undone together
+    except ImageSourceError as error:
+        for answer in answers:
+            answer.cancel()
+        # Which addresses exist inside the server's network, and what answers there, is nobody's business.
+        raise ImageSourceError(
+            "a picture's address may not be fetched here, or cannot be. Send the picture itself."
+        ) from error
     except BaseException:
         for answer in answers:
             answer.cancel()
         raise
-    return Job(engine, answers, load_s, started_s, metrics)
+    return Job(engine, answers, load_s, started_s, metrics, request_id, list(answers))
 
 
 async def stream(job: Job) -> AsyncIterator[tuple[int, TokenEvent]]:
@@ -82,9 +102,9 @@ async def stream(job: Job) -> AsyncIterator[tuple[int, TokenEvent]]:
             else:
                 yield idx, item
     finally:
-        for task, answer in zip(tasks, job.answers, strict=True):
+        for task in tasks:
             task.cancel()
-            answer.cancel()
+        job.cancel()
 
 
 async def gather(job: Job) -> list[GenerationResult]:
@@ -108,12 +128,21 @@ async def _watched(job: Job, answer: Answer) -> AsyncIterator[TokenEvent]:
                 job.metrics.observe("time_to_first_token_seconds", now_s - job.started_s)
             last_s = now_s
             is_done = event.finish_reason is not None
+            if event.finish_reason is FinishReason.CANCELLED:
+                raise OverloadedError("the server is stopping and has ended the answer; ask again.", retry_after_s=5)
             if is_done:
                 job.metrics.observe("e2e_request_latency_seconds", now_s - job.started_s)
                 job.metrics.observe("request_queue_time_seconds", max(0.0, answer.result.timings.queue_s))
-                _LOG.info("%s", json.dumps({"answer": _describe(answer.result)}))
+                line = {"request": job.request_id, "answer": _describe(answer.result)}
+                _LOG.info("%s", json.dumps(line), extra={"fields": line})
             yield event
+    except LlavakitError:
+        raise
+    except Exception as error:
+        _LOG.exception("request %s failed in its answer", job.request_id)
+        raise LlavakitError("the answer failed inside the server.") from error
     finally:
+        job.close(answer)
         if not is_done:
             answer.cancel()
 

@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llavakit.core.errors import ConfigError, LlavakitError, PromptError
+from llavakit.core.errors import ConfigError, LlavakitError, OverloadedError, PromptError
 from llavakit.core.requests import ModelHost
 from llavakit.core.version import __version__
 from llavakit.server import ollama, openai, schemas
 from llavakit.server.context import Context, failure_response, read, until_gone
-from llavakit.server.failures import RequestRefusedError
+from llavakit.server.failures import RequestRefusedError, status_of
 from llavakit.server.metrics import Metrics
 from llavakit.server.openai import body_schema
 from llavakit.server.requests import from_chat
@@ -68,6 +68,7 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     async def live(_app: FastAPI) -> AsyncIterator[None]:
         if default_model is not None:
             await host.open(default_model)
+        context.is_loaded = True
         yield
         context.is_draining = True
         await host.close(grace_s=settings.grace_s)
@@ -82,6 +83,8 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     async def refuse(request: Request, error: Exception) -> Response:
         is_ollama = request.url.path.startswith("/api/") and not request.url.path.startswith("/api/llavakit/")
         if isinstance(error, LlavakitError):
+            if status_of(error) >= 500 and not isinstance(error, OverloadedError | RequestRefusedError):
+                _LOG.error("request %s failed: %s: %s", getattr(request.state, "request_id", "?"), error.code, error)
             return failure_response(error, is_ollama=is_ollama)
         if isinstance(error, HTTPException):
             refused = RequestRefusedError(
@@ -104,8 +107,8 @@ def _own_router(context: Context) -> APIRouter:
     @router.get("/health")
     @router.get("/health/ready")
     def ready() -> Response:
-        """Say whether a model is loaded and requests are taken."""
-        is_ready = bool(context.host.engines()) and not context.is_draining
+        """Say whether requests are taken. A model that was unloaded because nobody asked is loaded by the next one."""
+        is_ready = context.is_loaded and not context.is_draining
         return JSONResponse({"status": "ok" if is_ready else "loading"}, status_code=200 if is_ready else 503)
 
     @router.get("/health/live")
@@ -236,7 +239,7 @@ class _Entrance:
             self._context.metrics.count_request(route, status)
             line = {"request": request_id, "method": scope["method"], "route": route, "status": status,
                     "seconds": round(time.perf_counter() - started_s, 4)}  # fmt: skip
-            _LOG.info("%s", json.dumps(line))
+            _LOG.info("%s", json.dumps(line), extra={"fields": line})
 
 
 _PREFLIGHT = {

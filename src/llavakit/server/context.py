@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from llavakit.core.errors import LlavakitError, PromptError, UnsupportedFieldError
 from llavakit.core.requests import EngineClient, ModelHost
+from llavakit.server.answering import Job
 from llavakit.server.failures import RequestRefusedError, body_of, headers_of, status_of
 from llavakit.server.metrics import Metrics
 from llavakit.server.requests import Limits
@@ -25,6 +28,7 @@ __all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _SMALL_BYTES = 1 << 20
+_MAX_PAUSE_S = 30.0  # of a body that arrives
 
 
 @dataclass(eq=False)
@@ -34,6 +38,7 @@ class Context:
     host: ModelHost
     settings: ServerSettings
     metrics: Metrics
+    is_loaded: bool = False  # the model of the start; unloading it when nobody asks is no reason to send people away
     is_draining: bool = False
 
     def limits(self, request: Request) -> Limits:
@@ -75,11 +80,22 @@ async def _read_bytes(request: Request, limit: int) -> bytes:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestRefusedError("compressed bodies are not taken; send it as it is.", status=415, code="request")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
+    chunks = request.stream()
+    try:
+        while True:
+            async with asyncio.timeout(_MAX_PAUSE_S):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return bytes(body)
+            body += chunk
+            if len(body) > limit:
+                raise _too_large(limit)
+    except TimeoutError as error:
+        raise RequestRefusedError(
+            f"nothing of the body came for {_MAX_PAUSE_S:g} s. Send it again.", status=408, code="request"
+        ) from error
+    except ClientDisconnect as error:
+        raise RequestRefusedError("the client went away.", status=499, code="request") from error
 
 
 def _too_large(limit: int) -> RequestRefusedError:
@@ -103,12 +119,25 @@ def failure_response(error: LlavakitError, *, is_ollama: bool) -> JSONResponse:
     return JSONResponse(body_of(error, is_ollama=is_ollama), status_code=status_of(error), headers=headers_of(error))
 
 
-def streaming(chunks: AsyncIterator[bytes], *, is_ollama: bool) -> StreamingResponse:
-    """Send pieces as they come; where the client goes away, the iterator is closed and cancels its answers."""
+class _Stream(StreamingResponse):
+    """Cancels what is left of its answers at its end: an iterator that was never begun cannot."""
+
+    job: Job | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self.job is not None:
+                self.job.cancel()
+
+
+def streaming(chunks: AsyncIterator[bytes], *, is_ollama: bool, job: Job | None = None) -> StreamingResponse:
+    """Send pieces as they come; where the client goes away, the answers are cancelled."""
     media_type = "application/x-ndjson" if is_ollama else "text/event-stream"
-    return StreamingResponse(
-        chunks, media_type=media_type, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
+    response = _Stream(chunks, media_type=media_type, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    response.job = job
+    return response
 
 
 def new_id(prefix: str) -> str:

@@ -45,13 +45,21 @@ def headers_of(error: LlavakitError) -> dict[str, str]:
     """Return headers that go with an error."""
     if isinstance(error, OverloadedError):
         return {"Retry-After": str(error.retry_after_s)}
+    if status_of(error) == 429:
+        return {"Retry-After": "60"}
     return {"WWW-Authenticate": "Bearer"} if status_of(error) == 401 else {}
 
 
 def body_of(error: LlavakitError, *, is_ollama: bool, param: str | None = None) -> dict[str, Any]:
     """Return the body of an error in a dialect. Faults of ours do not say what they are: that is for the log."""
     status = status_of(error)
-    message = str(error) if status < 500 or status in (501, 502, 503) else "the request failed inside the server"
+    is_told = status < 500 or status in (501, 503)
+    if is_told:
+        message = str(error)
+    elif isinstance(error, errors.StoreError):  # its text names folders of this machine
+        message = "the server's model store or the Hub failed; its log says more"
+    else:
+        message = "the request failed inside the server"
     if is_ollama:
         return {"error": message}
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -126,7 +126,7 @@ def _refuse(reason: str) -> Any:
 async def _answer(context: Context, request: Request, body: Any, asked: GenerateRequest, field: str) -> Response:
     job = await begin(context, request, body.model, [asked], keep_s=keep_alive_s(body.keep_alive))
     if body.stream:
-        return streaming(_stream(job, body.model, field), is_ollama=True)
+        return streaming(_stream(job, body.model, field), is_ollama=True, job=job)
     (result,) = await until_gone(request, gather(job))
     content: dict[str, Any] = {
         "model": body.model, "created_at": timestamp(), **_piece(field, result.text),

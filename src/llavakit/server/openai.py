@@ -34,7 +34,7 @@ def make_router(context: Context) -> APIRouter:
         body = await read(request, schemas.ChatRequest, context)
         job = await begin(context, request, body.model, from_chat(body, context.limits(request)))
         if body.stream:
-            return streaming(_stream_chat(job, with_usage=_wants_usage(body)), is_ollama=False)
+            return streaming(_stream_chat(job, with_usage=_wants_usage(body)), is_ollama=False, job=job)
         engine, results = job.engine, await until_gone(request, gather(job))
         choices = [
             {
@@ -55,7 +55,7 @@ def make_router(context: Context) -> APIRouter:
         body = await read(request, schemas.CompletionRequest, context)
         job = await begin(context, request, body.model, from_completion(body, context.limits(request)))
         if body.stream:
-            return streaming(_stream_completion(job, with_usage=_wants_usage(body)), is_ollama=False)
+            return streaming(_stream_completion(job, with_usage=_wants_usage(body)), is_ollama=False, job=job)
         results = await until_gone(request, gather(job))
         choices = [
             {"index": idx, "text": r.text, "finish_reason": finish_name(r.finish_reason), "logprobs": None}
@@ -71,7 +71,7 @@ def make_router(context: Context) -> APIRouter:
         job = await begin(context, request, body.model, [from_responses(body, context.limits(request))])
         frame = _ResponseFrame(job.engine.name)
         if body.stream:
-            return streaming(_stream_response(job, frame), is_ollama=False)
+            return streaming(_stream_response(job, frame), is_ollama=False, job=job)
         (result,) = await until_gone(request, gather(job))
         return JSONResponse(frame.response(result))
 

@@ -67,6 +67,7 @@ def from_chat(body: schemas.ChatRequest, limits: Limits) -> list[GenerateRequest
             [TextPart(content)] if isinstance(content, str) else [_part(part, limits) for part in content]
         )
         messages.append(Message(role, _pictures_first(parts)))
+    _check_pairs(body)
     num_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = None
     if body.logprobs:
@@ -84,8 +85,10 @@ def from_chat(body: schemas.ChatRequest, limits: Limits) -> list[GenerateRequest
 
 def from_completion(body: schemas.CompletionRequest, limits: Limits) -> list[GenerateRequest]:
     """One request for each of the ``n`` answers; the prompt is continued as it stands."""
+    _check_pairs(body)
     request = GenerateRequest(
-        prompt=body.prompt, sampling=_params(body, num_tokens=body.max_tokens or 16), constraint=_constraint(body),
+        prompt=body.prompt, constraint=_constraint(body),
+        sampling=_params(body, num_tokens=16 if body.max_tokens is None else body.max_tokens),
         preset=body.preset, tenant=limits.tenant or body.user or "",
     )  # fmt: skip
     return _copies(request, body.n or 1)
@@ -104,7 +107,11 @@ def from_responses(body: schemas.ResponsesRequest, limits: Limits) -> GenerateRe
                 if isinstance(part, str):
                     parts.append(TextPart(part))
                 elif part.type == "input_image":
+                    if part.text is not None:
+                        raise UnsupportedFieldError("a part of type input_image has a text; send two parts.")
                     parts.append(limits.picture(_needed(part.image_url, "image_url")))
+                elif part.image_url is not None:
+                    raise UnsupportedFieldError(f"a part of type {part.type} has an image_url; send two parts.")
                 else:
                     parts.append(TextPart(_needed(part.text, "text")))
             messages.append(Message(role, _pictures_first(parts)))
@@ -133,7 +140,10 @@ def from_ollama_chat(body: schemas.OllamaChat, limits: Limits) -> GenerateReques
 def from_ollama_generate(body: schemas.OllamaGenerate, limits: Limits) -> GenerateRequest:
     """Return the request of ``/api/generate``: a question, or with ``raw`` a text that is continued as it stands."""
     pictures = _base64_pictures(body.images, limits)
+    limits.check((Message(Role.USER, pictures),))
     if body.raw:
+        if body.system or body.truncate:
+            raise UnsupportedFieldError("system and truncate have no meaning with raw. Leave them out.")
         return _from_ollama(body, limits, prompt=body.prompt, images=pictures)
     messages = [Message(Role.SYSTEM, (TextPart(body.system),))] if body.system else []
     messages.append(Message(Role.USER, (*pictures, TextPart(body.prompt))))
@@ -172,6 +182,8 @@ def _from_ollama(body: Any, limits: Limits, **fields: Any) -> GenerateRequest:
     settings["presence_penalty"] = options.presence_penalty or 0.0
     settings["frequency_penalty"] = options.frequency_penalty or 0.0
     settings["stop"] = _stops(options.stop)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise SamplingError("top_logprobs needs logprobs to be true.")
     if body.logprobs:
         settings["num_top_logprobs"] = body.top_logprobs or 0
     constraint = None
@@ -207,6 +219,20 @@ def _params(body: Any, *, num_tokens: int | None, num_top_logprobs: int | None =
     except ValueError as error:
         raise SamplingError("logit_bias names a token that is no number.") from error
     return SamplingParams(**settings)
+
+
+def _check_pairs(body: Any) -> None:
+    """Refuse fields that would be without effect beside, or without, another."""
+    if body.stream_options is not None and not body.stream:
+        raise UnsupportedFieldError("stream_options needs stream to be true.")
+    limits = (body.max_tokens, getattr(body, "max_completion_tokens", None))
+    if None not in limits and limits[0] != limits[1]:
+        raise SamplingError("max_tokens and max_completion_tokens differ; give one of them.")
+    form = getattr(body, "response_format", None)
+    if form is not None and form.type != "json_schema" and form.json_schema is not None:
+        raise UnsupportedFieldError(
+            f"response_format of type {form.type} has a json_schema; its type must be json_schema."
+        )
 
 
 def _constraint(body: Any) -> OutputConstraint | None:

@@ -85,7 +85,11 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.allowed_origins:
             return
-        if urlsplit(origin).netloc == headers.get("host"):
+        try:
+            is_own = urlsplit(origin).netloc == headers.get("host")
+        except ValueError:
+            is_own = False
+        if is_own:
             return
         raise RequestRefusedError(
             "a web page of another origin may not call this server. Start it with --allow-origin.",

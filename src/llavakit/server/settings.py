@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -94,6 +95,8 @@ class ServerSettings:
 
     def check(self) -> None:
         """Raise ConfigError where settings are out of range or contradict each other."""
+        if math.isnan(self.keep_alive_s):
+            raise ConfigError("keep_alive_s is no number; give seconds, or a negative number for ever.")
         for name, low, high in (
             ("port", 0, 65535), ("requests_per_minute", 0, 1_000_000), ("max_body_mib", 1, 4096),
             ("max_images", 1, 1000), ("parallel", 1, 1024), ("queue", 0, 100_000), ("threads", 0, 4096),

@@ -1,0 +1,167 @@
+"""What goes wrong between client and server has one end, the right status, and leaves no work behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from llavakit.core.errors import DiskFullError, ImageSourceError
+from llavakit.core.requests import GenerateRequest
+from llavakit.core.types import FinishReason, TokenEvent
+from llavakit.server.log_lines import JsonLines
+from tests.server.live import ScriptedAnswer, ScriptedEngine, ScriptedHost, chat_body, serving
+
+_CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://[::1", "http://evil.example\u00ff"])
+def test_an_origin_that_is_no_address_is_refused(origin: str) -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        headers = {"origin": origin.encode("latin-1")}
+        assert httpx.post(f"{url}{_CHAT}", json=chat_body(), headers=headers).status_code == 403
+
+
+def test_a_client_that_vanishes_while_it_sends_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+            head = f"POST {_CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{{"
+            client.sendall(head.encode())
+            time.sleep(0.1)
+        counted = f'llavakit_http_requests_total{{route="{_CHAT}",status="499"}} 1'
+        deadline = time.monotonic() + 5
+        while counted not in (text := httpx.get(f"{url}/metrics").text) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert counted in text
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llavakit.server.context._MAX_PAUSE_S", 0.2)
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        client = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        client.sendall(f"POST {_CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        client.settimeout(10)
+        assert client.recv(4096).startswith(b"HTTP/1.1 408")
+        client.close()
+
+
+class _SlowToAccept(ScriptedEngine):
+    async def submit(self, request: GenerateRequest) -> ScriptedAnswer:
+        import asyncio
+
+        await asyncio.sleep(0.05)
+        return await super().submit(request)
+
+
+def test_whoever_goes_away_before_the_stream_begins_leaves_nothing_behind() -> None:
+    engine = _SlowToAccept(words=["word "] * 1000, pause_s=0.02)
+    with serving(ScriptedHost(engine)) as url:
+        body = json.dumps(chat_body(stream=True, url=None)).encode()
+        head = f"POST {_CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        for _ in range(5):
+            client = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+            client.sendall(head + body)
+            time.sleep(0.03)
+            client.close()
+        deadline = time.monotonic() + 5
+        while engine.num_cancelled < len(engine.seen) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert engine.num_cancelled == len(engine.seen)
+
+
+def test_an_answer_that_fails_on_the_way_ends_with_one_error() -> None:
+    engine = ScriptedEngine(failure=ValueError("boom /secret/path"))
+    with serving(ScriptedHost(engine)) as url:
+        lines = httpx.post(f"{url}{_CHAT}", json=chat_body(stream=True)).text.strip().split("\n\n")
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+        assert sum('"error"' in line for line in lines) == 1
+        told = httpx.post(f"{url}/api/generate", json={"model": "scripted", "prompt": "x"}).text.strip().splitlines()
+        assert set(json.loads(told[-1])) == {"error"}
+        assert "secret" not in "".join(lines + told)
+
+
+class _Stopped(ScriptedAnswer):
+    async def __aiter__(self) -> Any:
+        yield TokenEvent(request_idx=0, text="half", token_id=0)
+        yield TokenEvent(request_idx=0, text="", token_id=None, finish_reason=FinishReason.CANCELLED)
+
+
+def test_an_answer_that_the_server_ends_does_not_look_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+
+    async def submit(request: GenerateRequest) -> _Stopped:
+        return _Stopped(engine, ("half",), None)
+
+    monkeypatch.setattr(engine, "submit", submit)
+    with serving(ScriptedHost(engine)) as url:
+        text = httpx.post(f"{url}{_CHAT}", json=chat_body(stream=True)).text
+        assert '"stop"' not in text
+        assert "[DONE]" not in text
+        assert "stopping" in text
+        assert httpx.post(f"{url}{_CHAT}", json=chat_body()).status_code == 503
+
+
+def test_idle_models_do_not_make_the_server_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ScriptedHost(ScriptedEngine())
+    monkeypatch.setattr(host, "engines", list)
+    with serving(host, default_model="scripted") as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_errors_of_the_store_and_of_the_network_name_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine(refusal=ImageSourceError("the host 'db.internal' cannot be found"))
+    host = ScriptedHost(engine)
+
+    async def remove(name: str) -> None:
+        raise DiskFullError("/home/somebody/models is full")
+
+    monkeypatch.setattr(host, "remove", remove)
+    with serving(host) as url:
+        reply = httpx.post(f"{url}{_CHAT}", json=chat_body())
+        assert reply.status_code == 400
+        assert "internal" not in reply.text
+        reply = httpx.request("DELETE", f"{url}/api/delete", json={"model": "m"})
+        assert reply.status_code == 502
+        assert "somebody" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (_CHAT, chat_body(max_tokens=3, max_completion_tokens=4)),
+        (_CHAT, chat_body(stream_options={"include_usage": True})),
+        (_CHAT, chat_body(response_format={"type": "text", "json_schema": {"schema": {}}})),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [
+            {"type": "input_text", "text": "x", "image_url": "data:image/png;base64,eA=="}]}]}),
+        ("/api/generate", {"model": "scripted", "prompt": "x", "raw": True, "system": "y"}),
+        ("/api/generate", {"model": "scripted", "prompt": "x", "top_logprobs": 2}),
+        ("/api/generate", {"model": "scripted", "prompt": "x", "raw": True, "images": ["eA=="] * 17}),
+    ],
+)  # fmt: skip
+def test_what_would_be_without_effect_is_refused(path: str, body: dict[str, Any]) -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        assert httpx.post(f"{url}{path}", json=body).status_code == 400
+
+
+def test_too_many_requests_of_a_key_say_when_to_come_back() -> None:
+    with serving(ScriptedHost(ScriptedEngine()), api_keys=("a-long-secret",), requests_per_minute=1) as url:
+        headers = {"authorization": "Bearer a-long-secret"}
+        httpx.get(f"{url}/v1/models", headers=headers)
+        reply = httpx.get(f"{url}/v1/models", headers=headers)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "60")
+
+
+def test_log_lines_are_json() -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "two\nlines", (), None)
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "two\nlines"
+    record.fields = {"route": "/health", "status": 200}
+    assert json.loads(JsonLines().format(record))["status"] == 200
