@@ -165,3 +165,10 @@ def test_log_lines_are_json() -> None:
     assert json.loads(line)["message"] == "two\nlines"
     record.fields = {"route": "/health", "status": 200}
     assert json.loads(JsonLines().format(record))["status"] == 200
+
+
+def test_a_preset_that_nobody_knows_is_refused_everywhere() -> None:
+    body = {**chat_body(), "answer": "red", "preset": "none"}
+    del body["temperature"]
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        assert httpx.post(f"{url}/api/llavakit/attention", json=body).status_code == 400

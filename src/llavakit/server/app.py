@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,7 +48,7 @@ class AttentionRequest(BaseModel):
     model: str | None = Field(default=None, max_length=512)
     messages: list[schemas.ChatMessage] = Field(min_length=1, max_length=4096)
     answer: str = Field(min_length=1, max_length=100_000)
-    preset: str | None = Field(default=None, max_length=32)
+    preset: Literal["original", "hf"] | None = None
 
 
 def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str | None = None) -> FastAPI:

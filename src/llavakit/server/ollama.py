@@ -112,7 +112,8 @@ def make_router(context: Context) -> APIRouter:
 
     for name, reason in _ABSENT.items():
         router.add_api_route(f"/{name}", _refuse(reason), methods=["POST"], summary=f"Not done here: {reason}")
-    router.add_api_route("/blobs/{digest}", _refuse(_ABSENT["create"]), methods=["POST", "HEAD"])
+    for method in ("POST", "HEAD"):
+        router.add_api_route("/blobs/{digest}", _refuse(_ABSENT["create"]), methods=[method])
     return router
 
 
