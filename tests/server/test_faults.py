@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
+import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from llavakit.core.errors import DiskFullError, ImageSourceError
 from llavakit.core.requests import GenerateRequest
 from llavakit.core.types import FinishReason, TokenEvent
+from llavakit.server.app import create_app
+from llavakit.server.lifecycle import DrainingServer
 from llavakit.server.log_lines import JsonLines
+from llavakit.server.settings import ServerSettings
 from tests.server.live import ScriptedAnswer, ScriptedEngine, ScriptedHost, chat_body, serving
 
 _CHAT = "/v1/chat/completions"
@@ -53,8 +59,6 @@ def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 class _SlowToAccept(ScriptedEngine):
     async def submit(self, request: GenerateRequest) -> ScriptedAnswer:
-        import asyncio
-
         await asyncio.sleep(0.05)
         return await super().submit(request)
 
@@ -172,3 +176,37 @@ def test_a_preset_that_nobody_knows_is_refused_everywhere() -> None:
     del body["temperature"]
     with serving(ScriptedHost(ScriptedEngine())) as url:
         assert httpx.post(f"{url}/api/llavakit/attention", json=body).status_code == 400
+
+
+def test_an_answer_longer_than_the_grace_period_ends_with_an_error() -> None:
+    answers: list[ScriptedAnswer] = []
+
+    class _Kept(ScriptedEngine):
+        async def submit(self, request: GenerateRequest) -> ScriptedAnswer:
+            answers.append(await super().submit(request))
+            return answers[-1]
+
+    engine = _Kept(words=["a "] * 10_000, pause_s=0.01)
+    host = ScriptedHost(engine)
+
+    async def drain(grace_s: float) -> None:
+        await asyncio.sleep(grace_s)
+        for answer in answers:
+            answer.cancel()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = create_app(host, ServerSettings())
+    server = DrainingServer(uvicorn.Config(app, log_config=None, lifespan="on"), drain, grace_s=0.2)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}{_CHAT}"
+    with httpx.Client(timeout=20) as client:
+        response = client.send(client.build_request("POST", address, json=chat_body(stream=True)), stream=True)
+        lines = response.iter_lines()
+        next(lines)
+        server.should_exit = True
+        text = "".join(lines)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "stopping" in text
+    assert "[DONE]" not in text

@@ -61,6 +61,7 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.api.host import make_host
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
+    from llavakit.server.lifecycle import DrainingServer
     from llavakit.server.log_lines import JsonLines
 
     lines = logging.StreamHandler(console.stderr)
@@ -90,18 +91,16 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     address = listener.getsockname()
     url = f"http://{settings.host}:{address[1]}"
     app = create_app(host, settings, default_model=settings.model)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.grace_s),
-            h11_max_incomplete_event_size=64 * 1024,
-            timeout_keep_alive=30,
-        )
-    )
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", server_header=False,
+        h11_max_incomplete_event_size=64 * 1024, timeout_keep_alive=30,
+    )  # fmt: skip
+
+    async def drain(grace_s: float) -> None:
+        app.state.context.is_draining = True
+        await host.close(grace_s=grace_s)
+
+    server = DrainingServer(config, drain, grace_s=settings.grace_s)
     console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
     console.stdout.flush()
     if not options.no_state_file:
