@@ -94,7 +94,15 @@ async def begin(
     """Open the model and submit the requests, unless the client goes away before."""
     engine, load_s, started_s = await context.open(model, keep_alive_s=keep_s)
     job: Job = await until_gone(
-        request, start(engine, asked, load_s=load_s, started_s=started_s, metrics=context.metrics)
+        request,
+        start(
+            engine,
+            asked,
+            load_s=load_s,
+            started_s=started_s,
+            metrics=context.metrics,
+            request_id=request.state.request_id,
+        ),
     )
     return job
 
