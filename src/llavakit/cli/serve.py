@@ -53,7 +53,6 @@ def _keys(options: argparse.Namespace) -> list[str] | None:
 
 
 def _run(settings: ServerSettings, options: argparse.Namespace, console: Console) -> int:
-    import logging
     import socket
 
     import uvicorn
@@ -62,12 +61,8 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
     from llavakit.server.lifecycle import DrainingServer
-    from llavakit.server.log_lines import JsonLines
 
-    lines = logging.StreamHandler(console.stderr)
-    lines.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[lines])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_to(console)
     policy = SourcePolicy(
         allow_files=False, allow_urls=settings.allow_urls, allow_http=False, url_hosts=settings.url_hosts,
         max_bytes=settings.max_body_mib << 20,
@@ -113,3 +108,15 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
         if not options.no_state_file:
             forget_server(os.getpid())
     return 0
+
+
+def _log_to(console: Console) -> None:
+    """Write log lines as JSON to the error stream."""
+    import logging
+
+    from llavakit.server.log_lines import JsonLines
+
+    lines = logging.StreamHandler(console.stderr)
+    lines.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
