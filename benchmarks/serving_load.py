@@ -96,8 +96,9 @@ class Server:
     async def ask(self, client: httpx.AsyncClient, picture: str, question: str, *, max_tokens: int) -> Answered:
         """Ask one question about one picture and take the times of what comes."""
         body = {
-            "model": self._model, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0,
-            "max_tokens": max_tokens,
+            "model": self._model, "stream": True, "stream_options": {"include_usage": True},
+            # Drawn, since the likeliest token of random weights is mostly the same one, and perhaps no visible one.
+            "temperature": 1, "seed": 1, "max_tokens": max_tokens,
             "messages": [{"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question},
             ]}],
