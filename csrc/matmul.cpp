@@ -128,13 +128,19 @@ void many_body(void *context, int32_t) {
     return;
   }
   auto *sums = reinterpret_cast<float *>(sums_buffer.get());
-  for (int64_t first; (first = shared->next.fetch_add(LLK_STRIP_COLUMNS)) < product.num_columns;) {
+  // One strip is taken ahead, so that it can be fetched while the one before is multiplied.
+  int64_t first = shared->next.fetch_add(LLK_STRIP_COLUMNS);
+  while (first < product.num_columns) {
+    const int64_t ahead = shared->next.fetch_add(LLK_STRIP_COLUMNS);
     const int64_t left = product.num_columns - first;
     const int num = left < LLK_STRIP_COLUMNS ? static_cast<int>(left) : LLK_STRIP_COLUMNS;
+    // A last strip that is not whole is left alone: what is fetched must lie in the matrix.
+    const uint8_t *next = ahead + num <= product.num_columns ? product.weights + ahead * product.row_bytes : nullptr;
     shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
-                           shared->packed, shared->num_vectors, columns.get(), sums);
+                           shared->packed, shared->num_vectors, columns.get(), sums, next);
     product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld,
                              product.bias == nullptr ? nullptr : product.bias + first, product.activation);
+    first = ahead;
   }
 }
 
