@@ -15,7 +15,7 @@ constexpr int64_t kMaxSize = int64_t{1} << 40;
 // Rows multiplied at a time: the sums of a strip of columns stay in the second-level cache.
 constexpr int64_t kChunkRows = 960;
 // Bytes of weights that a thread takes at a time when rows are few: long enough to be read in one stream.
-constexpr int64_t kPieceBytes = 128 * 1024;
+constexpr int64_t kPieceBytes = 512 * 1024;
 
 const Products *products_of(const KernelTable *table, int32_t type) {
   for (int idx = 0; idx < LLK_NUM_TYPES; ++idx) {
