@@ -29,6 +29,7 @@ from llavakit.model.stored_matrix import StoredMatrix
 
 _N, _K = 13824, 5120
 _INT4_GROUP = 32
+_REST_S = 0.05  # threads of the library before stay awake for a while, and would take part of a processor
 _OTHERS = {"openvino": "OpenVINO u4, group 32", "onnxruntime": "ONNX Runtime 4-bit, block 32"}
 
 
@@ -142,6 +143,7 @@ def main() -> None:
         for num_rows in options.rows:
             for product in products if round_idx % 2 == 0 else reversed(products):
                 repeats = 8 if num_rows <= 8 else 2
+                time.sleep(_REST_S)
                 times.setdefault((product.name, num_rows), []).extend(product.run(num_rows, repeats))
     for side in sides:
         side.close()
