@@ -3,8 +3,8 @@
     python -m benchmarks.random_checkpoint --shape 13b --dir FOLDER
     python -m benchmarks.conversion --dir FOLDER --out OUT.gguf --type q4_k_m
 
-`llavakit convert` runs as a process of its own, whose memory is read from outside: the greatest number of resident bytes
-(mapped pages of the checkpoint count while they are there), and the greatest number of its own.
+`llavakit convert` runs as a process of its own, whose memory is read from outside: the greatest number of resident
+bytes (mapped pages of the checkpoint count while they are there), and the greatest number of its own.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import matplotlib as mpl
 from benchmarks.common import RESULTS
 
 mpl.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the choice of a back end
+import matplotlib.pyplot as plt
 
 _DRAWN = {
     "llavakit q4_k": ("o", "tab:blue"), "llavakit q6_k": ("s", "tab:cyan"), "llavakit q8_0": ("^", "tab:purple"),
