@@ -2,10 +2,12 @@
 
     python -m benchmarks.cpu_peers --build-peer PEER_FOLDER
     python -m benchmarks.cpu_peers --model MODEL.gguf --peer PEER_FOLDER
+    python -m benchmarks.cpu_peers --model MODEL.gguf --transformers
 
 The first builds llama-cpp-python from its source package for this very machine. Every figure is measured on both sides
 in the order A B B A, and is given with its share of what the machine can do: bytes read a second for single tokens,
-8-bit products a second for prompts, 16-bit ones for pictures.
+8-bit products a second for prompts, 16-bit ones for pictures. The third compares with transformers in bfloat16, whose
+weights are random and made in memory (`benchmarks/transformers_worker.py`): pictures and prompts only.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from benchmarks.common import ROOT, make_manifest, make_table, summarise, write_
 from llavakit.core.config import LlavaConfig
 from llavakit.core.shapes import decode_flops, kv_bytes_per_token, prefill_flops, projector_flops, vision_flops
 from llavakit.diagnostics.generated import make_picture
+from llavakit.diagnostics.memory import drop_page_cache
 from llavakit.kernels.library import Rate, load_library
 from llavakit.weights.gguf_checkpoint import find_projector
 from llavakit.weights.opening import open_resolved
 from llavakit.weights.store import resolve
 
-_COLUMNS = ("measured", "llavakit", "llama.cpp", "speed ratio", "share of the limit", "their share")
 _PACKAGE = "llama-cpp-python"
 
 
@@ -79,18 +81,30 @@ def build_peer(folder: Path) -> None:
     )
 
 
+def find_peer_version(folder: Path) -> str:
+    """Return the version of the llama-cpp-python that `build_peer` made."""
+    command = [str(folder / "bin/python"), "-c", "import llama_cpp; print(llama_cpp.__version__)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
 class Comparison:
     """Both sides, what is asked of them, and what the machine could do."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.sides = {
-            "ours": Side([sys.executable, "-m", "benchmarks.llavakit_worker"]),
-            "theirs": Side([str(options.peer / "bin/python"), str(ROOT / "benchmarks/llama_cpp_worker.py")]),
+        self.commands = {
+            "ours": [sys.executable, "-m", "benchmarks.llavakit_worker"],
+            "theirs": [sys.executable, "-m", "benchmarks.transformers_worker"]
+            if options.transformers
+            else [str(options.peer / "bin/python"), str(ROOT / "benchmarks/llama_cpp_worker.py")],
         }
+        self.sides: dict[str, Side] = {}
         library, threads = load_library(), options.threads
         self.read_gb_per_s = library.measure_read(num_bytes=1 << 30, num_threads=threads, num_streams=1, seconds=1)
         self.int8_gops = library.measure_rate(Rate.INT8_DOT, num_threads=threads, seconds=1) or float("nan")
+        self.bf16_gflops = library.measure_rate(Rate.BF16_DOT, num_threads=threads, seconds=1) or float("nan")
+        self.peer_name = "transformers" if options.transformers else "llama.cpp"
+        self.columns = ("measured", "llavakit", self.peer_name, "speed ratio", "share of the limit", "their share")
         self.model_bytes = options.model.stat().st_size
         opened = open_resolved(resolve(str(options.model)))
         self.config: LlavaConfig = opened.checkpoint.config
@@ -99,29 +113,36 @@ class Comparison:
         """Measure everything; yield a row as soon as it is measured."""
         options = self.options
         projector = find_projector(options.model, self.config.text_config.hidden_size)
-        loads = {
-            name: side.ask(
-                "load", model=str(options.model), projector=str(projector), threads=options.threads,
-                context=max(2200, max(options.depths) + 64, 8 * 128), sequences=max(options.batches),
-            )["seconds"]
-            for name, side in self.sides.items()
+        loading = {
+            "model": str(options.model), "projector": str(projector), "threads": options.threads,
+            "context": max(2200, max(options.depths, default=0) + 64, 8 * 128),
+            "sequences": max(options.batches, default=1),
         }  # fmt: skip
-        yield _row("load, warm page cache", [loads["ours"]], [loads["theirs"]])
+        if options.cold and not options.transformers:
+            cold = self._load_cold([options.model, projector], loading)
+            yield self._row("load, cold page cache", [cold["ours"]], [cold["theirs"]])
+        self.sides = {name: Side(command) for name, command in self.commands.items()}
+        loads = {name: side.ask("load", **loading)["seconds"] for name, side in self.sides.items()}
+        if not options.transformers:
+            yield self._row("load, warm page cache", [loads["ours"]], [loads["theirs"]])
         with tempfile.TemporaryDirectory() as folder:
             size = self.config.vision_config.image_size
             pixels = Path(folder) / "pixels"
             pixels.write_bytes(make_picture(0).convert("RGB").resize((size, size)).tobytes())
             flops = vision_flops(self.config) + projector_flops(self.config)
-            yield self._compare(
-                "picture through tower and projector", "picture", {"pixels": str(pixels), "size": size},
-                limit_s=flops / (self.int8_gops / 2 * 1e9),
-            )  # fmt: skip
+            if options.pictures:
+                yield self._compare(
+                    "picture through tower and projector", "picture", {"pixels": str(pixels), "size": size},
+                    limit_s=flops / (self.bf16_gflops * 1e9),
+                )  # fmt: skip
         for num_tokens in options.prompts:
             ids = [1, *(100 + idx % 20000 for idx in range(num_tokens - 1))]
             flops = prefill_flops(self.config, num_tokens)
             yield self._compare(
                 f"prompt of {num_tokens} tokens", "prompt", {"ids": ids}, limit_s=flops / (self.int8_gops * 1e9)
             )
+        if options.transformers:
+            return
         for depth in options.depths:
             yield self._compare_decode(depth, 1)
         for batch in options.batches:
@@ -130,9 +151,18 @@ class Comparison:
         peaks = {name: side.ask("memory")["peak_bytes"] for name, side in self.sides.items()}
         yield {
             "measured": "peak memory", "llavakit": f"{peaks['ours'] / 1e9:.2f} GB",
-            "llama.cpp": f"{peaks['theirs'] / 1e9:.2f} GB", "speed ratio": None, "peaks": peaks,
+            self.peer_name: f"{peaks['theirs'] / 1e9:.2f} GB", "speed ratio": None, "peaks": peaks,
             "file_bytes": self.model_bytes + projector.stat().st_size,
         }  # fmt: skip
+
+    def _load_cold(self, files: list[Path], loading: dict[str, Any]) -> dict[str, float]:
+        seconds = {}
+        for name, command in self.commands.items():
+            drop_page_cache(files)
+            side = Side(command)
+            seconds[name] = side.ask("load", **loading)["seconds"]
+            side.close()
+        return seconds
 
     def _compare_decode(self, depth: int, batch: int) -> dict[str, Any]:
         num_bytes = self.model_bytes + batch * depth * kv_bytes_per_token(self.config, "float16")
@@ -146,27 +176,28 @@ class Comparison:
         for idx in range(self.options.rounds):
             for side in ("ours", "theirs") if idx % 2 == 0 else ("theirs", "ours"):
                 times[side].append(self.sides[side].ask(op, **arguments)["seconds"])
-        return _row(name, times["ours"], times["theirs"], limit_s=limit_s)
+        return self._row(name, times["ours"], times["theirs"], limit_s=limit_s)
+
+    def _row(
+        self, name: str, ours: list[float], theirs: list[float], *, limit_s: float | None = None
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "measured": name,
+            "llavakit": _show(median(ours)),
+            self.peer_name: _show(median(theirs)),
+            "speed ratio": round(median(theirs) / median(ours), 2),
+            "ours": {**summarise(ours), "all_s": ours},
+            "theirs": {**summarise(theirs), "all_s": theirs},
+        }
+        if limit_s is not None:
+            row["share of the limit"] = f"{100 * limit_s / median(ours):.0f} %"
+            row["their share"] = f"{100 * limit_s / median(theirs):.0f} %"
+        return row
 
     def close(self) -> None:
         """End both processes."""
         for side in self.sides.values():
             side.close()
-
-
-def _row(name: str, ours: list[float], theirs: list[float], *, limit_s: float | None = None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "measured": name,
-        "llavakit": _show(median(ours)),
-        "llama.cpp": _show(median(theirs)),
-        "speed ratio": round(median(theirs) / median(ours), 2),
-        "ours": {**summarise(ours), "all_s": ours},
-        "theirs": {**summarise(theirs), "all_s": theirs},
-    }
-    if limit_s is not None:
-        row["share of the limit"] = f"{100 * limit_s / median(ours):.0f} %"
-        row["their share"] = f"{100 * limit_s / median(theirs):.0f} %"
-    return row
 
 
 def _show(seconds: float) -> str:
@@ -177,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--build-peer", type=Path, help="build llama-cpp-python into a new folder and stop")
     parser.add_argument("--peer", type=Path, help="the folder that --build-peer made")
+    parser.add_argument("--transformers", action="store_true", help="compare with transformers in bfloat16 instead")
     parser.add_argument("--model", type=Path, help="a GGUF file with its projector beside it")
     parser.add_argument("--label", help="what to call it in the results")
     parser.add_argument("--threads", type=int, default=2)
@@ -184,25 +216,29 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="*", default=[64, 128, 600, 2000])
     parser.add_argument("--depths", type=int, nargs="*", default=[2, 600, 3500])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--cold", action="store_true", help="measure loading from a cold page cache too")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false")
     options = parser.parse_args()
     if options.build_peer:
         build_peer(options.build_peer)
         return
-    if not options.model or not options.peer:
-        parser.error("name --model and --peer, or --build-peer")
+    if not options.model or not (options.peer or options.transformers):
+        parser.error("name --model and --peer or --transformers, or --build-peer")
     manifest = make_manifest(num_threads=options.threads)
-    manifest["versions"][_PACKAGE] = subprocess.run(
-        [str(options.peer / "bin/python"), "-c", "import llama_cpp; print(llama_cpp.__version__)"],
-        capture_output=True, text=True, check=True,
-    ).stdout.split()[-1]  # fmt: skip
+    if not options.transformers:
+        manifest["versions"][_PACKAGE] = find_peer_version(options.peer)
     comparison = Comparison(options)
-    limits = {"read_gb_per_s": comparison.read_gb_per_s, "int8_gops": comparison.int8_gops}
+    limits = {
+        "read_gb_per_s": comparison.read_gb_per_s, "int8_gops": comparison.int8_gops,
+        "bf16_gflops": comparison.bf16_gflops,
+    }  # fmt: skip
     label = options.label or options.model.stem
-    print(f"{label}, {options.threads} threads, commit {manifest['commit']}, {limits}\n\n{make_table([], _COLUMNS)}")
+    print(f"{label}, {options.threads} threads, commit {manifest['commit']}, {limits}\n")
+    print(make_table([], comparison.columns))
     try:
         for row in comparison.run():
             write_result("cpu_peers", manifest, [{"model": label, "limits": limits, **row}])
-            print(make_table([row], _COLUMNS).splitlines()[-1], flush=True)
+            print(make_table([row], comparison.columns).splitlines()[-1], flush=True)
     finally:
         comparison.close()
 

@@ -52,14 +52,16 @@ class Worker:
             raise RuntimeError("llama.cpp did not load the projector")
         return {"seconds": time.perf_counter() - began}
 
-    def picture(self, *, pixels: str, size: int) -> dict[str, Any]:
-        """Encode a square picture, raw RGB in a file; return the time of tower and projector alone."""
+    def picture(self, *, pixels: str, size: int, height: int | None = None) -> dict[str, Any]:
+        """Encode a picture, raw RGB in a file, square by default; return the time of tower and projector alone."""
         with pathlib.Path(pixels).open("rb") as file:
             data = file.read()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        bitmap = mtmd_cpp.mtmd_bitmap_init(size, size, buffer)
+        bitmap = mtmd_cpp.mtmd_bitmap_init(size, height or size, buffer)
         text = mtmd_cpp.mtmd_input_text()
         text.text, text.add_special, text.parse_special = mtmd_cpp.mtmd_default_marker(), True, True
+        if hasattr(text, "text_len"):
+            text.text_len = len(text.text)
         chunks = mtmd_cpp.mtmd_input_chunks_init()
         bitmaps = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
         if mtmd_cpp.mtmd_tokenize(self.vision, chunks, ctypes.byref(text), bitmaps, 1):

@@ -5,6 +5,10 @@
 #include <memory>
 #include <new>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
 #include "kernel_table.h"
 #include "pool.h"
 
@@ -15,7 +19,20 @@ constexpr int64_t kMaxSize = int64_t{1} << 40;
 // Rows multiplied at a time: the sums of a strip of columns stay in the second-level cache.
 constexpr int64_t kChunkRows = 960;
 // Bytes of weights that a thread takes at a time when rows are few: long enough to be read in one stream.
-constexpr int64_t kPieceBytes = 128 * 1024;
+constexpr int64_t kPieceBytes = 512 * 1024;
+
+// A strip is so many times wider where rows are many: each pass over the rows then fetches them from the last cache for more
+// columns. Rows, columns and sums need room in the second-level cache.
+constexpr int kWideStrips = 4;
+constexpr int64_t kWideRowsBytes = 96 * 1024, kWideCacheBytes = 1024 * 1024;
+
+int64_t find_cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  return sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  return 0;
+#endif
+}
 
 const Products *products_of(const KernelTable *table, int32_t type) {
   for (int idx = 0; idx < LLK_NUM_TYPES; ++idx) {
@@ -102,6 +119,7 @@ struct ManyContext {
   const ManyRowsProduct *with;
   unsigned char *packed;
   int64_t num_vectors, num_blocks;
+  int strip_columns;
   std::atomic<int64_t> next{0};
   std::atomic<bool> is_out_of_memory{false};
 };
@@ -121,20 +139,27 @@ void many_body(void *context, int32_t) {
   auto *shared = static_cast<ManyContext *>(context);
   const Product &product = *shared->product;
   const int64_t ld = shared->num_vectors * shared->with->num_lanes;
-  const Buffer columns = allocate(int64_t{LLK_STRIP_COLUMNS} * LLK_COLUMN_BYTES);
-  const Buffer sums_buffer = allocate(LLK_STRIP_COLUMNS * ld * static_cast<int64_t>(sizeof(float)));
+  const int strip = shared->strip_columns;
+  const Buffer columns = allocate(int64_t{strip} * LLK_COLUMN_BYTES);
+  const Buffer sums_buffer = allocate(strip * ld * static_cast<int64_t>(sizeof(float)));
   if (!columns || !sums_buffer) {
     shared->is_out_of_memory.store(true);
     return;
   }
   auto *sums = reinterpret_cast<float *>(sums_buffer.get());
-  for (int64_t first; (first = shared->next.fetch_add(LLK_STRIP_COLUMNS)) < product.num_columns;) {
+  // One strip is taken ahead, so that it can be fetched while the one before is multiplied.
+  int64_t first = shared->next.fetch_add(strip);
+  while (first < product.num_columns) {
+    const int64_t ahead = shared->next.fetch_add(strip);
     const int64_t left = product.num_columns - first;
-    const int num = left < LLK_STRIP_COLUMNS ? static_cast<int>(left) : LLK_STRIP_COLUMNS;
+    const int num = left < strip ? static_cast<int>(left) : strip;
+    // A last strip that is not whole is left alone: what is fetched must lie in the matrix.
+    const uint8_t *next = ahead + num <= product.num_columns ? product.weights + ahead * product.row_bytes : nullptr;
     shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
-                           shared->packed, shared->num_vectors, columns.get(), sums);
+                           shared->packed, shared->num_vectors, columns.get(), sums, next);
     product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld,
                              product.bias == nullptr ? nullptr : product.bias + first, product.activation);
+    first = ahead;
   }
 }
 
@@ -147,6 +172,10 @@ int32_t multiply_many(const Product &product, const ManyRowsProduct &with) {
   const Buffer packed = allocate(context.num_blocks * context.num_vectors * with.packed_bytes);
   if (!packed) return LLK_NO_MEMORY;
   context.packed = packed.get();
+  static const int64_t cache_bytes = find_cache_bytes();
+  const bool is_wide = context.num_vectors * with.packed_bytes >= kWideRowsBytes && cache_bytes >= kWideCacheBytes &&
+                       product.num_columns >= int64_t{4} * kWideStrips * LLK_STRIP_COLUMNS * product.num_threads;
+  context.strip_columns = is_wide ? kWideStrips * LLK_STRIP_COLUMNS : LLK_STRIP_COLUMNS;
   run_on_pool(context.num_vectors > 1 ? product.num_threads : 1, pack_body, &context);
   context.next.store(0);
   run_on_pool(product.num_threads, many_body, &context);

@@ -102,6 +102,16 @@ inline __attribute__((always_inline)) void store_scaled(Bytes values, float d, f
   store_vector(out, __builtin_convertvector(values, Floats8) * d);
 }
 
+#if defined(__AVX2__)
+// The first 16 bytes of a block of Q4_K or Q5_K, whose last 12 are these: eight scales and eight minimums, as bytes.
+inline __m128i split_scales(__m128i head) {
+  const __m128i low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m128i six = _mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)),
+                                    _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+  const __m128i high = _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+  return _mm_or_si128(six, _mm_and_si128(_mm_srli_epi32(high, 2), _mm_set1_epi8(48)));
+}
+#else
 // The 6-bit scales and minimums of Q4_K and Q5_K: eight of each in 12 bytes, as bytes.
 inline void split_scales_k4(const uint8_t *in, uint64_t *scales, uint64_t *mins) {
   uint32_t word[3];
@@ -111,12 +121,22 @@ inline void split_scales_k4(const uint8_t *in, uint64_t *scales, uint64_t *mins)
   *scales = (word[0] & six) | uint64_t{(word[2] & four) | (((word[0] >> 6) & two) << 4)} << 32;
   *mins = (word[1] & six) | uint64_t{((word[2] >> 4) & four) | (((word[1] >> 6) & two) << 4)} << 32;
 }
+#endif
 
-inline void unpack_scales_k4(const uint8_t *in, float d, Block *out) {
+// Of a block that begins with two halves, the factors of scales and of minimums.
+inline void unpack_scales_k4(const uint8_t *in, Block *out) {
+  const float d = load_half(in);
+  out->min_scale = load_half(in + 2);
+#if defined(__AVX2__)
+  const __m128i bytes = split_scales(_mm_loadu_si128(reinterpret_cast<const __m128i *>(in)));
+  _mm256_store_ps(out->scale, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(d)));
+  _mm_store_si128(reinterpret_cast<__m128i *>(out->mins), _mm_cvtepu8_epi16(_mm_unpackhi_epi64(bytes, bytes)));
+#else
   uint64_t scales, mins;
-  split_scales_k4(in, &scales, &mins);
+  split_scales_k4(in + 4, &scales, &mins);
   store_scaled(load_vector<Bytes8>(&scales), d, out->scale);
   store_vector(out->mins, __builtin_convertvector(load_vector<Bytes8>(&mins), Words8));
+#endif
 }
 
 // Bit l of 32 as byte l: 16 where it is set.
@@ -141,8 +161,7 @@ struct TypeQ4K {
   static constexpr int kId = LLK_TYPE_Q4_K, kBlockLength = 256, kBlockBytes = 144, kGroup = 32, kZero = 0, kMaxByte = 15;
   static constexpr bool kHasMins = true, kIsLegacy = false;
   static inline void unpack(const uint8_t *in, Block *out) {
-    out->min_scale = load_half(in + 2);
-    unpack_scales_k4(in + 4, load_half(in), out);
+    unpack_scales_k4(in, out);
     for (int pair = 0; pair < 4; ++pair) {
       const Bytes32 packed = load_vector<Bytes32>(in + 16 + pair * 32);
       store_vector<Bytes32>(out->q + pair * 64, packed & 15);
@@ -155,8 +174,7 @@ struct TypeQ5K {
   static constexpr int kId = LLK_TYPE_Q5_K, kBlockLength = 256, kBlockBytes = 176, kGroup = 32, kZero = 0, kMaxByte = 31;
   static constexpr bool kHasMins = true, kIsLegacy = false;
   static inline void unpack(const uint8_t *in, Block *out) {
-    out->min_scale = load_half(in + 2);
-    unpack_scales_k4(in + 4, load_half(in), out);
+    unpack_scales_k4(in, out);
     Bytes32 high = load_vector<Bytes32>(in + 16);
     for (int pair = 0; pair < 4; ++pair) {
       const Bytes32 packed = load_vector<Bytes32>(in + 48 + pair * 32);
