@@ -40,7 +40,7 @@ class Worker:
         self.batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
         if not self.model or not self.context:
             raise RuntimeError("llama.cpp did not load the model")
-        if mtmd_cpp is None:
+        if mtmd_cpp is None or not projector:
             self.vision = None
             return {"seconds": time.perf_counter() - began}
         vision = mtmd_cpp.mtmd_context_params_default()
