@@ -72,8 +72,8 @@ export async function fetchAttention(body) {
 /**
  * Stream an answer; `onText` is called with each piece of text.
  *
- * Returns `{finish, usage, timing}` with `timing` in milliseconds as this page measured them. Throws an ApiError, or
- * an AbortError after `signal`.
+ * Returns `{finish, usage, details, model, timing}`: `details` are the server's own timings, `timing` is in milliseconds
+ * as this page measured them. Throws an ApiError, or an AbortError after `signal`.
  */
 export async function streamAnswer(body, signal, onText) {
   const asked = performance.now();
@@ -81,6 +81,8 @@ export async function streamAnswer(body, signal, onText) {
   let last = asked;
   let finish = null;
   let usage = null;
+  let details = null;
+  let model = null;
   let isDone = false;
   const response = await call("/v1/chat/completions", {
     body: { ...body, stream: true, stream_options: { include_usage: true } }, signal,
@@ -98,6 +100,8 @@ export async function streamAnswer(body, signal, onText) {
     }
     finish = event.finish ?? finish;
     usage = event.usage ?? usage;
+    details = event.details ?? details;
+    model = event.model ?? model;
   };
   const parser = new EventParser();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -114,5 +118,6 @@ export async function streamAnswer(body, signal, onText) {
     reader.cancel().catch(() => {});
   }
   if (!isDone && finish === null) throw new ApiError("The answer broke off: the server closed the connection.", "offline");
-  return { finish, usage, timing: { first: first === null ? null : first - asked, rest: first === null ? 0 : last - first } };
+  const timing = { first: first === null ? null : first - asked, rest: first === null ? 0 : last - first };
+  return { finish, usage, details, model, timing };
 }

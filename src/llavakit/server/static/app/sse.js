@@ -29,8 +29,8 @@ export class EventParser {
 /**
  * What one event's data means.
  *
- * Returns `{kind: "done"}`, `{kind: "error", error}`, `{kind: "chunk", text, finish, usage}`; what is no JSON object is
- * an error as well, since an answer with a hole in it must not look whole.
+ * Returns `{kind: "done"}`, `{kind: "error", error}`, `{kind: "chunk", text, finish, usage, details, model}`; what is no
+ * JSON object is an error as well, since an answer with a hole in it must not look whole.
  */
 export function readChunk(data) {
   if (data.trim() === "[DONE]") return { kind: "done" };
@@ -49,5 +49,8 @@ export function readChunk(data) {
   }
   const choice = Array.isArray(found.choices) ? found.choices[0] : undefined;
   const text = typeof choice?.delta?.content === "string" ? choice.delta.content : "";
-  return { kind: "chunk", text, finish: choice?.finish_reason ?? null, usage: found.usage ?? null };
+  return {
+    kind: "chunk", text, finish: choice?.finish_reason ?? null, usage: found.usage ?? null,
+    details: found.llavakit ?? null, model: typeof found.model === "string" ? found.model : null,
+  };
 }
