@@ -61,6 +61,11 @@ function place(node, { x, y, width, height }) {
   Object.assign(node.style, { left: `${100 * x}%`, top: `${100 * y}%`, width: `${100 * width}%`, height: `${100 * height}%` });
 }
 
+function inWords(place) {
+  if (place === "middle") return "in the middle";
+  return place.startsWith("the ") ? `on ${place}` : `at the ${place}`;
+}
+
 /**
  * Fill `panel` for an answer that is rendered in `body`. `attention` is the server's reply, `pictures` are those of the
  * conversation in the order in which they were sent.
@@ -77,7 +82,6 @@ export function showLook(panel, body, attention, pictures, preset) {
   });
 
   const where = el("p", { class: "where" });
-  const name = el("span", {});
   const slider = el("input", { type: "range", min: 0, max: steps.length - 1, step: 1, "aria-label": "Word of the answer" });
   const show = (idx) => {
     const { tokens: [first, end], span, name: words } = steps[idx];
@@ -85,22 +89,21 @@ export function showLook(panel, body, attention, pictures, preset) {
     const most = Math.max(...parts.flat());
     parts.forEach((part, picture) => frames[picture]?.draw(part, most));
     const best = parts.findIndex((part) => part.includes(most));
-    const at = frames[best]?.placeOf(parts[best].indexOf(most)) ?? "nowhere";
+    const at = inWords(frames[best].placeOf(parts[best].indexOf(most)));
     const which = frames.length > 1 ? ` of picture ${best + 1}` : "";
     spans.forEach((other) => other.classList.toggle("on", other === span));
     slider.value = String(idx);
-    slider.setAttribute("aria-valuetext", `${words}: most at the ${at}${which}`);
-    name.textContent = words;
-    where.replaceChildren("For ", el("strong", {}, words), `, most attention lies at the ${at}${which}.`);
+    slider.setAttribute("aria-valuetext", `${words}: most ${at}${which}`);
+    where.replaceChildren("For ", el("strong", {}, words), `, most attention lies ${at}${which}.`);
   };
   slider.addEventListener("input", () => show(Number(slider.value)));
   steps.forEach(({ span }, idx) => {
     span?.addEventListener("pointerenter", () => show(idx));
     span?.addEventListener("click", () => show(idx));
   });
-  panel.replaceChildren(
-    el("div", { class: "frames" }, ...frames.map((frame) => frame.node)), where, slider,
+  panel.classList.add("two");
+  panel.replaceChildren(el("div", { class: "frames" }, ...frames.map((frame) => frame.node)), el("div", {}, where, slider,
     el("p", { class: "note" }, "Point at a word of the answer, or move the slider. Clear patches got much attention, dark ones " +
-      "little, averaged over the model's layers and heads. This is where it looked, not a proof of why it answered so."));
+      "little, averaged over the model's layers and heads. This is where it looked, not a proof of why it answered so.")));
   show(0);
 }

@@ -81,7 +81,7 @@ export class Settings {
     const { value } = $(`set-${name}`);
     this.values[name] = name in RANGES ? readNumber(name, value) : value;
     this.#save();
-    this.#show();
+    this.#show(name);
   }
 
   #save() {
@@ -91,10 +91,13 @@ export class Settings {
     this.onChange();
   }
 
-  #show() {
+  #show(taken = null) {
     if (this.#presets.length && !this.#presets.includes(this.values.preset)) [this.values.preset] = this.#presets;
-    for (const [name, value] of Object.entries(this.values)) $(`set-${name}`).value = value ?? "";
-    $("set-key").value = readKey();
+    for (const [name, value] of Object.entries(this.values)) {
+      // What is being written is left alone: the server's reply may come in the middle of it.
+      if (name === taken || $(`set-${name}`) !== document.activeElement) $(`set-${name}`).value = value ?? "";
+    }
+    if ($("set-key") !== document.activeElement) $("set-key").value = readKey();
     $("set-theme").value = document.documentElement.dataset.theme ?? "";
   }
 }

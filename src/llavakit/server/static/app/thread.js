@@ -67,9 +67,9 @@ export class Thread {
     const panel = el("div", { class: "look", hidden: true });
     const actions = el("div", { class: "actions" });
     if (!isLive) {
-      actions.append(...this.#branch(node, place, liveId),
-        this.#button("copy", "Copy the answer", (button) => copy(node.text, button)),
-        this.#button("again", "Answer again", () => this.#does.again(node), liveId));
+      actions.append(...this.#branch(node, place, liveId));
+      if (node.text) actions.append(this.#button("copy", "Copy the answer", (button) => copy(node.text, button)));
+      actions.append(this.#button("again", "Answer again", () => this.#does.again(node), liveId));
       if (hasPictures && node.text) actions.append(this.#lookButton(node, body, panel));
     }
     return el("article", { class: "turn assistant", "data-id": node.id, "aria-busy": String(isLive) },
@@ -79,7 +79,7 @@ export class Thread {
   }
 
   #button(does, label, onclick, liveId = null) {
-    const button = iconButton(does, label, () => onclick(button), { "data-does": does, disabled: liveId !== null && liveId !== undefined });
+    const button = iconButton(does, label, () => onclick(button), { "data-does": does, disabled: Boolean(liveId) });
     return button;
   }
 
@@ -107,7 +107,7 @@ export class Thread {
       panel.replaceChildren(el("p", { class: "note", role: "status" }, "Computing where it looked…"));
       const problem = await this.#does.look(node, body, panel);
       if (problem) panel.replaceChildren(el("p", { role: "alert" }, problem));
-      panel.scrollIntoView({ block: "nearest" });
+      panel.closest(".turn")?.lastElementChild.scrollIntoView({ block: "nearest" });
     }, { shown: true, "aria-expanded": "false", "data-does": "look" });
     return button;
   }
