@@ -221,6 +221,56 @@ def test_editing_makes_a_branch_and_answers_can_be_had_again(tiny: Browser, tiny
 
 
 @_needs_browser
+def test_pictures_are_dropped_pasted_and_refused(browser: Browser, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    give = """(async (kind, type) => {
+        const data = new DataTransfer();
+        const shown = await (await fetch('/static/gallery/sign.png')).blob();
+        data.items.add(new File([type === 'image/png' ? shown : 'words'], `given-${kind}`, { type }));
+        const init = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+        document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent(kind, init) : new DragEvent(kind, init));
+    })"""
+    with serving(ScriptedHost(engine), default_model="scripted", max_images=2) as url:
+        _open(browser, url)
+        browser.run(f"{give}('drop', 'text/plain')")
+        browser.until("document.querySelector('#composer-error').textContent.includes('no picture')")
+        browser.run(f"{give}('drop', 'image/png')")
+        browser.until("document.querySelectorAll('#attached img').length === 1")
+        browser.run(f"{give}('paste', 'image/png')")
+        browser.until("document.querySelectorAll('#attached img').length === 2")
+        browser.run(f"{give}('paste', 'image/png')")
+        browser.until("document.querySelector('#composer-error').textContent.includes('At most 2')")
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no picture at all")
+        _asked(browser, "Both?")
+        assert len(engine.seen[-1].messages[-1].images) == 2
+        browser.choose_file("#pick", broken)
+        browser.until("document.querySelector('#composer-error').textContent.includes('broken.png')")
+
+
+@_needs_browser
+def test_conversations_are_renamed_and_found(browser: Browser) -> None:
+    titles = "[...document.querySelectorAll('#conversations .open')].map(b => b.textContent)"
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        _open(browser, url)
+        _asked(browser, "One?")
+        _click(browser, "#new-button")
+        browser.until("document.querySelector('#welcome').hidden === false")
+        _asked(browser, "Two?")
+        assert browser.run(titles) == ["Two?", "One?"]
+        browser.run("document.querySelector('#conversations li.current .quiet').click()")
+        browser.write("Second")
+        browser.press("Enter")
+        browser.until(f"{titles}[0] === 'Second'")
+        browser.run("document.querySelector('#search').focus()")
+        browser.write("one hello")
+        browser.until(f"{titles}.join() === 'One?'")
+        browser.open(url)
+        browser.until(f"{titles}[0] === 'Second'")
+        assert browser.run("document.querySelector('#title').textContent") == "Second"
+
+
+@_needs_browser
 def test_stop(browser: Browser) -> None:
     engine = ScriptedEngine(words=[f"word{idx} " for idx in range(2000)], pause_s=0.02)
     with serving(ScriptedHost(engine), default_model="scripted") as url:

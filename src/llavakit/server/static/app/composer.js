@@ -31,6 +31,7 @@ export class Composer {
   #listen() {
     const question = $("question");
     question.addEventListener("input", () => this.#fit());
+    addEventListener("resize", () => this.#fit());
     question.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();

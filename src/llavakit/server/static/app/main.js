@@ -109,7 +109,7 @@ async function ask(conversation, question, node = null) {
     running = null;
     composer.setBusy(false);
     const follows = thread.isNearEnd();
-    await touch(conversation);
+    if (conversations.includes(conversation)) await touch(conversation); // otherwise it was deleted meanwhile
     show();
     if (follows) thread.toEnd();
   }
@@ -220,8 +220,8 @@ async function rename(conversation, title) {
 }
 
 async function remove(conversation) {
-  if (running?.conversation === conversation) stop();
   conversations = conversations.filter((other) => other !== conversation);
+  if (running?.conversation === conversation) stop();
   await store.deleteConversation(conversation);
   if (conversation === current) create();
   else show();
@@ -237,6 +237,7 @@ async function exportAll() {
 
 async function importFile(file) {
   try {
+    if (running) throw new Error("An answer is still coming. Stop it, or wait, and import then.");
     const found = unpack(await file.text());
     for (const picture of found.pictures) await store.savePicture(fromRecord(picture));
     for (const conversation of found.conversations) await store.saveConversation(conversation);

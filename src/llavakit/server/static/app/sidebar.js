@@ -77,21 +77,21 @@ export class Sidebar {
     const field = el("input", { "aria-label": `New name of “${title}”`, maxlength: 200 });
     field.value = title;
     let isOver = false;
-    const end = (isTaken) => {
+    const end = (isTaken, hasFocus) => {
       if (isOver) return;
       isOver = true;
       if (isTaken && field.value.trim()) this.#does.rename(conversation, field.value.trim());
       this.#draw();
-      this.#focus(conversation);
+      if (hasFocus) this.#focus(conversation);
     };
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") end(true);
+      if (event.key === "Enter") end(true, true);
       if (event.key === "Escape") {
         event.stopPropagation();
-        end(false);
+        end(false, true);
       }
     });
-    field.addEventListener("blur", () => end(true));
+    field.addEventListener("blur", () => end(true, false));
     item.replaceChildren(field);
     field.select();
   }
