@@ -1,0 +1,380 @@
+"""The chat page, in a browser, against servers that run in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llavakit
+from llavakit.api.host import make_host
+from llavakit.core.errors import OverloadedError
+from tests.browser.chromium import BROWSER, Browser, browsing
+from tests.server.live import SHAPES, ScriptedEngine, ScriptedHost, serving
+
+_STATIC = Path(__file__).parents[2] / "src" / "llavakit" / "server" / "static"
+_MAX_BYTES = 200_000
+_EXPECTED = {  # what the gallery's pictures show
+    ("shapes.png", "How many red circles are there?"): "2",
+    ("shapes.png", "What color is the star?"): "blue",
+    ("shapes.png", "Where is the triangle?"): "bottom right",
+    ("sign.png", "What does the sign say?"): "COFFEE",
+    ("sign.png", "What color is the cross?"): "purple",
+    ("sign.png", "Which shape is orange?"): "diamond",
+    ("chart.png", "Which bar is the tallest?"): "orange",
+    ("chart.png", "What is the value of the blue bar?"): "4",
+    ("ring.png", "What color is the ring?"): "purple",
+    ("ring.png", "Where is the star?"): "top right",
+    ("music.png", "What does the sign say?"): "MUSIC",
+    ("music.png", "Is there a blue star?"): "Yes",
+    ("bars.png", "Which bar is the shortest?"): "purple",
+    ("bars.png", "How many bars are there?"): "3",
+}
+_needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+_ANSWERS = "[...document.querySelectorAll('.assistant .answer')].map(a => a.innerText.trim())"
+_IS_DONE = "document.querySelector('#send-button') && document.querySelector('.assistant:last-child .stats')"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        opened.resize(1280, 900)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tiny_url() -> Iterator[str]:
+    with serving(make_host("llava:tiny"), default_model="llava:tiny") as address:
+        yield address
+
+
+@pytest.fixture
+def tiny(browser: Browser, tiny_url: str) -> Browser:
+    """The page on the embedded model, with a new conversation."""
+    _open(browser, tiny_url)
+    return browser
+
+
+def _open(browser: Browser, url: str) -> None:
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(url)
+    browser.run("document.querySelector('#new-button').click()")
+    browser.until("document.querySelector('#welcome').hidden === false")
+
+
+def _click(browser: Browser, selector: str) -> None:
+    assert browser.run(
+        f"(n => n && !n.disabled ? (n.click(), true) : false)(document.querySelector({json.dumps(selector)}))"
+    )
+
+
+def _ask(browser: Browser, text: str) -> None:
+    browser.run("document.querySelector('#question').focus()")
+    browser.write(text)
+    browser.press("Enter")
+
+
+def _asked(browser: Browser, text: str) -> list[str]:
+    count = browser.run(f"{_ANSWERS}.length")
+    _ask(browser, text)
+    browser.until(f"{_ANSWERS}.length > {count} && {_IS_DONE}")
+    answers: list[str] = browser.run(_ANSWERS)
+    return answers
+
+
+def test_light_enough_and_made_for_the_policy() -> None:
+    files = [path for path in _STATIC.rglob("*") if path.is_file() and path.parent.name != "gallery"]
+    assert sum(path.stat().st_size for path in files) <= _MAX_BYTES
+    page = (_STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|\son\w+=|<style", page), "the policy refuses what is inline"
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
+    for path in files:
+        if path.suffix == ".js":
+            assert not re.search(
+                r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", path.read_text()
+            ), path
+    preloaded = set(re.findall(r'modulepreload" href="/static/app/(\w+)\.js', page)) | {"main"}
+    assert preloaded == {path.stem for path in (_STATIC / "app").iterdir()}
+
+
+def test_modules_in_node(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    shutil.copytree(_STATIC / "app", tmp_path / "app")
+    shutil.copy(Path(__file__).with_name("modules.mjs"), tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    done = subprocess.run([node, tmp_path / "modules.mjs"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_gallery_holds_what_the_model_answers() -> None:
+    source = (_STATIC / "app" / "gallery.js").read_text(encoding="utf-8")
+    entries = re.findall(r'file: "([^"]+)".*?questions: (\[.*?\])', source, flags=re.DOTALL)
+    assert {(name, question) for name, questions in entries for question in json.loads(questions)} == set(_EXPECTED)
+    model = llavakit.load("llava:tiny")
+    for (name, question), answer in _EXPECTED.items():
+        said = model.chat(question, images=[str(_STATIC / "gallery" / name)], temperature=0, max_new_tokens=30).text
+        assert answer in said, (name, question, said)
+
+
+@_needs_browser
+def test_loads_without_errors_and_nothing_from_elsewhere(tiny: Browser, tiny_url: str) -> None:
+    tiny.until("[...document.querySelectorAll('#gallery img')].length === 6")
+    tiny.until("[...document.querySelectorAll('#gallery img')].every(i => i.complete && i.naturalWidth > 0)")
+    tiny.until("document.querySelector('#model').textContent === 'llava:tiny'")
+    assert tiny.problems == []
+    assert all(url.startswith((f"{tiny_url}/", "blob:")) for url in tiny.requests), tiny.requests
+    nameless = (
+        "[...document.querySelectorAll('button, input:not([hidden]), select, textarea')].filter(n => "
+        "!n.textContent.trim() && !n.labels?.length && !n.ariaLabel && !n.querySelector('img[alt]'))"
+        ".map(n => n.outerHTML)"
+    )
+    assert tiny.run(nameless) == []
+
+
+@_needs_browser
+def test_answers_about_an_example_and_shows_where_it_looked(tiny: Browser) -> None:
+    buttons = "[...document.querySelectorAll('#gallery button')]"
+    tiny.run(f"{buttons}.find(b => b.textContent === 'What color is the star?').click()")
+    tiny.until(f"{_ANSWERS}.length === 1 && {_IS_DONE}")
+    assert tiny.run(_ANSWERS) == ["The star is blue."]
+    assert "llava:tiny" in tiny.run("document.querySelector('.stats').textContent")
+    _click(tiny, "[data-does=look]")
+    tiny.until("document.querySelector('.look input[type=range]')")
+    brush = "document.querySelector('.look canvas').getContext('2d')"
+    drawn = f"[...{brush}.getImageData(0, 0, 8, 8).data].filter((_, idx) => idx % 4 === 3)"
+    whole = tiny.run(drawn)
+    assert len(whole) == 64
+    assert min(whole) == 0 < max(whole)  # the most attended patch is clear
+    tiny.run("document.querySelector('.look input').focus()")
+    tiny.press("ArrowRight")
+    assert tiny.run("document.querySelector('.look input').getAttribute('aria-valuetext')").startswith("“The”")
+    assert tiny.run(drawn) != whole
+    tiny.run("[...document.querySelectorAll('.word')].at(-1).dispatchEvent(new PointerEvent('pointerenter'))")
+    assert "“blue”" in tiny.run("document.querySelector('.where').textContent")
+    assert "not a proof" in tiny.run("document.querySelector('.look').textContent")
+    _click(tiny, "[data-does=look]")
+    assert tiny.run("document.querySelectorAll('.word').length") == 0
+    assert tiny.problems == []
+
+
+@_needs_browser
+def test_a_picture_of_ones_own_stays_with_the_conversation(tiny: Browser, tiny_url: str, tmp_path: Path) -> None:
+    tiny.choose_file("#pick", SHAPES, SHAPES.with_name("sign.png"))
+    tiny.until("document.querySelectorAll('#attached img').length === 2")
+    tiny.run("document.querySelector('#attached li:nth-child(2) button').click()")
+    assert _asked(tiny, "What color is the star?") == ["The star is blue."]
+    assert _asked(tiny, "Where is the triangle?")[-1] == "The triangle is at the bottom right."
+    tiny.open(tiny_url)
+    tiny.until(f"{_ANSWERS}.length === 2")
+    tiny.until("document.querySelector('.shown img').naturalWidth === 448")
+
+    # Exported, deleted and brought back.
+    tiny.run(
+        "(make => { URL.createObjectURL = blob => { window.made = blob; return make(blob); }; })"
+        "(URL.createObjectURL.bind(URL))"
+    )
+    _click(tiny, "#export-button")
+    tiny.until("window.made")
+    file = tmp_path / "conversations.json"
+    file.write_text(tiny.run("window.made.text()"), encoding="utf-8")
+    _click(tiny, "#conversations li.current button:last-child")
+    tiny.until("document.querySelector('#confirm').open")
+    _click(tiny, "#confirm-yes")
+    tiny.until("document.querySelectorAll('#conversations li.current').length === 0")
+    before = tiny.run("document.querySelectorAll('#conversations .open').length")
+    tiny.choose_file("#import", file)
+    tiny.until(f"document.querySelectorAll('#conversations .open').length === {before + 1}")
+    _click(tiny, "#conversations .open")
+    tiny.until(f"{_ANSWERS}.length === 2")
+    tiny.until("document.querySelector('.shown img').naturalWidth === 448")
+    assert tiny.problems == []
+
+
+@_needs_browser
+def test_editing_makes_a_branch_and_answers_can_be_had_again(tiny: Browser, tiny_url: str) -> None:
+    tiny.choose_file("#pick", SHAPES)
+    tiny.until("document.querySelectorAll('#attached img').length === 1")
+    _asked(tiny, "What color is the star?")
+    _click(tiny, "[data-does=edit]")
+    assert tiny.run("document.querySelector('#question').value") == "What color is the star?"
+    tiny.run("document.querySelector('#question').select()")
+    tiny.write("Where is the triangle?")
+    tiny.press("Enter")
+    tiny.until(f"{_ANSWERS}[0] === 'The triangle is at the bottom right.' && {_IS_DONE}")
+    assert "2 / 2" in tiny.run("document.querySelector('.user .branch').textContent")
+    _click(tiny, ".user [data-does=back]")
+    tiny.until(f"{_ANSWERS}[0] === 'The star is blue.'")
+    tiny.open(tiny_url)
+    tiny.until(f"{_ANSWERS}[0] === 'The star is blue.'")
+    assert "1 / 2" in tiny.run("document.querySelector('.user .branch').textContent")
+    _click(tiny, "[data-does=again]")
+    tiny.until(f"document.querySelector('.assistant .branch') && {_IS_DONE}")
+    assert tiny.run("document.querySelector('.assistant .branch').textContent").find("2 / 2") >= 0
+
+
+@_needs_browser
+def test_pictures_are_dropped_pasted_and_refused(browser: Browser, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    give = """(async (kind, type) => {
+        const data = new DataTransfer();
+        const shown = await (await fetch('/static/gallery/sign.png')).blob();
+        data.items.add(new File([type === 'image/png' ? shown : 'words'], `given-${kind}`, { type }));
+        const init = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+        document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent(kind, init) : new DragEvent(kind, init));
+    })"""
+    with serving(ScriptedHost(engine), default_model="scripted", max_images=2) as url:
+        _open(browser, url)
+        browser.run(f"{give}('drop', 'text/plain')")
+        browser.until("document.querySelector('#composer-error').textContent.includes('no picture')")
+        browser.run(f"{give}('drop', 'image/png')")
+        browser.until("document.querySelectorAll('#attached img').length === 1")
+        browser.run(f"{give}('paste', 'image/png')")
+        browser.until("document.querySelectorAll('#attached img').length === 2")
+        browser.run(f"{give}('paste', 'image/png')")
+        browser.until("document.querySelector('#composer-error').textContent.includes('At most 2')")
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no picture at all")
+        _asked(browser, "Both?")
+        assert len(engine.seen[-1].messages[-1].images) == 2
+        browser.choose_file("#pick", broken)
+        browser.until("document.querySelector('#composer-error').textContent.includes('broken.png')")
+
+
+@_needs_browser
+def test_conversations_are_renamed_and_found(browser: Browser) -> None:
+    titles = "[...document.querySelectorAll('#conversations .open')].map(b => b.textContent)"
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        _open(browser, url)
+        _asked(browser, "One?")
+        _click(browser, "#new-button")
+        browser.until("document.querySelector('#welcome').hidden === false")
+        _asked(browser, "Two?")
+        assert browser.run(titles) == ["Two?", "One?"]
+        browser.run("document.querySelector('#conversations li.current .quiet').click()")
+        browser.write("Second")
+        browser.press("Enter")
+        browser.until(f"{titles}[0] === 'Second'")
+        browser.run("document.querySelector('#search').focus()")
+        browser.write("one hello")
+        browser.until(f"{titles}.join() === 'One?'")
+        browser.open(url)
+        browser.until(f"{titles}[0] === 'Second'")
+        assert browser.run("document.querySelector('#title').textContent") == "Second"
+
+
+@_needs_browser
+def test_stop(browser: Browser) -> None:
+    engine = ScriptedEngine(words=[f"word{idx} " for idx in range(2000)], pause_s=0.02)
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        _open(browser, url)
+        _ask(browser, "Talk.")
+        browser.until("document.querySelector('.answer')?.innerText.includes('word3')")
+        _click(browser, "#stop-button")
+        browser.until("document.querySelector('#send-button')")
+        assert "stopped" in browser.run("document.querySelector('.stats').textContent")
+        browser.until("document.querySelector('.answer').innerText.startsWith('word0 word1')")
+        assert "word1999" not in browser.run("document.querySelector('.answer').innerText")
+
+
+@_needs_browser
+def test_hostile_markdown_becomes_text(browser: Browser) -> None:
+    hostile = (
+        "<img src=x onerror=\"document.title='broken'\"> <script>document.title='broken'</script>\n\n"
+        "[x](javascript:document.title='broken') ![y](https://example.org/spy.png) **bold** `<b>`\n\n"
+        "<iframe src=https://example.org></iframe>"
+    )
+    with serving(ScriptedHost(ScriptedEngine(words=[hostile])), default_model="scripted") as url:
+        _open(browser, url)
+        (shown,) = _asked(browser, "Be bad.")
+        assert "<img src=x" in shown
+        assert "<script>" in shown
+        assert browser.run("document.querySelectorAll('.answer :is(img, script, iframe, b, style, form)').length") == 0
+        assert browser.run("[...document.querySelectorAll('.answer a')].every(a => /^https?:/.test(a.href))")
+        assert browser.run("document.querySelector('.answer strong').textContent") == "bold"
+        assert browser.run("document.title") != "broken"
+        assert all(address.startswith((f"{url}/", "blob:")) for address in browser.requests)
+
+
+@_needs_browser
+def test_a_refusal_is_shown_and_can_be_tried_again(browser: Browser) -> None:
+    engine = ScriptedEngine(refusal=OverloadedError("the queue is full; try again in a while."))
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        _open(browser, url)
+        _asked(browser, "Hello?")
+        assert "the queue is full" in browser.run("document.querySelector('.failure').textContent")
+        engine.refusal = None
+        _click(browser, "[data-does=retry]")
+        browser.until(f"{_ANSWERS}[0] === 'Hello world.' && {_IS_DONE}")
+        assert browser.run("document.querySelectorAll('.failure').length") == 0
+        assert browser.run(f"{_ANSWERS}.length") == 1
+
+
+@_needs_browser
+def test_a_key_is_asked_for(browser: Browser) -> None:
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted", api_keys=("correct-horse",)) as url:
+        browser.open(url)
+        browser.until("document.querySelector('#ask-key').open")
+        browser.write("correct-horse")
+        browser.press("Enter")
+        browser.until(
+            "!document.querySelector('#ask-key').open && document.querySelector('#set-model').options.length === 2"
+        )
+        assert _asked(browser, "Hello?") == ["Hello world."]
+
+
+@_needs_browser
+def test_by_keyboard_and_with_settings(browser: Browser) -> None:
+    engine = ScriptedEngine()
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        _open(browser, url)
+        _click(browser, "#settings-button")
+        browser.until("document.querySelector('#settings').open")
+        for field, value in (("temperature", "0.5"), ("seed", "11"), ("maxTokens", "99"), ("system", "Be brief.")):
+            browser.run(f"document.querySelector('#set-{field}').select()")
+            browser.write(value)
+        browser.press("Tab")
+        browser.press("Escape")
+        browser.until("!document.querySelector('#settings').open")
+        browser.open(url)
+        browser.run("document.activeElement.blur()")
+        browser.press("Tab")
+        assert browser.run("document.activeElement.className") == "skip"
+        browser.press("Enter")
+        browser.until("document.activeElement.id === 'question'")
+        browser.write("Hello?")
+        browser.press("Enter")
+        browser.until(f"{_ANSWERS}[0] === 'Hello world.'")
+        sampling = engine.seen[-1].sampling
+        assert (sampling.temperature, sampling.seed, sampling.max_new_tokens) == (0.5, 11, 99)
+        assert engine.seen[-1].messages[0].parts[0].text == "Be brief."  # type: ignore[union-attr]
+
+
+@_needs_browser
+def test_nothing_sticks_out(browser: Browser) -> None:
+    wide = (
+        "```\n" + "x" * 500 + "\n```\n\n| " + " | ".join("column" for _ in range(20)) + " |\n" + "|---" * 20 + "|\n\n"
+    )
+    with serving(ScriptedHost(ScriptedEngine(words=[wide, "y" * 300])), default_model="scripted") as url:
+        _open(browser, url)
+        for step in ("start", "answer"):
+            if step == "answer":
+                browser.choose_file("#pick", SHAPES, SHAPES, SHAPES)
+                browser.until("document.querySelectorAll('#attached img').length === 3")
+                _asked(browser, "z" * 300)
+            for width, is_dark in ((390, False), (820, True), (1440, False)):
+                browser.resize(width, 800, is_dark=is_dark)
+                browser.until(f"innerWidth === {width}")
+                assert browser.run("document.querySelector('main').getBoundingClientRect().right") <= width
+                scrolls = "(n => n.scrollWidth > n.clientWidth)"
+                assert not browser.run(f"{scrolls}(document.querySelector('#scroll'))"), (step, width)
+                ground = browser.run("getComputedStyle(document.body).backgroundColor")
+                assert (ground == "rgb(23, 24, 26)") is is_dark
+    browser.resize(1280, 900)
