@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llavakit.core.errors import NonFiniteError as NonFiniteError
     from llavakit.core.errors import OverloadedError as OverloadedError
     from llavakit.core.errors import PromptError as PromptError
+    from llavakit.core.errors import RefusedError as RefusedError
     from llavakit.core.errors import RequestError as RequestError
     from llavakit.core.errors import SamplingError as SamplingError
     from llavakit.core.errors import ShapeError as ShapeError
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AccessError", "BadImageError", "CapacityError", "ConfigError", "ConstraintError", "ContextOverflowError",
     "DiskFullError", "DownloadError", "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError",
-    "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RequestError",
-    "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError", "WeightsError",
+    "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RefusedError",
+    "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError", "WeightsError",
 )  # fmt: skip
 
 _HOMES = {

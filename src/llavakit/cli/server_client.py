@@ -15,25 +15,16 @@ from llavakit.cli.answer_writer import AnswerWriter
 from llavakit.cli.console import Console
 from llavakit.cli.state_file import find_server
 from llavakit.cli.timing_line import timing_line
-from llavakit.core.errors import ConfigError, LlavakitError, RequestError
+from llavakit.core.errors import ConfigError, RefusedError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["ServerAnswerError", "answer_through_server", "choose_server"]
+__all__ = ["answer_through_server", "choose_server"]
 
 _URL_SCHEMES = ("http://", "https://", "file://")
 _TIMEOUT = httpx.Timeout(None, connect=2.0)
-
-
-class ServerAnswerError(LlavakitError):
-    """What the server said no to, with its own code."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.exit_code = RequestError.exit_code
 
 
 def choose_server(options: argparse.Namespace, sources: list[Any]) -> str | None:
@@ -70,7 +61,7 @@ def answer_through_server(
     ------
     ConfigError
         If the server cannot be reached.
-    ServerAnswerError
+    RefusedError
         If it refuses.
     """
     writer = AnswerWriter(console)
@@ -148,8 +139,8 @@ def _error_of(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
-def _refusal(error: dict[str, Any]) -> ServerAnswerError:
-    return ServerAnswerError(str(error.get("message", "no reason given")), str(error.get("code") or "request"))
+def _refusal(error: dict[str, Any]) -> RefusedError:
+    return RefusedError(str(error.get("message", "no reason given")), code=error.get("code"))
 
 
 def _result(

@@ -21,7 +21,8 @@ LlavakitError
 │   ├── ContextOverflowError    prompt and answer do not fit into the context
 │   ├── SamplingError           sampling settings out of range or contradictory
 │   ├── ConstraintError         the form an answer must have cannot be used
-│   └── UnsupportedFieldError   a field of an API that is not done here
+│   ├── UnsupportedFieldError   a field of an API that is not done here
+│   └── RefusedError            a server says no, with a status of HTTP
 ├── CapacityError               the machine lacks memory or a device
 │   └── OverloadedError         too many requests wait; try again
 ├── AccessError                 a key is missing or wrong, or a host or origin is not allowed
@@ -49,6 +50,7 @@ __all__ = [
     "NonFiniteError",
     "OverloadedError",
     "PromptError",
+    "RefusedError",
     "RequestError",
     "SamplingError",
     "ShapeError",
@@ -184,6 +186,26 @@ class UnsupportedFieldError(RequestError):
     """A field of an API that is not done here; it is refused rather than ignored."""
 
     code = "unsupported-field"
+
+
+class RefusedError(RequestError):
+    """A server says no: too large, no such path, a host that is not allowed, or what a running server answered.
+
+    Attributes
+    ----------
+    status : int
+        Of HTTP.
+    code : str
+        ``refused``, or the more telling one that the server gave.
+    """
+
+    code = "refused"
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        if code is not None:
+            self.code = code
 
 
 class CapacityError(LlavakitError):

@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llavakit.core.errors import ConfigError, LlavakitError, OverloadedError, PromptError
+from llavakit.core.errors import ConfigError, LlavakitError, OverloadedError, PromptError, RefusedError
 from llavakit.core.requests import ModelHost
 from llavakit.core.version import __version__
 from llavakit.server import ollama, openai, schemas
 from llavakit.server.context import Context, failure_response, read, until_gone
-from llavakit.server.failures import RequestRefusedError, status_of
+from llavakit.server.failures import status_of
 from llavakit.server.metrics import Metrics
 from llavakit.server.openai import body_schema
 from llavakit.server.requests import from_chat
@@ -83,11 +83,11 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     async def refuse(request: Request, error: Exception) -> Response:
         is_ollama = request.url.path.startswith("/api/") and not request.url.path.startswith("/api/llavakit/")
         if isinstance(error, LlavakitError):
-            if status_of(error) >= 500 and not isinstance(error, OverloadedError | RequestRefusedError):
+            if status_of(error) >= 500 and not isinstance(error, OverloadedError | RefusedError):
                 _LOG.error("request %s failed: %s: %s", getattr(request.state, "request_id", "?"), error.code, error)
             return failure_response(error, is_ollama=is_ollama)
         if isinstance(error, HTTPException):
-            refused = RequestRefusedError(
+            refused = RefusedError(
                 f"{request.method} {request.url.path[:200]}: {error.detail}.", status=error.status_code, code="request"
             )
             return failure_response(refused, is_ollama=is_ollama)

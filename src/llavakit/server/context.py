@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llavakit.core.errors import LlavakitError, PromptError, UnsupportedFieldError
+from llavakit.core.errors import LlavakitError, PromptError, RefusedError, UnsupportedFieldError
 from llavakit.core.requests import EngineClient, ModelHost
 from llavakit.server.answering import Job
-from llavakit.server.failures import RequestRefusedError, body_of, headers_of, status_of
+from llavakit.server.failures import body_of, headers_of, status_of
 from llavakit.server.metrics import Metrics
 from llavakit.server.requests import Limits
 from llavakit.server.security import parse_json
@@ -60,7 +60,7 @@ async def read(request: Request, kind: type[_Body], context: Context) -> _Body:
 
     Raises
     ------
-    RequestRefusedError
+    RefusedError
         If it is too large.
     PromptError, UnsupportedFieldError
         If it is no JSON, lacks something, or has a field or value that is not done here.
@@ -78,7 +78,7 @@ async def _read_bytes(request: Request, limit: int) -> bytes:
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise RequestRefusedError("compressed bodies are not taken; send it as it is.", status=415, code="request")
+        raise RefusedError("compressed bodies are not taken; send it as it is.", status=415, code="request")
     body = bytearray()
     chunks = request.stream()
     try:
@@ -91,15 +91,15 @@ async def _read_bytes(request: Request, limit: int) -> bytes:
             if len(body) > limit:
                 raise _too_large(limit)
     except TimeoutError as error:
-        raise RequestRefusedError(
+        raise RefusedError(
             f"nothing of the body came for {_MAX_PAUSE_S:g} s. Send it again.", status=408, code="request"
         ) from error
     except ClientDisconnect as error:
-        raise RequestRefusedError("the client went away.", status=499, code="request") from error
+        raise RefusedError("the client went away.", status=499, code="request") from error
 
 
-def _too_large(limit: int) -> RequestRefusedError:
-    return RequestRefusedError(
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(
         f"the body is larger than {limit} bytes, the limit here. Send smaller pictures.", status=413, code="request"
     )
 
@@ -158,7 +158,7 @@ async def until_gone(request: Request, work: Any) -> Any:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            raise RequestRefusedError("the client went away.", status=499, code="request")
+            raise RefusedError("the client went away.", status=499, code="request")
         return task.result()
     finally:
         watcher.cancel()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llavakit.core import errors
-from llavakit.core.errors import LlavakitError, OverloadedError
+from llavakit.core.errors import LlavakitError, OverloadedError, RefusedError
 
-__all__ = ["STATUS_BY_ERROR", "RequestRefusedError", "body_of", "headers_of", "status_of"]
+__all__ = ["STATUS_BY_ERROR", "body_of", "headers_of", "status_of"]
 
 STATUS_BY_ERROR: dict[type[LlavakitError], int] = {
     errors.RequestError: 400,
@@ -25,18 +25,9 @@ STATUS_BY_ERROR: dict[type[LlavakitError], int] = {
 }
 
 
-class RequestRefusedError(LlavakitError):
-    """A request that HTTP itself has a status for: too large, no such path, not allowed."""
-
-    def __init__(self, message: str, *, status: int, code: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
 def status_of(error: LlavakitError) -> int:
     """Return the status of an error: that of its nearest ancestor in the table."""
-    if isinstance(error, RequestRefusedError):
+    if isinstance(error, RefusedError):
         return error.status
     return next(STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR)
 

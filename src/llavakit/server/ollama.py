@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from llavakit.core.errors import LlavakitError, PromptError
+from llavakit.core.errors import LlavakitError, PromptError, RefusedError
 from llavakit.core.requests import GenerateRequest, ModelInfo
 from llavakit.core.version import __version__
 from llavakit.server import schemas
 from llavakit.server.answering import Job, gather, stream
 from llavakit.server.context import Context, read, streaming, until_gone
-from llavakit.server.failures import RequestRefusedError, body_of
+from llavakit.server.failures import body_of
 from llavakit.server.framing import event_logprobs, ndjson, ollama_final, ollama_logprobs, timestamp
 from llavakit.server.openai import begin, body_schema
 from llavakit.server.requests import from_ollama_chat, from_ollama_generate, keep_alive_s
@@ -119,7 +119,7 @@ def make_router(context: Context) -> APIRouter:
 
 def _refuse(reason: str) -> Any:
     async def refuse() -> None:
-        raise RequestRefusedError(reason, status=501, code="unsupported-field")
+        raise RefusedError(reason, status=501, code="unsupported-field")
 
     return refuse
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from llavakit.core.errors import AccessError, PromptError
+from llavakit.core.errors import AccessError, PromptError, RefusedError
 from llavakit.core.nesting import nesting_depth
-from llavakit.server.failures import RequestRefusedError
 from llavakit.server.settings import ServerSettings
 
 __all__ = ["Gate", "parse_json"]
@@ -50,7 +49,7 @@ class Gate:
 
         Raises
         ------
-        AccessError, RequestRefusedError
+        AccessError, RefusedError
             If it may not come in.
         """
         self._check_host(headers.get("host", ""))
@@ -74,7 +73,7 @@ class Gate:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            raise RequestRefusedError(
+            raise RefusedError(
                 f"the host name {name[:100]!r} is not one of this server's. Call it by its address, or start it with "
                 "--allow-host.",
                 status=403, code="access",
@@ -91,7 +90,7 @@ class Gate:
             is_own = False
         if is_own:
             return
-        raise RequestRefusedError(
+        raise RefusedError(
             "a web page of another origin may not call this server. Start it with --allow-origin.",
             status=403, code="access",
         )  # fmt: skip
@@ -116,7 +115,7 @@ class Gate:
         while recent and recent[0] < now_s - 60:
             recent.popleft()
         if len(recent) >= limit:
-            raise RequestRefusedError(
+            raise RefusedError(
                 f"this key has asked {limit} times in a minute, which is its limit. Wait.", status=429, code="access"
             )
         recent.append(now_s)

@@ -32,9 +32,14 @@ EXPECTED = {
     "prompt": 5,
     "context-overflow": 5,
     "sampling": 5,
+    "constraint": 5,
+    "unsupported-field": 5,
+    "refused": 5,
     "capacity": 6,
+    "overloaded": 6,
     "non-finite": 7,
     "missing-dependency": 8,
+    "access": 9,
 }
 
 
