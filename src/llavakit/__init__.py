@@ -53,7 +53,8 @@ _ERRORS = (
     "AccessError", "BadImageError", "CapacityError", "ConfigError", "ConstraintError", "ContextOverflowError",
     "DiskFullError", "DownloadError", "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError",
     "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RefusedError",
-    "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError", "WeightsError",
+    "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError",
+    "WeightsError",
 )  # fmt: skip
 
 _HOMES = {
