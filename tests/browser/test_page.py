@@ -279,7 +279,7 @@ def test_stop(browser: Browser) -> None:
         browser.until("document.querySelector('.answer')?.innerText.includes('word3')")
         _click(browser, "#stop-button")
         browser.until("document.querySelector('#send-button')")
-        assert "stopped" in browser.run("document.querySelector('.stats').textContent")
+        browser.until("document.querySelector('.stats').textContent.includes('stopped')")
         browser.until("document.querySelector('.answer').innerText.startsWith('word0 word1')")
         assert "word1999" not in browser.run("document.querySelector('.answer').innerText")
 
