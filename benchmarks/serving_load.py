@@ -178,7 +178,7 @@ def _running(options: argparse.Namespace, side: str, cache: Path) -> Iterator[Se
     if side == "ours":
         command = [
             sys.executable, "-m", "llavakit", "serve", str(options.model), "--port", str(port), "--parallel",
-            str(options.clients), "--cache-dir", str(cache / "kept"), "--no-state-file", "--threads",
+            str(options.clients), "--cache-dir", str(cache / "kept"), "--disk-cache-gib", "8", "--no-state-file", "--threads",
             str(options.threads),
         ]  # fmt: skip
     else:
