@@ -177,9 +177,9 @@ def _running(options: argparse.Namespace, side: str, cache: Path) -> Iterator[Se
         port = probe.getsockname()[1]
     if side == "ours":
         command = [
-            sys.executable, "-m", "llavakit", "serve", str(options.model), "--port", str(port), "--parallel",
-            str(options.clients), "--cache-dir", str(cache / "kept"), "--disk-cache-gib", "8", "--no-state-file", "--threads",
-            str(options.threads),
+            sys.executable, "-m", "llavakit", "serve", str(options.model), "--port", str(port), "--no-state-file",
+            "--parallel", str(options.clients), "--threads", str(options.threads), "--cache-dir", str(cache / "kept"),
+            "--disk-cache-gib", "8",
         ]  # fmt: skip
     else:
         config = open_resolved(resolve(str(options.model))).checkpoint.config
