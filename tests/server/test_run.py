@@ -76,6 +76,15 @@ def test_notes_of_processes_that_are_gone_or_damaged_are_not_believed(tmp_path: 
         assert find_server() is None
 
 
+def test_notes_that_others_could_have_written_are_not_believed(tmp_path: Path) -> None:
+    remember_server("http://x", "m", os.getpid(), needs_key=False)
+    assert find_server() is not None
+    note = tmp_path / "llavakit" / "server.json"
+    for path, mode in ((note, 0o666), (note, 0o600), (note.parent, 0o777)):
+        path.chmod(mode)
+        assert (find_server() is None) == bool(mode & 0o022), (path.name, oct(mode))
+
+
 def test_what_a_server_refuses_is_told_with_its_code() -> None:
     engine = ScriptedEngine(name="llava:tiny", refusal=OverloadedError("the queue is full."))
     with serving(ScriptedHost(engine)) as url:

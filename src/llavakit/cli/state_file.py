@@ -33,6 +33,12 @@ def remember_server(url: str, model: str, pid: int, *, needs_key: bool) -> None:
         partial.replace(path)
 
 
+def _is_own(path: Path) -> bool:
+    """Whether file and folder are this user's alone; another's note could send pictures to a server of theirs."""
+    statuses = (path.parent.lstat(), path.lstat())
+    return all(status.st_uid == os.getuid() and not status.st_mode & 0o022 for status in statuses)
+
+
 def forget_server(pid: int) -> None:
     """Remove the note if it is still of this process."""
     found = find_server()
@@ -43,8 +49,11 @@ def forget_server(pid: int) -> None:
 
 def find_server() -> RunningServer | None:
     """Return what the note says, if its process still runs."""
+    path = _path()
     try:
-        content = json.loads(_path().read_text(encoding="utf-8"))
+        if not _is_own(path):
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
         found = RunningServer(
             str(content["url"]), str(content["model"]), int(content["pid"]), bool(content["needs_key"])
         )
