@@ -102,6 +102,7 @@ class Soak:
     async def run(self, seconds: float) -> None:
         """Let the clients ask for so long."""
         deadline = time.monotonic() + seconds
+        self._checks = asyncio.Queue()  # belongs to the loop of this run
         checker = asyncio.create_task(self._check_all())
         async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=64)) as client:
             await asyncio.gather(*(self._client(client, idx, deadline) for idx in range(self._num_clients)))
