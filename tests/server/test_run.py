@@ -76,6 +76,26 @@ def test_notes_of_processes_that_are_gone_or_damaged_are_not_believed(tmp_path: 
         assert find_server() is None
 
 
+def test_what_a_named_server_cannot_do_is_refused_and_not_ignored(url: str, tmp_path: Path) -> None:
+    for special in (["--json"], ["--num-beams", "2"], ["--dtype", "float16"], ["--threads", "1"]):
+        status, out, err = _run(*_QUESTION, "--server", url, *special)
+        assert status == 2
+        assert f"{special[0]} cannot be asked of a server" in out + err
+    assert "needs a prompt" in run_chat(url)
+    (tmp_path / "folder.png").mkdir()
+    for picture, code in ((str(tmp_path / "folder.png"), "image-source"), ("https://example.org/x.png", "image-source"),
+                          (f"file://{SHAPES}", "config")):  # fmt: skip
+        status, out, err = _run("llava:tiny", "?", "--image", picture, "--server", url)
+        assert (status != 0, out) == (True, "")
+        assert f"error[{code}]" in err, err
+
+
+def run_chat(url: str) -> str:
+    console = make_console(has_typist=True)
+    run_command(["run", "llava:tiny", "--server", url], console=console)
+    return str(console.stderr.getvalue())
+
+
 def test_notes_that_others_could_have_written_are_not_believed(tmp_path: Path) -> None:
     remember_server("http://x", "m", os.getpid(), needs_key=False)
     assert find_server() is not None

@@ -45,6 +45,8 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
     if prompt is None:
         if options.json:
             raise ConfigError("--json needs a prompt: a chat has no end that could be printed. Give a PROMPT.")
+        if options.server:
+            raise ConfigError("--server needs a prompt: a chat loads its model here. Give a PROMPT, or leave it out.")
         from llavakit.cli.chat import chat
 
         return chat(options, console, settings=settings, load=load)

@@ -17,6 +17,7 @@ from llavakit.cli.state_file import find_server
 from llavakit.cli.timing_line import timing_line
 from llavakit.core.errors import ConfigError, RefusedError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
+from llavakit.processing.sources import read_picture_file
 
 if TYPE_CHECKING:
     import argparse
@@ -30,19 +31,23 @@ _TIMEOUT = httpx.Timeout(None, connect=2.0)
 def choose_server(options: argparse.Namespace, sources: list[Any]) -> str | None:
     """Return the address of a server that gives the same answer as loading the model here would, or None.
 
-    A server that was named is taken in any case; one that was found must serve this model, need no key, and nothing
-    may be asked for that only this process can do: other number formats, beams, log-probabilities, JSON.
+    A server that was named is taken in any case, and what only this process can do is refused; one that was found must
+    serve this model, need no key, and nothing may be asked for that only this process can do.
+
+    Raises
+    ------
+    ConfigError
+        If a named server is asked for what it cannot do.
     """
+    special = _special_options(options)
     if options.server:
+        if special:
+            raise ConfigError(f"{', '.join(special)} cannot be asked of a server. Leave out --server or the option.")
         return str(options.server).rstrip("/")
     if options.no_server:
         return None
-    is_special = (
-        options.json or options.verbose or options.num_beams not in (None, 1) or options.mmproj or options.device
-        or options.threads or options.dtype != "auto" or options.kv_dtype != "auto" or options.min_p is not None
-    )  # fmt: skip
     has_urls = any(isinstance(source, str) and source.lower().startswith(_URL_SCHEMES) for source in sources)
-    found = None if is_special or has_urls else find_server()
+    found = None if special or has_urls else find_server()
     if found is None or found.needs_key or found.model != options.model:
         return None
     try:
@@ -50,6 +55,17 @@ def choose_server(options: argparse.Namespace, sources: list[Any]) -> str | None
     except httpx.HTTPError:
         return None
     return found.url if is_ready else None
+
+
+def _special_options(options: argparse.Namespace) -> list[str]:
+    """Name the options given that only this process can do."""
+    given = {
+        "--json": options.json, "--verbose": options.verbose, "--num-beams": options.num_beams not in (None, 1),
+        "--mmproj": options.mmproj, "--device": options.device, "--threads": options.threads,
+        "--dtype": options.dtype != "auto", "--kv-dtype": options.kv_dtype != "auto",
+        "--allow-private-urls": options.allow_private_urls,
+    }  # fmt: skip
+    return [name for name, is_given in given.items() if is_given]
 
 
 def answer_through_server(
@@ -96,14 +112,17 @@ def _body(options: argparse.Namespace, sampling: SamplingParams, prompt: str, so
         "max_tokens": sampling.max_new_tokens, "stop": list(sampling.stop) or None, "preset": options.preset,
         "presence_penalty": sampling.presence_penalty, "repetition_penalty": sampling.repetition_penalty,
         "seed": sampling.seed, "top_k": sampling.top_k, "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
     }  # fmt: skip
     return {name: value for name, value in body.items() if value is not None}
 
 
 def _data_uri(source: Any) -> str:
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return source
-    data = source if isinstance(source, bytes) else Path(source).expanduser().read_bytes()
+    if isinstance(source, str) and source.lower().startswith(("data:", "http://", "https://")):
+        return source  # an address is the server's to fetch, or to refuse
+    if isinstance(source, str) and source.lower().startswith("file://"):
+        raise ConfigError("a file:// address cannot be asked of a server. Give the path.")
+    data = source if isinstance(source, bytes) else read_picture_file(Path(source))[0]
     return f"data:image/*;base64,{base64.b64encode(data).decode('ascii')}"
 
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from llavakit.core.errors import BadImageError, ImageSourceError
 
-__all__ = ["OpenedImage", "SourcePolicy", "decode_image", "open_image"]
+__all__ = ["OpenedImage", "SourcePolicy", "decode_image", "open_image", "read_picture_file"]
 
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _DECODE_ERRORS = (
@@ -140,6 +140,20 @@ def _from_text(text: str, policy: SourcePolicy) -> OpenedImage:
 
 
 def _from_path(path: Path, policy: SourcePolicy) -> OpenedImage:
+    data, shown = read_picture_file(path, policy=policy)
+    return decode_image(data, shown, policy)
+
+
+def read_picture_file(path: Path, *, policy: SourcePolicy = SourcePolicy()) -> tuple[bytes, str]:
+    """Read a picture's file without decoding it; return its bytes and its name as messages show it.
+
+    Raises
+    ------
+    ImageSourceError
+        If it cannot be read or may not be.
+    BadImageError
+        If it is over the limit.
+    """
     if not policy.allow_files:
         raise ImageSourceError("pictures may not be read from this machine's files here; send the picture itself.")
     name = str(path)
@@ -153,10 +167,9 @@ def _from_path(path: Path, policy: SourcePolicy) -> OpenedImage:
         if not path.is_file():
             raise ImageSourceError(f"{shown!r} is not a regular file; name a picture file.")
         with path.open("rb") as file:
-            data = _read_bounded(file, repr(shown), policy)
+            return _read_bounded(file, repr(shown), policy), repr(shown)
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageSourceError(f"{shown!r} cannot be read ({error}).") from error
-    return decode_image(data, repr(shown), policy)
 
 
 def _read_bounded(file: IO[bytes], what: str, policy: SourcePolicy) -> bytes:
