@@ -303,8 +303,9 @@ def _serve() -> argparse.ArgumentParser:
         "serve",
         "[MODEL] [options]",
         "Serve a model to other programs and to browsers: OpenAI's and Ollama's interfaces, and a page to chat on.\n\n"
-        "Only this machine can reach it unless a key is set. Every option can also be given in the environment as\n"
-        "LLAVAKIT_NAME, or in a TOML file (--config); options go first. docs/server.md has everything.",
+        "Only this machine can reach it unless a key is set. Settings can also be given in the environment as\n"
+        "LLAVAKIT_NAME, or in a TOML file (--config), by the names that --print-config shows; options go first.\n"
+        "docs/server.md has everything.",
         "  llavakit serve\n"
         "  llavakit serve llava-7b-q4_k_m.gguf --port 11434\n"
         "  llavakit serve llava:7b --host 0.0.0.0 --api-key-file keys.txt --allow-host models.example.com",
