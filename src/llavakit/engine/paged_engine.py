@@ -124,11 +124,6 @@ class PagedEngine:
         """Whether a step would do something."""
         return bool(self._requests)
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests without blocks."""
-        return len(self._scheduler.waiting)
-
     @torch.inference_mode()
     def add(
         self,
@@ -224,11 +219,6 @@ class PagedEngine:
     def fail_all(self, error: LlavakitError) -> list[EngineEvent]:
         """End every request with an error."""
         return [self._fail(request, error) for request in list(self._requests.values())]
-
-    def forget(self) -> None:
-        """Drop cached blocks and pictures that nobody uses."""
-        self._scheduler.blocks.forget_kept()
-        self._pictures.forget()
 
     def stats(self) -> EngineStats:
         """Say what the engine is doing."""

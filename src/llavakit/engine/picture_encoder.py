@@ -85,11 +85,6 @@ class PictureEncoder:
             self._disk.put(self._name(key), features.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return features
 
-    def forget(self) -> None:
-        """Drop all features in memory."""
-        self._features.clear()
-        self._key = self._states = None
-
     def _from_bytes(self, data: bytes) -> Tensor:
         width = self._model.config.text_config.hidden_size
         dtype = self._model.multi_modal_projector.linear_2.bias.dtype
