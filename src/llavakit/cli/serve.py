@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +102,8 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     if not options.no_state_file:
         remember_server(url, settings.model, os.getpid(), needs_key=bool(settings.api_keys))
     try:
+        # uvicorn stops in good order and then raises the signal once more, which would end us with a failure's status.
+        signal.signal(signal.SIGTERM, lambda _signum, _frame: None)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
