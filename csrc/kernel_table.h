@@ -11,6 +11,17 @@ constexpr int LLK_MAX_FEW_ROWS = 8;
 constexpr int LLK_COLUMN_BYTES = 512;
 constexpr int LLK_QUERY_BLOCK = 32;
 constexpr int LLK_KEY_BLOCK = 48;
+// Attention in words: it takes heads of so many numbers at most, in multiples of 16.
+constexpr int LLK_WORD_QUERIES = 64;
+constexpr int LLK_WORD_KEYS = 64;
+constexpr int LLK_WORD_HEAD_DIM = 64;
+constexpr int LLK_WORD_MAX_KEYS = 1 << 16;
+
+// Its scratch: of a key 64 words, 64 of its value and two scales; and what a tile of queries needs.
+constexpr int64_t word_attention_floats(int64_t num_keys) {
+  return (num_keys + LLK_WORD_KEYS - 1) / LLK_WORD_KEYS * LLK_WORD_KEYS * (LLK_WORD_HEAD_DIM + 2) +
+         4 * LLK_WORD_QUERIES * LLK_WORD_HEAD_DIM;
+}
 constexpr int LLK_NUM_QUANT_TYPES = 10;
 constexpr int LLK_NUM_TYPES = 2 + LLK_NUM_QUANT_TYPES;
 
@@ -87,6 +98,8 @@ struct Ops {
                       float *out);
   void (*round_blocks)(const float *x, int64_t num_blocks, uint8_t *out);
   void (*attend[3])(const AttentionHead &head, int64_t first, int count, float *scratch);  // float32, float16, Q8_0
+  // As attend, of float32 without a mask, for any number of queries; see LLK_WORD_KEYS. Or null.
+  void (*attend_words)(const AttentionHead &head, int64_t first, int64_t count, float *scratch);
 };
 
 struct KernelTable {

@@ -49,7 +49,8 @@ bool is_count_of_threads(int32_t value) { return value >= 1 && value <= kMaxThre
 struct AttentionContext {
   const llk_attention_call *call;
   const Ops *ops;
-  int64_t blocks_per_head, num_items, scratch_floats;
+  int64_t blocks_per_head, queries_per_block, num_items, scratch_floats;
+  bool is_in_words;
   std::atomic<int64_t> next{0};
   std::atomic<bool> is_out_of_memory{false};
 };
@@ -86,6 +87,20 @@ bool has_valid_blocks(const llk_attention_call &call) {
   return true;
 }
 
+bool is_for_words(const llk_attention_call &call, const Ops &ops, int64_t most_keys) {
+  return ops.attend_words != nullptr && call.kv_type == LLK_TYPE_F32 && !call.is_causal && call.num_queries > 4 &&
+         call.head_dim % 16 == 0 && call.head_dim <= LLK_WORD_HEAD_DIM && most_keys <= LLK_WORD_MAX_KEYS;
+}
+
+// Whole heads, so that keys are rounded once; parts of them where there are too few heads for all threads.
+int64_t word_queries(const llk_attention_call &call, int32_t num_threads) {
+  const int64_t num_heads = call.batch * call.num_heads;
+  if (num_heads == 0 || num_heads >= 4 * int64_t{num_threads}) return call.num_queries;
+  const int64_t parts = (4 * int64_t{num_threads} + num_heads - 1) / num_heads;
+  const int64_t tiles = (call.num_queries + LLK_WORD_QUERIES - 1) / LLK_WORD_QUERIES;
+  return (tiles + parts - 1) / parts * LLK_WORD_QUERIES;
+}
+
 void attention_body(void *context, int32_t) {
   auto *shared = static_cast<AttentionContext *>(context);
   const llk_attention_call &call = *shared->call;
@@ -117,9 +132,14 @@ void attention_body(void *context, int32_t) {
     work.head_dim = static_cast<int32_t>(call.head_dim);
     work.is_causal = call.is_causal;
     work.scale = call.scale;
-    const int64_t first = block * LLK_QUERY_BLOCK, left = call.num_queries - first;
-    shared->ops->attend[call.kv_type == LLK_TYPE_F32 ? 0 : call.kv_type == LLK_TYPE_F16 ? 1 : 2](
-        work, first, left < LLK_QUERY_BLOCK ? static_cast<int>(left) : LLK_QUERY_BLOCK, scratch.get());
+    const int64_t first = block * shared->queries_per_block, left = call.num_queries - first;
+    const int64_t count = left < shared->queries_per_block ? left : shared->queries_per_block;
+    if (shared->is_in_words) {
+      shared->ops->attend_words(work, first, count, scratch.get());
+    } else {
+      shared->ops->attend[call.kv_type == LLK_TYPE_F32 ? 0 : call.kv_type == LLK_TYPE_F16 ? 1 : 2](
+          work, first, static_cast<int>(count), scratch.get());
+    }
   }
 }
 
@@ -205,10 +225,13 @@ int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_t
   AttentionContext context;
   context.call = call;
   context.ops = table->ops;
-  context.blocks_per_head = (call->num_queries + LLK_QUERY_BLOCK - 1) / LLK_QUERY_BLOCK;
+  context.is_in_words = is_for_words(*call, *table->ops, most_keys);
+  context.queries_per_block = context.is_in_words ? word_queries(*call, num_threads) : LLK_QUERY_BLOCK;
+  context.blocks_per_head = (call->num_queries + context.queries_per_block - 1) / context.queries_per_block;
   context.num_items = context.blocks_per_head * call->batch * call->num_heads;
   const int64_t of_block = LLK_QUERY_BLOCK * (2 * call->head_dim + LLK_KEY_BLOCK) + LLK_KEY_BLOCK * call->head_dim;
   context.scratch_floats = (of_block > most_keys ? of_block : most_keys) + 64;
+  if (context.is_in_words) context.scratch_floats = word_attention_floats(most_keys);
   if (context.num_items == 0) return LLK_OK;
   run_on_pool(context.num_items < num_threads ? static_cast<int32_t>(context.num_items) : num_threads, attention_body,
               &context);

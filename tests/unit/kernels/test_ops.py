@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -159,12 +161,57 @@ def test_attention(
         key, value = cache.half() if stored_as == "float16" else cache
         seen_key, seen_value = key, value
     found = _attend(query, key, value, num_keys, is_causal=is_causal, level=level)
-    expected = _attend_slowly(query, seen_key, seen_value, num_keys, is_causal=is_causal)
     # A score's rounding, 2^-24 of the sum of its products' sizes, is a relative error of the weight.
     score = 2.0**-24 * head_dim * float(query.abs().max()) * float(seen_key.float().nan_to_num().abs().max())
-    assert torch.allclose(found.double(), expected, rtol=0, atol=(2e-6 + 2 * score) * 4)
+    tolerance = (2e-6 + 2 * score) * 4
+    if _is_in_words(query, key, is_causal=is_causal, level=level):
+        expected = _attend_in_words(query, key, value, num_keys)
+        # A score that is off by so little turns a few weights to the next word; a word is 1/8191 of a weight of 1.
+        tolerance = tolerance + (16 + 8191 * 8 * score) / 8191
+    else:
+        expected = _attend_slowly(query, seen_key, seen_value, num_keys, is_causal=is_causal)
+    assert torch.allclose(found.double(), expected, rtol=0, atol=tolerance)
     tables, (keys, values) = _scatter(key, value, num_keys, block_size, seed)
     assert torch.equal(_attend(query, keys, values, num_keys, is_causal=is_causal, level=level, table=tables), found)
+
+
+def _is_in_words(query: Tensor, key: Tensor, *, is_causal: bool, level: InstructionSet) -> bool:
+    head_dim, is_float = query.shape[3], key.dtype == torch.float32
+    is_tower_like = is_float and not is_causal and query.shape[1] > 4 and head_dim % 16 == 0 and head_dim <= 64
+    return is_tower_like and level >= InstructionSet.AVX512_VNNI
+
+
+def _to_words(x: Tensor, most: int, dims: tuple[int, ...]) -> Tensor:
+    """Round to whole multiples of the greatest magnitude over ``dims``, divided by ``most``."""
+    scale = x.abs().amax(dims, keepdim=True) / most
+    return torch.where(scale > 0, (x / scale).round() * scale, torch.zeros_like(x))
+
+
+def _attend_in_words(query: Tensor, key: Tensor, value: Tensor, num_keys: list[int]) -> Tensor:
+    """As ``_attend_slowly`` without a mask, of numbers rounded to words as attention_words.inc says."""
+    out = torch.zeros(query.shape, dtype=torch.float64)
+    for b, h in itertools.product(range(query.shape[0]), range(query.shape[2])):
+        kv_head = h // (query.shape[2] // key.shape[1])
+        q = _to_words(query[b, :, h].double() * query.shape[3] ** -0.5, 8191, (1,))
+        k = _to_words(key[b, kv_head, : num_keys[b]].double(), 4095, (1,))
+        scores = q @ k.T
+        top, total = scores.amax(1, keepdim=True), torch.zeros(len(q), 1, dtype=torch.float64)
+        for first in range(0, num_keys[b], 64):
+            v = _to_words(value[b, kv_head, first : min(first + 64, num_keys[b])].double(), 4095, (0,))
+            weights = (scores[:, first : first + 64] - top).exp()
+            out[b, :, h] += _to_words(weights, 8191, (1,)) @ v
+            total += weights.sum(1, keepdim=True)
+        out[b, :, h] /= total
+    return out
+
+
+def test_attention_in_words_is_close_to_attention() -> None:
+    """As in a vision tower: what rounding adds stays below what 16-bit weights leave."""
+    query, key, value = _random((1, 577, 2, 64), 0, 2.0), _random((1, 2, 577, 64), 1, 2.0), _random((1, 2, 577, 64), 2)
+    expected = _attend_slowly(query, key, value, [577], is_causal=False)
+    for level in _LEVELS:
+        found = _attend(query, key, value, [577], is_causal=False, level=level)
+        assert (found.double() - expected).norm() / expected.norm() < 1e-3
 
 
 def _scatter(
@@ -217,7 +264,9 @@ def test_scores_far_apart_and_not_finite(num_queries: int) -> None:
     query = torch.ones((1, num_queries, 1, 64)) * 1e4
     key, value = _random((1, 1, 100, 64), 1), _random((1, 1, 100, 64), 2)
     found = _attend(query, key, value, [100], is_causal=False, level=_LIBRARY.best)
-    assert torch.allclose(found[0, 0, 0], value[0, 0, key[0, 0].sum(-1).argmax()])
+    # In words a value is half of 1/4095 of its block's greatest off.
+    bound = float(value.abs().max()) / 8190 if num_queries > 4 else 1e-6
+    assert torch.allclose(found[0, 0, 0], value[0, 0, key[0, 0].sum(-1).argmax()], atol=bound)
     query[0, -1, 0, 3] = torch.nan
     found = _attend(query, key, value, [100], is_causal=False, level=_LIBRARY.best)
     assert bool(found[0, -1].isnan().all())
