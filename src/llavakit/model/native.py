@@ -5,6 +5,7 @@ Each function is the torch expression in its docstring, on float32 tensors of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,16 +31,19 @@ def multiply_stored(
     activation: Activation = Activation.NONE,
 ) -> Tensor:
     """``activation(x @ weight.T + bias)`` of (..., K) with stored weights (N, K), in float32, as the dtype of ``x``."""
-    k = x.shape[-1]
-    bias = None if bias is None else bias.float().contiguous()
-    rows = x.reshape(-1, k).float().contiguous()
-    out = torch.empty((len(rows), num_columns), dtype=torch.float32)
+    *others, k = x.shape
+    is_float = x.dtype is torch.float32
+    # Hundreds of times a token: an operation of torch that changes nothing takes its microsecond all the same.
+    rows = x if is_float and x.is_contiguous() else x.float().contiguous()
+    if bias is not None and not (bias.dtype is torch.float32 and bias.is_contiguous()):
+        bias = bias.float().contiguous()
+    out = torch.empty((*others, num_columns), dtype=torch.float32)
     load_shared_library().matmul(
-        address, type_by_name(dtype).type_id, rows.data_ptr(), out.data_ptr(), num_rows=len(rows),
+        address, type_by_name(dtype).type_id, rows.data_ptr(), out.data_ptr(), num_rows=math.prod(others),
         num_columns=num_columns, k=k, num_threads=count_threads(),
         bias_address=None if bias is None else bias.data_ptr(), activation=activation,
     )  # fmt: skip
-    return out.view(*x.shape[:-1], num_columns).to(x.dtype)
+    return out if is_float else out.to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
