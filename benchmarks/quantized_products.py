@@ -26,6 +26,7 @@ from benchmarks.common import ROOT, make_manifest, make_table, summarise, write_
 from benchmarks.cpu_peers import Side
 from llavakit.kernels.library import Rate, load_library
 from llavakit.model.stored_matrix import StoredMatrix
+from llavakit.model.threads import prefer_large_pages
 
 _N, _K = 13824, 5120
 _INT4_GROUP = 32
@@ -122,6 +123,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    prefer_large_pages()  # as with every loaded model; for torch's own products as well
     library = load_library()
     limits = {
         "int8_gops": library.measure_rate(Rate.INT8_DOT, num_threads=options.threads, seconds=1),
