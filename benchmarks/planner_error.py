@@ -20,30 +20,34 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common import make_manifest, make_table, write_result
-from llavakit.diagnostics.plan_check import check_plan
-from llavakit.kernels.machine import count_cpus, measure_machine
+from llavakit.diagnostics.plan_check import compare, measure_run
+from llavakit.kernels.machine import count_cpus
 from llavakit.planner.calibrate import decode_work, leave_one_out, list_rows
-from llavakit.planner.devices import find_device
+from llavakit.planner.devices import find_device, read_rows
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import find_model
 from llavakit.planner.plans import make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 
+_Run = tuple[str, str, int, int, int, str]
 _BITS = {"q4_k_m": 4.5, "q6_k": 6.5, "q8_0": 8.0, "f16": 16.0}
 _LLMFIT_BYTES = {"q4_k_m": 0.58, "q6_k": 0.80, "q8_0": 1.05, "f16": 2.0}
 _PARAMETERS_B = 13.1
 # LLaVA-1.5 13B on llama.cpp, all layers on the device, 4,096 tokens, without the driver: the sum of the parts that its
 # logs print (weights, projector, work buffer, cache, compute buffer).
 _LOGGED_GB = {"q4_k_m": 12.19, "q6_k": 14.97, "q8_0": 18.08, "f16": 30.13}
+# Rows of kinds of which fewer than three devices were measured are counted apart.
+_ALL = ("all", "all, three devices or more of the kind", "all, fewer")
 # Model, type, pictures, tokens of text, tokens of answer, cache.
 _RUNS = (
-    ("llava:7b", "q4_k_m", 0, 32, 4, "f16"), ("llava:7b", "q4_k_m", 1, 24, 4, "f16"),
-    ("llava:7b", "q4_k_m", 0, 1024, 4, "f16"), ("llava:7b", "q4_k_m", 0, 1024, 4, "q8_0"),
-    ("llava:7b", "q4_k_m", 2, 24, 4, "q8_0"), ("llava:7b", "q4_0", 0, 256, 4, "f16"),
-    ("llava:7b", "q8_0", 0, 128, 4, "f16"), ("llava:7b", "q6_k", 1, 24, 4, "f16"),
-    ("llava:7b", "q2_k", 0, 512, 4, "f16"), ("llava:7b", "f16", 0, 32, 3, "f16"),
-    ("llava:13b", "q4_k_m", 0, 32, 4, "f16"), ("llava:13b", "q4_k_m", 1, 24, 4, "f16"),
-    ("llava:13b", "q5_k_m", 0, 256, 4, "q8_0"),
+    ("llava:7b", "q4_k_m", 0, 32, 8, "f16"), ("llava:7b", "q4_k_m", 1, 24, 8, "f16"),
+    ("llava:7b", "q4_k_m", 0, 1024, 8, "f16"), ("llava:7b", "q4_k_m", 0, 1024, 8, "q8_0"),
+    ("llava:7b", "q4_k_m", 2, 24, 8, "q8_0"), ("llava:7b", "q4_k_m", 0, 3000, 4, "f16"),
+    ("llava:7b", "q4_k_m", 3, 200, 4, "f16"), ("llava:7b", "q4_0", 0, 256, 8, "f16"),
+    ("llava:7b", "q8_0", 0, 128, 8, "f16"), ("llava:7b", "q6_k", 1, 24, 8, "f16"),
+    ("llava:7b", "q2_k", 0, 512, 8, "f16"), ("llava:7b", "q5_k_m", 1, 128, 8, "q8_0"),
+    ("llava:7b", "f16", 0, 32, 4, "f16"), ("llava:13b", "q4_k_m", 0, 32, 8, "f16"),
+    ("llava:13b", "q4_k_m", 1, 24, 8, "f16"), ("llava:13b", "q5_k_m", 0, 256, 8, "q8_0"),
 )  # fmt: skip
 
 
@@ -69,9 +73,10 @@ def compare_speeds() -> list[dict[str, Any]]:
     rows = []
     for kind in ("decode", "prompt"):
         residuals = leave_one_out(kind)
-        for family in ("all", *sorted({r.family for r in residuals})):
-            own = [abs(r.error) for r in residuals if family in ("all", r.family)]
-            rows.append({"what": kind, "rule": "llavakit", "family": family, **_summary(own)})
+        for family in (*_ALL, *sorted({r.family for r in residuals})):
+            own = [abs(r.error) for r in residuals if family in (_ALL[0], _ALL[1 if r.is_covered else 2], r.family)]
+            if own:
+                rows.append({"what": kind, "rule": "llavakit", "family": family, **_summary(own)})
     works = [work for row in list_rows() if (work := decode_work(row)) is not None]
     # Bytes over bandwidth: the share that each row reaches, were there nothing else.
     shares = [work.ideal_s / work.measured_s for work in works]
@@ -83,43 +88,75 @@ def compare_speeds() -> list[dict[str, Any]]:
     return rows
 
 
+def list_left_out() -> list[dict[str, Any]]:
+    """List the rows that are not used, and those that the bars do not count, each with its reason."""
+    rows = [
+        {"device": row["device"], "model": row["model"], "type": row["quant"], "reason": row["reason_unused"]}
+        for row in read_rows("speeds.csv")
+        if row["is_used"] != "yes"
+    ]
+    for kind in ("decode", "prompt"):
+        for r in leave_one_out(kind):
+            if not r.is_covered:
+                reason = f"{kind}: only {r.num_others} other devices of its kind; error {r.error:+.0%}"
+                rows.append({"device": r.device, "model": r.model, "type": r.quant, "reason": reason})
+    return rows
+
+
 def _summary(errors: list[float]) -> dict[str, Any]:
     return {"rows": len(errors), "mean": f"{fmean(errors):.1%}", "worst": f"{max(errors):.1%}"}
 
 
-def measure_runs(folder: Path, done: Path) -> list[dict[str, Any]]:
-    """Run this package, one process per configuration; finished ones are kept in ``done``."""
+def measure_runs(folder: Path, done: Path, most: int | None) -> None:
+    """Run this package, one process per configuration; what each measured is kept in ``done``."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
-    machine = measure_machine(4.0)
+    found = _read_done(done)
+    for run in [run for run in _RUNS if _key(run) not in found][:most]:
+        name, quant = run[:2]
+        own = _folder_of(folder, name)
+        found[_key(run)] = measure_run(find_model(name), quant, _setting_of(run), folder=own)
+        done.write_text(json.dumps(found), encoding="utf-8")
+        report = compare(find_model(name), quant, _setting_of(run), found[_key(run)])
+        print(_key(run), {row.name: f"{row.error:+.1%}" for row in report.rows}, flush=True)
+        left = [other for other in _RUNS if _key(other) not in found]
+        for file in own.glob("*.gguf"):
+            if not any(other[0] == name and f"-{other[1]}" in file.name for other in left):
+                file.unlink()
+
+
+def compare_runs(done: Path) -> list[dict[str, Any]]:
+    """Set what was measured beside what is predicted now."""
+    found, rows = _read_done(done), []
     for run in _RUNS:
-        key = " ".join(map(str, run))
-        if key in found:
+        if _key(run) not in found:
             continue
-        name, quant, images, text, answer, cache = run
-        setting = Setting(
-            num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
-            kv_block_bytes=KV_BLOCK_BYTES[cache],
-        )  # fmt: skip
-        report = check_plan(find_model(name), quant, setting, folder=_folder_of(folder, name), machine=machine)
-        row: dict[str, Any] = {"run": key}
+        report = compare(find_model(run[0]), run[1], _setting_of(run), found[_key(run)])
+        row: dict[str, Any] = {"run": _key(run), "reads GB/s": round(report.machine.read_gb_per_s, 1)}
         for entry in report.rows:
             row[entry.name] = f"{entry.format(entry.predicted)} / {entry.format(entry.measured)} ({entry.error:+.1%})"
-        row["measured"] = report.measured
-        found[key] = row
-        done.write_text(json.dumps(found), encoding="utf-8")
-        print(row, flush=True)
-        for file in _folder_of(folder, name).glob("*.gguf"):
-            if not any(
-                other[0] == name and other[1] in file.name for other in _RUNS if " ".join(map(str, other)) not in found
-            ):
-                file.unlink()
-    return list(found.values())
+        rows.append({**row, "measured": found[_key(run)]})
+    return rows
+
+
+def _read_done(done: Path) -> dict[str, Any]:
+    return json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+
+
+def _key(run: _Run) -> str:
+    return " ".join(map(str, run))
+
+
+def _setting_of(run: _Run) -> Setting:
+    _, _, images, text, answer, cache = run
+    return Setting(
+        num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
+        kv_block_bytes=KV_BLOCK_BYTES[cache],
+    )  # fmt: skip
 
 
 def _folder_of(folder: Path, name: str) -> Path:
     own = folder / name.replace(":", "-")
-    own.mkdir(exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
     return own
 
 
@@ -127,16 +164,23 @@ def main() -> None:
     """Print and store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--machine", type=Path, metavar="FOLDER", help="run this package on this machine")
+    parser.add_argument("--most", type=int, metavar="N", help="only so many runs; go on later with the same FOLDER")
     options = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    if options.machine is not None:
+        measure_runs(options.machine, options.machine / "runs.json", options.most)
+        runs = compare_runs(options.machine / "runs.json")
+        if len(runs) < len(_RUNS):
+            print(f"{len(runs)} of {len(_RUNS)} runs are done; nothing is stored yet.")
+            return
     memory, speeds = compare_memory(), compare_speeds()
     print(make_table(memory, list(memory[0])))
     print(make_table(speeds, list(speeds[0])))
-    rows = [*memory, *speeds]
-    if options.machine is not None:
-        runs = measure_runs(options.machine, options.machine / "runs.json")
-        print(make_table(runs, ["run", "peak memory", "vision tower", "prompt", "one further token"]))
-        rows += runs
-    print(write_result("planner_error", make_manifest(num_threads=count_cpus()), rows))
+    left_out = list_left_out()
+    print(make_table(left_out, list(left_out[0])))
+    if runs:
+        print(make_table(runs, ["run", "reads GB/s", "peak memory", "vision tower", "prompt", "one further token"]))
+    print(write_result("planner_error", make_manifest(num_threads=count_cpus()), [*memory, *speeds, *left_out, *runs]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from llavakit.conversion.random_pair import write_random_pair
 from llavakit.core.errors import CapacityError, ConfigError
 from llavakit.diagnostics.memory import read_available_bytes
-from llavakit.kernels.machine import MachineLimits, count_cpus, measure_machine
+from llavakit.kernels.machine import MachineLimits, count_cpus
 from llavakit.planner import formulas
 from llavakit.planner.devices import Device
 from llavakit.planner.machine import detect_machine
@@ -28,10 +28,11 @@ from llavakit.planner.plans import PROGRAM_BYTES, check_setting
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 from llavakit.planner.speed import engine_fit
 
-__all__ = ["CheckRow", "PlanCheck", "check_plan", "measured_host", "run_worker"]
+__all__ = ["CheckRow", "PlanCheck", "check_plan", "compare", "measure_run", "measured_host", "run_worker"]
 
 OnProgress = Callable[[str, int, int], None]
-_MACHINE_SECONDS = 3.0
+# Answers of a run; the machine is measured between them.
+_NUM_ROUNDS = 4
 _PROMPT_TEXT_TOKENS = 60
 _WORKER_SECONDS = 3600
 
@@ -86,7 +87,23 @@ def check_plan(
     machine: MachineLimits | None = None,
     on_progress: OnProgress | None = None,
 ) -> PlanCheck:
-    """Measure, and compare.
+    """Measure, and compare: `measure_run` and `compare`."""
+    measured = measure_run(
+        model, quant, setting, folder=folder, num_rounds=_NUM_ROUNDS if machine is None else 1, on_progress=on_progress
+    )
+    return compare(model, quant, setting, measured, machine=machine)
+
+
+def measure_run(
+    model: PlannedModel,
+    quant: str,
+    setting: Setting,
+    *,
+    folder: Path | None = None,
+    num_rounds: int = _NUM_ROUNDS,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Run a model of random weights, if need be, in a process of its own; return what it took.
 
     Parameters
     ----------
@@ -97,8 +114,8 @@ def check_plan(
         Pictures, text, new tokens and the cache's type; the engine is this package's, on the processor.
     folder : Path, optional
         Holds (or gets, and keeps) the random weights; by default a temporary one.
-    machine : MachineLimits, optional
-        Measured now if absent.
+    num_rounds : int
+        Answers; the machine is measured between them.
     on_progress : callable, optional
         Called with what is done, steps done and steps in all.
 
@@ -124,23 +141,40 @@ def check_plan(
             f"the run needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} are free. Close programs, or take a "
             "smaller --quant or the smaller model."
         )
-    if machine is None:
-        report("limits of the machine", 0, 3)
-        machine = measure_machine(_MACHINE_SECONDS)
     with tempfile.TemporaryDirectory(prefix="llavakit-plan-") as temporary:
         path = (folder or Path(temporary)) / f"{model.sizes.num_layers}-layers-{quant}.gguf"
         if not path.exists():
-            report("writing random weights", 1, 3)
+            report("writing random weights", 0, 2)
             write_random_pair(path, model.config, quant, num_threads=count_cpus())
-        report("running", 2, 3)
-        measured = run_worker(
+        report("running, and measuring the machine", 1, 2)
+        return run_worker(
             {
                 "model": str(path), "num_threads": count_cpus(), "num_images": setting.num_images,
                 "kv_dtype": "q8_0" if setting.kv_block_bytes == KV_BLOCK_BYTES["q8_0"] else "auto",
                 "num_prompt_tokens": formulas.prompt_tokens(model.sizes, setting),
-                "num_new_tokens": setting.num_new_tokens,
+                "num_new_tokens": setting.num_new_tokens, "num_rounds": num_rounds,
             }
         )  # fmt: skip
+
+
+def compare(
+    model: PlannedModel, quant: str, setting: Setting, measured: dict[str, Any], *, machine: MachineLimits | None = None
+) -> PlanCheck:
+    """Set what a run measured beside what is planned now.
+
+    Parameters
+    ----------
+    model, quant, setting
+        Of the run.
+    measured : dict
+        What `run_worker` returned.
+    machine : MachineLimits, optional
+        By default the best of what the run measured between its answers.
+    """
+    setting = replace(setting, engine="llavakit", num_parallel=1)
+    if machine is None:
+        machine = _best_of([MachineLimits(**limits) for limits in measured["limits"]])
+    parts = formulas.parts_of(model.sizes, model.quantize(quant), setting, [], PROGRAM_BYTES)
     rows = (*_memory_rows(parts, measured), *_speed_rows(model, quant, setting, machine, measured))
     summary = (
         f"{model.name} at {quant.upper()} on {machine.cpu_name}, {machine.num_threads} threads: reads "
@@ -148,6 +182,21 @@ def check_plan(
         f"{measured['num_prompt_tokens']} tokens of prompt, {setting.num_new_tokens} of answer"
     )
     return PlanCheck(summary, rows, machine, measured)
+
+
+def _best_of(limits: list[MachineLimits]) -> MachineLimits:
+    """Return the best of every rate."""
+
+    def best(values: list[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    return replace(
+        limits[0],
+        read_gb_per_s=max(found.read_gb_per_s for found in limits),
+        fp32_gflops=max(found.fp32_gflops for found in limits),
+        bf16_gflops=best([found.bf16_gflops for found in limits]),
+        int8_gops=best([found.int8_gops for found in limits]),
+    )
 
 
 def run_worker(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,19 +8,28 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from llavakit.diagnostics.memory import read_memory
 
+if TYPE_CHECKING:
+    from llavakit.core.types import SamplingParams
+    from llavakit.engine.engine import Engine
+    from llavakit.engine.generation import EnginePrompt
+
 __all__ = ["run"]
+
+_MACHINE_SECONDS = 2.0
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Load, answer one prompt, and say what it took.
 
-    ``request`` has ``model`` (path or name), ``num_threads``, ``kv_dtype``, ``num_images``, ``num_prompt_tokens`` and
-    ``num_new_tokens``.
+    ``request`` has ``model`` (path or name), ``num_threads``, ``kv_dtype``, ``num_images``, ``num_prompt_tokens``,
+    ``num_new_tokens`` and ``num_rounds``. Memory is that of the first answer. Every further round measures the machine
+    and answers once more, so that speeds and limits are of the same minutes; the best of each counts, since a neighbour
+    on the machine can only slow them down.
     """
     import torch
 
@@ -29,6 +38,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     from llavakit.diagnostics.generated import make_picture
     from llavakit.engine.engine import Engine
     from llavakit.kernels.library import load_library
+    from llavakit.kernels.machine import measure_machine
     from llavakit.processing.tokenizer import StreamDecoder
 
     load_library()
@@ -48,20 +58,36 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     ids += [prompt.token_ids[-1]] * (request["num_prompt_tokens"] - len(ids))
     prompt = replace(prompt, token_ids=tuple(ids))
     engine = Engine(loaded.model, make_decoder=lambda: StreamDecoder(loaded.tokenizer))
-    (generation,) = engine.submit([prompt], [SamplingParams(max_new_tokens=request["num_new_tokens"], ignore_eos=True)])
-    for _ in engine.run([generation]):
-        pass
-    after, timings = read_memory(), generation.timings
+    params = SamplingParams(max_new_tokens=request["num_new_tokens"], ignore_eos=True)
+    times = [_answer(engine, prompt, params)]
+    after, limits = read_memory(), []
+    for _ in range(request["num_rounds"] - 1):
+        limits.append(measure_machine(_MACHINE_SECONDS))
+        engine.reset()
+        times.append(_answer(engine, prompt, params))
     return {
         "program_bytes": None if before is None else before.resident,
         "peak_bytes": None if after is None else after.peak_resident,
         "anonymous_bytes": None if after is None else after.anonymous,
         "file_bytes": None if after is None else after.file_backed,
-        "vision_s": timings.image_encode_s,
-        "prompt_s": timings.prefill_s,
-        "decode_s": timings.decode_s / max(1, request["num_new_tokens"] - 1),
+        **{name: min(found[name] for found in times) for name in times[0]},
         "num_prompt_tokens": len(prompt.token_ids),
         "instruction_set": load_library().best.name.lower(),
+        "rounds": times,
+        "limits": [asdict(limit) for limit in limits],
+    }
+
+
+def _answer(engine: Engine, prompt: EnginePrompt, params: SamplingParams) -> dict[str, float]:
+    """Answer once; seconds of the pictures, of the prompt and of a further token."""
+    (generation,) = engine.submit([prompt], [params])
+    for _ in engine.run([generation]):
+        pass
+    timings = generation.timings
+    return {
+        "vision_s": timings.image_encode_s,
+        "prompt_s": timings.prefill_s,
+        "decode_s": timings.decode_s / max(1, params.max_new_tokens - 1),
     }
 
 

@@ -1,7 +1,8 @@
 """Fit the speed model to measured rows, and say how wrong it is: ``python -m llavakit.planner.calibrate``.
 
-Tokens and prompts take work over rate plus a time per layer; prompts on NVIDIA's cards also an energy per operation
-over the rated power, since large chips in small power limits do not reach their clocks. Per family of devices there is
+Tokens and prompts take work over rate plus a time per layer. The work of a token is to read the weights and, on Apple's
+GPUs, to unpack them, whichever is slower. Prompts on NVIDIA's cards also take an energy per operation over the rated
+power, since large chips in small power limits do not reach their clocks. Per family of devices there is
 one efficiency and one time per layer, per era of builds one factor on each, and all have priors, so that a family with
 three rows leans on the others. Parameters are logarithms, fitted together to logarithms of times by Gauss-Newton.
 
@@ -24,8 +25,8 @@ import numpy as np
 from llavakit.planner import formulas
 from llavakit.planner.devices import Device, list_devices, read_rows
 from llavakit.planner.models import PlannedModel, published_config
-from llavakit.planner.records import Setting, SpeedFit
-from llavakit.planner.speed import ERAS
+from llavakit.planner.records import QuantSizes, Setting, SpeedFit
+from llavakit.planner.speed import ERAS, MIN_OTHER_DEVICES
 
 __all__ = ["MeasuredRow", "Residual", "calibrate", "decode_work", "leave_one_out", "list_rows"]
 
@@ -41,8 +42,15 @@ _JOULES = (2e-12, 1.0)
 _FAMILY_SPREAD = {"decode": 0.15, "prompt": 0.5}
 _FAR_FAMILIES = ("arc", "cpu", "vulkan on nvidia")
 _FAR_SPREAD = 0.6
-# Where k-quants are bound by arithmetic and not by memory.
-_K_FAMILIES = ("apple",)
+# Where the unpacking of weights can be slower than the reading of them: operations of a weight before any row is seen,
+# and the spread. Two are the product itself.
+_UNPACKING_MAKERS = ("apple",)
+_OPERATIONS = {"half": (4.0, 0.5), "quant": (8.0, 0.7), "k": (12.0, 0.7)}
+# What a family leans on instead of the parent of all: the memory of the one, the program of the other.
+_LEANS_ON = {"vulkan on nvidia": ("nvidia", "radeon")}
+# Makers whose kernels for 16 bits and for quantized weights reach different shares, and not the same in every era.
+_KIND_MAKERS = ("nvidia",)
+_KIND_SPREAD = 0.12
 _ROW_SPREAD = 0.06
 _DEVICE_SPREAD_FLOOR = 0.05
 
@@ -65,7 +73,10 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class Residual:
-    """A row's prediction from a fit that has not seen its device."""
+    """A row's prediction from a fit that has not seen its device.
+
+    ``num_others`` counts the devices of its family, and of those that it leans on, which the fit has seen.
+    """
 
     device: str
     model: str
@@ -75,11 +86,17 @@ class Residual:
     measured: float
     predicted: float
     source: str
+    num_others: int
 
     @property
     def error(self) -> float:
         """Relative error of the speed."""
         return self.predicted / self.measured - 1
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether enough other devices of its kind were seen for the prediction to be one."""
+        return self.num_others >= MIN_OTHER_DEVICES
 
 
 @lru_cache(maxsize=8)
@@ -125,14 +142,27 @@ def list_rows() -> tuple[MeasuredRow, ...]:
 
 @dataclass(frozen=True)
 class _Work:
-    """A row as the fit sees it: what efficiency divides, what joules multiply, what a time per layer multiplies."""
+    """A row as the fit sees it.
+
+    Attributes
+    ----------
+    ideal_s : float
+        What efficiency divides.
+    unpacking_s : float
+        What operations of a weight multiply; 0 where they are no limit.
+    per_watt, layers : float
+        What joules, and a time per layer, multiply.
+    kind : str
+        "half", "quant" or "k".
+    """
 
     row: MeasuredRow
     ideal_s: float
+    unpacking_s: float
     per_watt: float
     layers: float
     measured_s: float
-    efficiency: str
+    kind: str
     family: str
     era: str
 
@@ -145,13 +175,15 @@ def decode_work(row: MeasuredRow) -> _Work | None:
     quant = model.quantize(row.quant)
     cache = formulas.kv_bytes(model.sizes, Setting(), model.sizes.num_layers, row.depth)
     total = quant.head_bytes + sum(quant.layer_bytes) + cache
+    rate = row.device.numbers.shader_rate
     return _Work(
         row,
         total / row.device.numbers.bandwidth,
+        (model.sizes.linear_flops + model.sizes.head_flops) / 2 / rate if rate > 0 else 0.0,
         0.0,
         model.sizes.num_layers + 1,
         1 / row.decode_speed,
-        f"{row.family}, k" if quant.is_k and row.family in _K_FAMILIES else row.family,
+        _kind_of(quant),
         row.family,
         _era_of(row.family, row.era),
     )
@@ -166,19 +198,23 @@ def _prompt_work(row: MeasuredRow) -> _Work | None:
     sizes = model.sizes
     flops = sizes.linear_flops * tokens + sizes.attention_flops * tokens * (tokens + 1) / 2 + sizes.head_flops
     batches = -(-tokens // 512)
-    kind = f"{row.family}, {'half' if quant.is_half else 'quantized'}"
     numbers = row.device.numbers
     per_watt = flops * formulas.operation_cost(quant) / numbers.watts if _has_joules(row.family) else 0.0
     return _Work(
         row,
         flops / formulas.prompt_rate(quant, numbers),
+        0.0,
         per_watt,
         sizes.num_layers * batches,
         tokens / row.prompt_speed,
-        kind,
+        _kind_of(quant),
         row.family,
         _era_of(row.family, row.era),
     )
+
+
+def _kind_of(quant: QuantSizes) -> str:
+    return "half" if quant.is_half else "k" if quant.is_k else "quant"
 
 
 def _has_joules(family: str) -> bool:
@@ -194,27 +230,44 @@ def _era_of(family: str, era: str) -> str:
 _WORKS: dict[str, Callable[[MeasuredRow], _Work | None]] = {"decode": decode_work, "prompt": _prompt_work}
 
 
+def _efficiency_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
+    """Name the factors of a row's efficiency, with the spread that each has before any row is seen."""
+    own = "half" if work.kind == "half" else "quantized"
+    width = _FAR_SPREAD if work.family in _FAR_FAMILIES else _FAMILY_SPREAD[kind]
+    families = [work.family, *_LEANS_ON.get(work.family, ())[:1]]
+    if kind == "prompt":
+        terms = [(f"efficiency, {family}, {own}", width) for family in families]
+    else:
+        terms = [(f"efficiency, {family}", width) for family in families]
+        if work.family.split()[0] in _KIND_MAKERS:
+            terms += [(f"efficiency, {work.family}, {own}", _KIND_SPREAD)]
+            terms += [(f"efficiency, {work.family}, {own} in {work.era}", _KIND_SPREAD)]
+    if work.era:
+        terms.append((f"efficiency in {work.era}", _PRIORS[kind][4] * 0.5))
+    return terms
+
+
+def _layer_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
+    """Name the factors of a row's time per layer, likewise."""
+    families = [work.family, *_LEANS_ON.get(work.family, ())[1:]]
+    terms = [(f"layer, {family}", _PRIORS[kind][3]) for family in families]
+    return [*terms, (f"layer in {work.era}", _PRIORS[kind][4])] if work.era else terms
+
+
 class _Fit:
     """One joint fit of one kind of work."""
 
     def __init__(self, kind: str, works: Sequence[_Work]) -> None:
         self.kind = kind
-        efficiency, spread, layer_s, layer_spread, era_spread = _PRIORS[kind]
+        efficiency, spread, layer_s, layer_spread, _ = _PRIORS[kind]
         # Names of parameters, their prior means and spreads; "all" is the parent of every family.
         means = {"efficiency, all": math.log(efficiency), "layer, all": math.log(layer_s)}
         spreads = {"efficiency, all": spread, "layer, all": layer_spread}
         means["joules"], spreads["joules"] = math.log(_JOULES[0]), _JOULES[1]
+        for name, (operations, width) in _OPERATIONS.items():
+            means[f"operations, {name}"], spreads[f"operations, {name}"] = math.log(operations), width
         for work in works:
-            far = work.family in _FAR_FAMILIES
-            names: list[tuple[str, Any]] = [
-                (f"efficiency, {work.efficiency}", _FAR_SPREAD if far else _FAMILY_SPREAD[kind]),
-                (f"layer, {work.family}", layer_spread),
-            ]
-            if work.efficiency.endswith(", k"):
-                names.append((f"efficiency, {work.family}", _FAMILY_SPREAD[kind]))
-            if work.era:
-                names += [(f"efficiency in {work.era}", era_spread * 0.5), (f"layer in {work.era}", era_spread)]
-            for name, width in names:
+            for name, width in (*_efficiency_terms(kind, work), *_layer_terms(kind, work)):
                 means.setdefault(name, 0.0)
                 spreads.setdefault(name, width)
         self._names = list(means)
@@ -245,35 +298,29 @@ class _Fit:
 
     def _linearize(self, works: Sequence[_Work], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of times (N,), and their derivatives (N, parameters)."""
-        of_efficiency, of_layers = np.zeros((2, len(works), len(values)))
+        of_efficiency, of_layers, of_operations = np.zeros((3, len(works), len(values)))
         for idx, work in enumerate(works):
-            of_efficiency[idx, self._of_efficiency(work)] = 1
-            of_layers[idx, self._of_layers(work)] = 1
-        ideal_s, per_watt, layers = np.array([(w.ideal_s, w.per_watt, w.layers) for w in works]).T
+            of_efficiency[idx, self._indices("efficiency, all", _efficiency_terms(self.kind, work))] = 1
+            of_layers[idx, self._indices("layer, all", _layer_terms(self.kind, work))] = 1
+            of_operations[idx, self._index[f"operations, {work.kind}"]] = 1
+        ideal_s, unpacking_s, per_watt, layers = np.array(
+            [(w.ideal_s, w.unpacking_s, w.per_watt, w.layers) for w in works]
+        ).T
         over_rate = ideal_s / np.exp(of_efficiency @ values)
+        unpacking = unpacking_s * np.exp(of_operations @ values)
+        # The slower of the two, as `formulas.slower_of` has it, and what each adds to its derivative.
+        work_s = (over_rate**4 + unpacking**4) ** 0.25
+        of_work = (unpacking**4)[:, None] * of_operations - (over_rate**4)[:, None] * of_efficiency
         in_layers = layers * np.exp(of_layers @ values)
         over_power = per_watt * np.exp(values[self._index["joules"]])
-        total = over_rate + in_layers + over_power
-        slopes = (in_layers / total)[:, None] * of_layers - (over_rate / total)[:, None] * of_efficiency
+        total = work_s + in_layers + over_power
+        slopes = (in_layers / total)[:, None] * of_layers + of_work / (work_s**3 * total)[:, None]
         slopes[:, self._index["joules"]] += over_power / total
         return np.log(total), slopes
 
-    def _of_efficiency(self, work: _Work) -> list[int]:
-        family = work.efficiency.removesuffix(", k")
-        names = {
-            "efficiency, all",
-            f"efficiency, {family}",
-            f"efficiency, {work.efficiency}",
-            f"efficiency in {work.era}",
-        }
+    def _indices(self, parent: str, terms: Sequence[tuple[str, float]]) -> list[int]:
+        names = (parent, *(name for name, _ in terms))
         return [self._index[name] for name in names if name in self._index]
-
-    def _of_layers(self, work: _Work) -> list[int]:
-        names = ("layer, all", f"layer, {work.family}", f"layer in {work.era}")
-        return [self._index[name] for name in names if name in self._index]
-
-    def _sum(self, values: np.ndarray, indices: list[int]) -> float:
-        return float(values[indices].sum())
 
     def predict_s(self, work: _Work) -> float:
         """Time of a row."""
@@ -284,12 +331,18 @@ class _Fit:
         """Energy of an operation on NVIDIA's cards."""
         return math.exp(float(self.values[self._index["joules"]]))
 
-    def terms(self, efficiency: str, family: str, era: str) -> tuple[float, float]:
-        """Efficiency, at most 1, and time per layer."""
-        work = _Work(None, 1.0, 0.0, 1.0, 1.0, efficiency, family, era)  # type: ignore[arg-type]
+    def operations(self, kind: str, family: str) -> float:
+        """Operations of a weight; 0 where they are no limit."""
+        if family.split()[0] not in _UNPACKING_MAKERS:
+            return 0.0
+        return math.exp(float(self.values[self._index[f"operations, {kind}"]]))
+
+    def terms(self, kind: str, family: str, era: str) -> tuple[float, float]:
+        """Efficiency, and time per layer."""
+        work = _Work(None, 1.0, 0.0, 0.0, 1.0, 1.0, kind, family, era)  # type: ignore[arg-type]
         return (
-            math.exp(self._sum(self.values, self._of_efficiency(work))),
-            math.exp(self._sum(self.values, self._of_layers(work))),
+            math.exp(float(self.values[self._indices("efficiency, all", _efficiency_terms(self.kind, work))].sum())),
+            math.exp(float(self.values[self._indices("layer, all", _layer_terms(self.kind, work))].sum())),
         )
 
 
@@ -305,23 +358,22 @@ def leave_one_out(kind: str, rows: Sequence[MeasuredRow] | None = None) -> list[
     works = [work for row in (list_rows() if rows is None else rows) if (work := _WORKS[kind](row)) is not None]
     residuals = []
     for device in sorted({work.row.device.name for work in works}):
-        fit = _Fit(kind, [work for work in works if work.row.device.name != device])
+        seen = [work for work in works if work.row.device.name != device]
+        fit = _Fit(kind, seen)
         for work in works:
             if work.row.device.name == device:
                 row, amount = work.row, 1 if kind == "decode" else work.row.prompt_tokens
+                measured, predicted = amount / work.measured_s, amount / fit.predict_s(work)
+                others = _count_devices([other.row for other in seen], row.family)
                 residuals.append(
-                    Residual(
-                        device,
-                        row.model,
-                        row.quant,
-                        row.family,
-                        row.era,
-                        amount / work.measured_s,
-                        amount / fit.predict_s(work),
-                        row.source,
-                    )
+                    Residual(device, row.model, row.quant, row.family, row.era, measured, predicted, row.source, others)
                 )
     return residuals
+
+
+def _count_devices(rows: Sequence[MeasuredRow], family: str) -> int:
+    families = (family, *_LEANS_ON.get(family, ()))
+    return len({row.device.name for row in rows if row.family in families})
 
 
 def _spread_of(residuals: Sequence[Residual], family: str) -> float:
@@ -341,16 +393,20 @@ def calibrate() -> dict[str, Any]:
     for family in families:
         for era in ERAS:
             key = _era_of(family, era)
-            decode_efficiency, decode_layer_s = fits["decode"].terms(family, family, key)
-            k_efficiency, _ = fits["decode"].terms(f"{family}, k", family, key)
-            half, prompt_layer_s = fits["prompt"].terms(f"{family}, half", family, key)
-            quant, _ = fits["prompt"].terms(f"{family}, quantized", family, key)
+            decode_efficiency, decode_layer_s = fits["decode"].terms("quant", family, key)
+            half_decode_efficiency, _ = fits["decode"].terms("half", family, key)
+            half, prompt_layer_s = fits["prompt"].terms("half", family, key)
+            quant, _ = fits["prompt"].terms("quant", family, key)
             stored.append(
                 SpeedFit(
                     family=family,
                     era=era,
+                    num_devices=_count_devices(list_rows(), family),
+                    half_decode_efficiency=_round(min(half_decode_efficiency, 1.0)),
                     decode_efficiency=_round(min(decode_efficiency, 1.0)),
-                    k_decode_efficiency=_round(min(k_efficiency, 1.0)),
+                    half_operations=_round(fits["decode"].operations("half", family)),
+                    quant_operations=_round(fits["decode"].operations("quant", family)),
+                    k_operations=_round(fits["decode"].operations("k", family)),
                     prompt_joules=_round(fits["prompt"].joules) if _has_joules(family) else 0.0,
                     decode_layer_s=_round(decode_layer_s),
                     decode_spread=_round(_spread_of(residuals["decode"], family)),
@@ -378,11 +434,11 @@ def main() -> None:
     file = Path(__file__).parent / "data" / "calibration.json"
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for kind, residuals in content["residuals"].items():
-        errors = [abs(r["predicted"] / r["measured"] - 1) for r in residuals]
-        print(f"{kind}: {len(errors)} rows, mean {sum(errors) / len(errors):.1%}, worst {max(errors):.1%}")
-        for family in sorted({r["family"] for r in residuals}):
-            own = [abs(r["predicted"] / r["measured"] - 1) for r in residuals if r["family"] == family]
-            print(f"  {family}: {len(own)} rows, mean {sum(own) / len(own):.1%}, worst {max(own):.1%}")
+        found = [Residual(**entry) for entry in residuals]
+        for name in ("covered", "not covered", *sorted({r.family for r in found})):
+            own = [abs(r.error) for r in found if name in (r.family, "covered" if r.is_covered else "not covered")]
+            if own:
+                print(f"{kind}, {name}: {len(own)} rows, mean {sum(own) / len(own):.1%}, worst {max(own):.1%}")
 
 
 if __name__ == "__main__":

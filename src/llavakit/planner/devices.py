@@ -24,6 +24,7 @@ _RESERVED_BYTES = 300 * 1024**2
 _COUNT = re.compile(r"^\s*(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
 _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b", re.IGNORECASE)
 _SERIES = re.compile(r"\b(rtx|gtx|rx)\b ?")
+_ONE_KIND = re.compile(r"\bM[12]\b")
 _MAX_DEVICES = 16
 
 
@@ -93,6 +94,17 @@ class Device:
             return "arc" if self.vendor == "Intel" else "radeon"
         return "cpu"
 
+    @property
+    def _unpacking_rate(self) -> float:
+        """Plain operations per second of Apple's GPUs, which have few for their bandwidth; 0 of others.
+
+        Since the M3 a core computes with integers and with floating-point numbers at the same time (Apple, "Explore GPU
+        advancements in M3 and A17 Pro", 2023), and unpacking a weight takes as many of one kind as of the other.
+        """
+        if self.backend != "metal" or self.shader_tflops is None:
+            return 0.0
+        return self.shader_tflops * 1e12 * (1 if _ONE_KIND.search(self.name) else 2)
+
     @cached_property
     def numbers(self) -> DeviceNumbers:
         """What the formulas see."""
@@ -108,6 +120,7 @@ class Device:
             reserved_bytes=0 if kind == "unified" else 2 * _GIB if is_shared else _RESERVED_BYTES, usable_share=0.0,
             num_multiprocessors=self.num_multiprocessors, bandwidth=self.bandwidth_gb_s * 1e9, half_rate=half * 1e12,
             int8_rate=self.int8_tops * 1e12 if uses_int8 and self.int8_tops is not None else 0.0,
+            shader_rate=self._unpacking_rate,
             host_rate=0.0 if is_shared else (self.pcie_gb_s or 15.75) * 0.8e9, watts=watts,
             idle_watts=self.idle_watts if self.idle_watts is not None else watts * 0.1,
         )  # fmt: skip

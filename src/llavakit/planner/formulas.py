@@ -2,7 +2,7 @@
 
 Written in the subset of Python that `llavakit.planner.javascript` translates for the page: assignments, if, for over a
 range or a list, arithmetic, comparisons, attributes of records, lists and dicts, calls of one another and of min, max,
-len, range, floor and with_field. No state.
+len, range, floor, sqrt and with_field. No state.
 
 Records (`llavakit.planner.records`): ``model`` is a `ModelSizes`, ``quant`` a `QuantSizes`, ``setting`` a `Setting`,
 ``device`` and ``host`` are `DeviceNumbers`, ``fit`` is a `SpeedFit`. Bytes are bytes, times seconds, rates per second.
@@ -13,7 +13,7 @@ shapes, "logged" reproduces logged figures, "fitted", "measured" and "assumed" a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor
+from math import floor, sqrt
 from typing import Any
 
 from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting, SpeedFit, with_field
@@ -403,6 +403,19 @@ def reached_prompt_rate(quant: QuantSizes, device: DeviceNumbers, fit: SpeedFit)
     return reached_rate(prompt_rate(quant, device), efficiency, fit.prompt_joules * operation_cost(quant), device)
 
 
+def slower_of(first: float, second: float) -> float:
+    """Time of two things done at once: that of the slower one, and a little more where both take as long."""
+    both = first * first * first * first + second * second * second * second
+    return sqrt(sqrt(both))
+
+
+def weight_operations(quant: QuantSizes, fit: SpeedFit) -> float:
+    """Plain operations to unpack and multiply one weight."""
+    if quant.is_half:
+        return fit.half_operations
+    return fit.k_operations if quant.is_k else fit.quant_operations
+
+
 def decode_seconds(
     model: ModelSizes,
     quant: QuantSizes,
@@ -415,8 +428,8 @@ def decode_seconds(
 ) -> float:
     """Time of one further token of every parallel sequence after ``depth`` tokens.
 
-    Bytes over bandwidth, and a time per layer: each device and the host do their layers in turn. Weights are read once,
-    the cache once per sequence.
+    Bytes over bandwidth or the unpacking of weights over the arithmetic rate, whichever is slower, and a time per
+    layer: each device and the host do their layers in turn. Weights are read once, the cache once per sequence.
     """
     shares = device_weights(model, quant, setting, devices)
     total = 0.0
@@ -426,9 +439,19 @@ def decode_seconds(
         fit = fits[idx] if idx < len(devices) else host_fit
         if share["weights"] > 0:
             cache = kv_bytes(model, setting, share["layers"], depth) * setting.num_parallel
-            efficiency = fit.k_decode_efficiency if quant.is_k else fit.decode_efficiency
-            memory = (share["weights"] + cache) / (device.bandwidth * efficiency)
-            total = total + memory + fit.decode_layer_s * (share["layers"] + (1 if share["has_head"] else 0))
+            efficiency = fit.half_decode_efficiency if quant.is_half else fit.decode_efficiency
+            read = (share["weights"] + cache) / (device.bandwidth * efficiency)
+            count = model.linear_flops * share["layers"] / model.num_layers + (
+                model.head_flops if share["has_head"] else 0
+            )
+            unpacked = 0.0
+            if device.shader_rate > 0:
+                unpacked = count / 2 * weight_operations(quant, fit) / device.shader_rate
+            total = (
+                total
+                + slower_of(read, unpacked)
+                + fit.decode_layer_s * (share["layers"] + (1 if share["has_head"] else 0))
+            )
     return total
 
 

@@ -4,10 +4,10 @@ In: the source of `llavakit.planner.formulas`. Out: JavaScript text, one functio
 outside the subset is refused with its line, never guessed. The subset: functions of positional arguments; assignment to
 a name; ``if``; ``for`` over ``range(...)`` or a list; ``while``; ``return``; ``append``; numbers, strings, booleans,
 lists, dicts with string keys; ``+ - * /``; comparisons, ``and``, ``or``, ``not``; conditional expressions; attributes
-and subscripts; calls of one another and of ``min``, ``max``, ``len``, ``range``, ``floor``, ``with_field``.
+and subscripts; calls of one another and of ``min``, ``max``, ``len``, ``range``, ``floor``, ``sqrt``, ``with_field``.
 
-Numbers agree because both languages compute in IEEE doubles and all whole numbers here stay below 2 to the 53rd;
-``//``, ``%`` and ``**``, whose meaning differs, are not in the subset.
+Numbers agree because both languages compute in IEEE doubles, whose square roots are exact to the last bit, and all
+whole numbers here stay below 2 to the 53rd; ``//``, ``%`` and ``**``, whose meaning differs, are not in the subset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ _OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.And: "&&", ast.Or: "||", ast.Not: "!", ast.USub: "-",
     ast.Eq: "===", ast.NotEq: "!==", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
-_BUILTINS = {"min": "Math.min", "max": "Math.max", "floor": "Math.floor", "with_field": "with_field"}
+_BUILTINS = {
+    "min": "Math.min",
+    "max": "Math.max",
+    "floor": "Math.floor",
+    "sqrt": "Math.sqrt",
+    "with_field": "with_field",
+}
 _PRELUDE = "function with_field(record, name, value) { return { ...record, [name]: value }; }\n"
 
 

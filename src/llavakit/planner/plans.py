@@ -16,7 +16,7 @@ from llavakit.planner import formulas
 from llavakit.planner.devices import Device
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, QuantSizes, Setting, SpeedFit
-from llavakit.planner.speed import fit_for
+from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for
 from llavakit.weights.mixtures import MIXTURES
 
 __all__ = [
@@ -295,8 +295,8 @@ def make_plan(
         change = next(_changes(case, setting), None)
     running = setting if fits else replace(setting, num_device_layers=layers)
     has_speed = verdict != "no" and setting.engine in (*_LAYERED, "llavakit")
-    if devices and has_speed:
-        warnings += _speed_warnings(devices)
+    if has_speed:
+        warnings += _speed_warnings(devices, case.fits if placed else [case.host_fit])
     return Plan(
         model=model,
         quant=case.quant,
@@ -316,10 +316,11 @@ def make_plan(
     )
 
 
-def _speed_warnings(devices: Sequence[Device]) -> list[str]:
+def _speed_warnings(devices: Sequence[Device], fits: Sequence[SpeedFit]) -> list[str]:
     found = []
-    if any(device.family == "arc" for device in devices):
-        found.append("speeds on Arc are from few measurements that differ by a factor of two")
+    for family, count in sorted({(fit.family, fit.num_devices) for fit in fits}):
+        if count <= MIN_OTHER_DEVICES:
+            found.append(f"speeds are a guess: too few devices of this kind ({family}) were measured, {count} in all")
     if any(device.confidence == "low" for device in devices):
         found.append("figures of this device are from secondary sources")
     return found

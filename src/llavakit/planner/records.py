@@ -100,6 +100,8 @@ class DeviceNumbers:
         NVIDIA's; 0 elsewhere.
     half_rate, int8_rate : float
         Operations per second with 16-bit and 8-bit numbers; ``int8_rate`` 0 where the back end does not use it.
+    shader_rate : float
+        Plain operations per second, where they limit how fast weights are unpacked; 0 elsewhere.
     host_rate : float
         Bytes per second between the device and the host; 0 where they share memory.
     watts, idle_watts : float
@@ -114,6 +116,7 @@ class DeviceNumbers:
     bandwidth: float
     half_rate: float
     int8_rate: float
+    shader_rate: float
     host_rate: float
     watts: float
     idle_watts: float
@@ -123,13 +126,31 @@ class DeviceNumbers:
 class SpeedFit:
     """Efficiencies and times per layer of a family of devices with builds of one era; spreads are of log ratios.
 
-    XX
+    Attributes
+    ----------
+    num_devices : int
+        Devices it was fitted to.
+    half_decode_efficiency, decode_efficiency : float
+        Share of the bandwidth that reads of 16-bit and of quantized weights reach.
+    half_operations, quant_operations, k_operations : float
+        Plain operations to unpack and multiply one weight: 16 bits, blocks with one scale, blocks of blocks; 0 where
+        they are never the limit.
+    decode_layer_s, prompt_layer_s : float
+        Time that a layer takes whatever its size, per token and per batch of a prompt.
+    half_prompt_efficiency, quant_prompt_efficiency : float
+        Share of the arithmetic rate that prompts reach.
+    prompt_joules : float
+        Energy of an 8-bit operation, where the rated power is a limit.
     """
 
     family: str
     era: str
+    num_devices: int
+    half_decode_efficiency: float
     decode_efficiency: float
-    k_decode_efficiency: float
+    half_operations: float
+    quant_operations: float
+    k_operations: float
     decode_layer_s: float
     decode_spread: float
     half_prompt_efficiency: float

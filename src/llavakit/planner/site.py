@@ -271,7 +271,10 @@ def _method_page() -> str:
             fit["family"],
             fit["era"],
             f"{fit['decode_efficiency']:.2f}",
-            f"{fit['k_decode_efficiency']:.2f}",
+            f"{fit['half_decode_efficiency']:.2f}",
+            f"{fit['quant_operations']:.1f}, {fit['k_operations']:.1f}, {fit['half_operations']:.1f}"
+            if fit["quant_operations"]
+            else "-",
             f"{fit['decode_layer_s'] * 1e6:.0f} us",
             f"{fit['half_prompt_efficiency']:.2f}",
             f"{fit['quant_prompt_efficiency']:.2f}",
@@ -286,7 +289,8 @@ def _method_page() -> str:
         "Family",
         "Era",
         "Bandwidth reached",
-        "with k-quants",
+        "with 16 bits",
+        "Operations per weight: one scale, k, 16 bits",
         "Time per layer",
         "Rate reached, 16 bits",
         "quantized",

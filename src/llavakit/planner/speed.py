@@ -10,10 +10,12 @@ from typing import Any
 from llavakit.planner.devices import Device
 from llavakit.planner.records import SpeedFit
 
-__all__ = ["ERAS", "fit_for", "load_calibration"]
+__all__ = ["ERAS", "MIN_OTHER_DEVICES", "fit_for", "load_calibration"]
 
 # Builds of llama.cpp by year; the last one stands for everything since.
 ERAS = ("2023", "2024", "2025")
+# With fewer other devices of its kind measured, a device's speed is a guess.
+MIN_OTHER_DEVICES = 2
 
 
 @lru_cache(maxsize=1)

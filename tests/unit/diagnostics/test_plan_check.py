@@ -42,4 +42,4 @@ def test_what_cannot_be_checked_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_failed_run_says_why() -> None:
     with pytest.raises(CapacityError, match="the run failed with status 1"):
         run_worker({"model": "/nowhere.gguf", "num_threads": 1, "kv_dtype": "auto", "num_images": 0,
-                    "num_prompt_tokens": 4, "num_new_tokens": 2})  # fmt: skip
+                    "num_prompt_tokens": 4, "num_new_tokens": 2, "num_rounds": 1})  # fmt: skip

@@ -106,7 +106,8 @@ def test_doubtful_settings_get_a_warning(model: PlannedModel) -> None:
     assert "trained for 4096" in " ".join(_plan(model, "H200", num_context_tokens=8192).warnings)
     assert "flash attention" in " ".join(_plan(model, "RTX 4090", kv_block_bytes=34).warnings)
     assert "16 bits" in " ".join(_plan(model, "H200", engine="vllm", kv_block_bytes=34).warnings)
-    assert "Arc" in " ".join(_plan(model, "Arc A770 16GB").warnings)
+    assert "too few devices of this kind (arc)" in " ".join(_plan(model, "Arc A770 16GB").warnings)
+    assert "guess" not in " ".join(_plan(model, "RTX 4090").warnings)
 
 
 def test_models_that_are_not_known() -> None:
