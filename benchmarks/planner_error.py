@@ -29,7 +29,7 @@ from llavakit.planner.models import find_model
 from llavakit.planner.plans import make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 
-_Run = tuple[str, str, int, int, int, str]
+Run = tuple[str, str, int, int, int, str]
 _BITS = {"q4_k_m": 4.5, "q6_k": 6.5, "q8_0": 8.0, "f16": 16.0}
 _LLMFIT_BYTES = {"q4_k_m": 0.58, "q6_k": 0.80, "q8_0": 1.05, "f16": 2.0}
 _PARAMETERS_B = 13.1
@@ -39,7 +39,7 @@ _LOGGED_GB = {"q4_k_m": 12.19, "q6_k": 14.97, "q8_0": 18.08, "f16": 30.13}
 # Rows of kinds of which fewer than three devices were measured are counted apart.
 _ALL = ("all", "all, three devices or more of the kind", "all, fewer")
 # Model, type, pictures, tokens of text, tokens of answer, cache.
-_RUNS = (
+RUNS = (
     ("llava:7b", "q4_k_m", 0, 32, 8, "f16"), ("llava:7b", "q4_k_m", 1, 24, 8, "f16"),
     ("llava:7b", "q4_k_m", 0, 1024, 8, "f16"), ("llava:7b", "q4_k_m", 0, 1024, 8, "q8_0"),
     ("llava:7b", "q4_k_m", 2, 24, 8, "q8_0"), ("llava:7b", "q4_k_m", 0, 3000, 4, "f16"),
@@ -110,15 +110,15 @@ def _summary(errors: list[float]) -> dict[str, Any]:
 def measure_runs(folder: Path, done: Path, most: int | None) -> None:
     """Run this package, one process per configuration; what each measured is kept in ``done``."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = _read_done(done)
-    for run in [run for run in _RUNS if _key(run) not in found][:most]:
+    found = read_done(done)
+    for run in [run for run in RUNS if key_of(run) not in found][:most]:
         name, quant = run[:2]
         own = _folder_of(folder, name)
-        found[_key(run)] = measure_run(find_model(name), quant, _setting_of(run), folder=own)
+        found[key_of(run)] = measure_run(find_model(name), quant, setting_of(run), folder=own)
         done.write_text(json.dumps(found), encoding="utf-8")
-        report = compare(find_model(name), quant, _setting_of(run), found[_key(run)])
-        print(_key(run), {row.name: f"{row.error:+.1%}" for row in report.rows}, flush=True)
-        left = [other for other in _RUNS if _key(other) not in found]
+        report = compare(find_model(name), quant, setting_of(run), found[key_of(run)])
+        print(key_of(run), {row.name: f"{row.error:+.1%}" for row in report.rows}, flush=True)
+        left = [other for other in RUNS if key_of(other) not in found]
         for file in own.glob("*.gguf"):
             if not any(other[0] == name and f"-{other[1]}" in file.name for other in left):
                 file.unlink()
@@ -126,27 +126,27 @@ def measure_runs(folder: Path, done: Path, most: int | None) -> None:
 
 def compare_runs(done: Path) -> list[dict[str, Any]]:
     """Set what was measured beside what is predicted now."""
-    found, rows = _read_done(done), []
-    for run in _RUNS:
-        if _key(run) not in found:
+    found, rows = read_done(done), []
+    for run in RUNS:
+        if key_of(run) not in found:
             continue
-        report = compare(find_model(run[0]), run[1], _setting_of(run), found[_key(run)])
-        row: dict[str, Any] = {"run": _key(run), "reads GB/s": round(report.machine.read_gb_per_s, 1)}
+        report = compare(find_model(run[0]), run[1], setting_of(run), found[key_of(run)])
+        row: dict[str, Any] = {"run": key_of(run), "reads GB/s": round(report.machine.read_gb_per_s, 1)}
         for entry in report.rows:
             row[entry.name] = f"{entry.format(entry.predicted)} / {entry.format(entry.measured)} ({entry.error:+.1%})"
-        rows.append({**row, "measured": found[_key(run)]})
+        rows.append({**row, "measured": found[key_of(run)]})
     return rows
 
 
-def _read_done(done: Path) -> dict[str, Any]:
+def read_done(done: Path) -> dict[str, Any]:
     return json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
 
 
-def _key(run: _Run) -> str:
+def key_of(run: Run) -> str:
     return " ".join(map(str, run))
 
 
-def _setting_of(run: _Run) -> Setting:
+def setting_of(run: Run) -> Setting:
     _, _, images, text, answer, cache = run
     return Setting(
         num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
@@ -170,8 +170,8 @@ def main() -> None:
     if options.machine is not None:
         measure_runs(options.machine, options.machine / "runs.json", options.most)
         runs = compare_runs(options.machine / "runs.json")
-        if len(runs) < len(_RUNS):
-            print(f"{len(runs)} of {len(_RUNS)} runs are done; nothing is stored yet.")
+        if len(runs) < len(RUNS):
+            print(f"{len(runs)} of {len(RUNS)} runs are done; nothing is stored yet.")
             return
     memory, speeds = compare_memory(), compare_speeds()
     print(make_table(memory, list(memory[0])))

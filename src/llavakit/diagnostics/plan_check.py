@@ -25,10 +25,21 @@ from llavakit.planner.devices import Device
 from llavakit.planner.machine import detect_machine
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import PROGRAM_BYTES, check_setting
-from llavakit.planner.records import KV_BLOCK_BYTES, Setting
+from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, Setting, SpeedFit
 from llavakit.planner.speed import engine_fit
 
-__all__ = ["CheckRow", "PlanCheck", "check_plan", "compare", "measure_run", "measured_host", "run_worker"]
+__all__ = [
+    "CheckRow",
+    "PlanCheck",
+    "best_limits",
+    "check_plan",
+    "compare",
+    "machine_numbers",
+    "measure_run",
+    "measured_host",
+    "planned_seconds",
+    "run_worker",
+]
 
 OnProgress = Callable[[str, int, int], None]
 # Answers of a run; the machine is measured between them.
@@ -173,7 +184,7 @@ def compare(
     """
     setting = replace(setting, engine="llavakit", num_parallel=1)
     if machine is None:
-        machine = _best_of([MachineLimits(**limits) for limits in measured["limits"]])
+        machine = best_limits([MachineLimits(**limits) for limits in measured["limits"]])
     parts = formulas.parts_of(model.sizes, model.quantize(quant), setting, [], PROGRAM_BYTES)
     rows = (*_memory_rows(parts, measured), *_speed_rows(model, quant, setting, machine, measured))
     summary = (
@@ -184,7 +195,7 @@ def compare(
     return PlanCheck(summary, rows, machine, measured)
 
 
-def _best_of(limits: list[MachineLimits]) -> MachineLimits:
+def best_limits(limits: list[MachineLimits]) -> MachineLimits:
     """Return the best of every rate."""
 
     def best(values: list[float | None]) -> float | None:
@@ -237,20 +248,34 @@ def measured_host(machine: MachineLimits) -> Device:
     )  # fmt: skip
 
 
+def machine_numbers(machine: MachineLimits) -> DeviceNumbers:
+    """Return this machine's processor as the formulas see it, with its measured bandwidth and rates."""
+    int8_rate = (machine.int8_gops or machine.fp32_gflops) * 1e9
+    return replace(measured_host(machine).numbers, int8_rate=int8_rate, shader_rate=machine.fp32_gflops * 1e9)
+
+
+def planned_seconds(
+    model: PlannedModel, quant: str, setting: Setting, numbers: DeviceNumbers, fit: SpeedFit, num_tokens: int
+) -> dict[str, float]:
+    """Return the planned seconds of the pictures, of a prompt of so many tokens, and of a further token after it."""
+    sizes, depth = model.quantize(quant), num_tokens + setting.num_new_tokens // 2
+    return {
+        "vision_s": formulas.vision_seconds(model.sizes, setting, numbers, fit),
+        "prompt_s": formulas.prompt_seconds(model.sizes, sizes, setting, [], [], numbers, fit, num_tokens),
+        "decode_s": formulas.decode_seconds(model.sizes, sizes, setting, [], [], numbers, fit, depth),
+    }
+
+
 def _speed_rows(
     model: PlannedModel, quant: str, setting: Setting, machine: MachineLimits, measured: dict[str, Any]
 ) -> list[CheckRow]:
-    numbers = replace(measured_host(machine).numbers, int8_rate=(machine.int8_gops or machine.fp32_gflops) * 1e9)
-    fit, sizes = engine_fit(measured["instruction_set"]), model.quantize(quant)
-    tokens = measured["num_prompt_tokens"]
-    depth = tokens + setting.num_new_tokens // 2
-    prompt = formulas.prompt_seconds(model.sizes, sizes, setting, [], [], numbers, fit, tokens)
-    further = formulas.decode_seconds(model.sizes, sizes, setting, [], [], numbers, fit, depth)
+    tokens, fit = measured["num_prompt_tokens"], engine_fit(measured["instruction_set"])
+    planned = planned_seconds(model, quant, setting, machine_numbers(machine), fit, tokens)
     rows = [
-        CheckRow("prompt", prompt, measured["prompt_s"], "s", f"{tokens} tokens"),
-        CheckRow("one further token", further, measured["decode_s"], "s"),
+        CheckRow("prompt", planned["prompt_s"], measured["prompt_s"], "s", f"{tokens} tokens"),
+        CheckRow("one further token", planned["decode_s"], measured["decode_s"], "s"),
     ]
     if setting.num_images:
-        vision = formulas.vision_seconds(model.sizes, setting, numbers, fit)
-        rows.insert(0, CheckRow("vision tower", vision, measured["vision_s"], "s", f"{setting.num_images} pictures"))
+        note = f"{setting.num_images} pictures"
+        rows.insert(0, CheckRow("vision tower", planned["vision_s"], measured["vision_s"], "s", note))
     return rows

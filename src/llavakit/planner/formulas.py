@@ -183,15 +183,26 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
     return parts
 
 
-def llavakit_activation_bytes(model: ModelSizes, setting: Setting, num_tokens: int) -> int:
-    """Largest set of float32 activations alive at once in a prompt of this package's engine on a CPU.
+def llavakit_activation_bytes(model: ModelSizes, quant: QuantSizes, setting: Setting, num_tokens: int) -> int:
+    """Largest set of float32 activations held at once in a prompt of this package's engine on a CPU.
 
-    In the decoder: the embeddings, the layer's input, its output so far, its norm and the copy of it in 8 bits, gate
-    and up of the widest product, and one more of the model's width for what the allocator keeps. In the tower: input,
-    norm and hidden layer of one picture. Pictures' features stay beside them.
+    Attention holds the embeddings, the layer's input, its norm, query, key, value, what they give and its projection,
+    and three more copies while keys and values are written in 8 bits. The widest product holds the embeddings, the
+    layer's input, its output so far, its norm and its result, and gate and up. Both hold an 8-bit copy of an input.
+
+    The C library gives blocks of 32 MiB and more back to the system at once and keeps smaller ones. Once gate and up
+    are given back, their memory is free again when the head's weights are first read, so only what is more counts.
     """
-    floats = 6 * model.hidden_size + 2 * model.intermediate_size
-    decoder = num_tokens * (4 * floats + floor(9 * model.hidden_size / 8))
+    block = 4 * num_tokens * model.hidden_size
+    wide = 4 * num_tokens * model.intermediate_size
+    attention = block * (8 if setting.kv_block_bytes >= 64 else 11)
+    product = 5 * block + 2 * wide
+    decoder = max(attention, product + block)
+    if block >= 32 * MIB:
+        decoder = max(3 * block, max(attention, product) - quant.head_bytes)
+    elif wide >= 32 * MIB:
+        decoder = max(attention, product - quant.head_bytes)
+    decoder = decoder + floor(9 * num_tokens * model.hidden_size / 8)
     features = 8 * setting.num_images * model.num_image_tokens * model.hidden_size
     tower = 4 * model.vision_tokens * (4 * model.vision_width + 2 * model.vision_inner)
     return features + max(decoder, tower if setting.num_images > 0 else 0)
@@ -203,12 +214,13 @@ def llavakit_parts(
     """Our engine. On a CPU the mapped file and what one prompt and its answer use of the cache.
 
     The cache commits a page when a position in it is first written, so that a large context costs nothing until it is
-    used. On a GPU weights are 16 bits wide, whatever the file's types.
+    used. The vocabulary takes 800 bytes a piece, as measured, in the tables of two directions. On a GPU weights are 16
+    bits wide, whatever the file's types.
     """
     num_tokens = min(setting.num_context_tokens, prompt_tokens(model, setting) + setting.num_new_tokens)
     if len(devices) > 0 and devices[0].kind == "gpu":
         positions = setting.num_context_tokens * setting.num_parallel
-        half = floor(llavakit_activation_bytes(model, setting, prompt_tokens(model, setting)) / 2)
+        half = floor(llavakit_activation_bytes(model, quant, setting, prompt_tokens(model, setting)) / 2)
         return [
             part("weights", 2 * model.num_parameters, 0, "exact"),
             part("key-value cache", kv_bytes(model, setting, model.num_layers, positions), 0, "exact"),
@@ -217,12 +229,13 @@ def llavakit_parts(
             part("program", program_bytes, HOST, "measured"),
         ]
     cache = kv_bytes(model, setting, model.num_layers, num_tokens * setting.num_parallel)
-    activations = llavakit_activation_bytes(model, setting, prompt_tokens(model, setting))
+    activations = llavakit_activation_bytes(model, quant, setting, prompt_tokens(model, setting))
     return [
         part("weights", quant.language_bytes - quant.table_bytes, HOST, "exact"),
         part("vision and projector", quant.vision_bytes if setting.num_images > 0 else 0, HOST, "exact"),
         part("key-value cache", cache, HOST, "exact"),
         part("activations", activations, HOST, "fitted"),
+        part("vocabulary", 800 * model.vocab_size, HOST, "measured"),
         part("program", program_bytes, HOST, "measured"),
     ]
 
@@ -467,20 +480,26 @@ def prompt_seconds(
 ) -> float:
     """Time of a prompt of so many tokens: operations over rate, and a time per layer and batch.
 
+    Where a fit has an efficiency of attention, attention runs at the plain rate, beside products of another kind.
+
     Layers on the host are brought to the first device over the bus, batch by batch, where that is faster.
     """
     shares = device_weights(model, quant, setting, devices)
     batches = floor((num_tokens + setting.micro_batch - 1) / setting.micro_batch)
     pairs = num_tokens * (num_tokens + 1) / 2
-    flops = (model.linear_flops * num_tokens + model.attention_flops * pairs) / model.num_layers
+    linear = model.linear_flops * num_tokens / model.num_layers
+    attended = model.attention_flops * pairs / model.num_layers
     total = 0.0
     for idx in range(len(devices) + 1):
         share = shares[idx]
         device = devices[idx] if idx < len(devices) else host
         fit = fits[idx] if idx < len(devices) else host_fit
         rate = reached_prompt_rate(quant, device, fit)
-        work = flops * share["layers"] + (model.head_flops if share["has_head"] else 0)
-        seconds = work / rate + fit.prompt_layer_s * share["layers"] * batches
+        is_apart = fit.attention_efficiency > 0 and device.shader_rate > 0
+        work = (linear if is_apart else linear + attended) * share["layers"]
+        work = work + (model.head_flops if share["has_head"] else 0)
+        apart = attended * share["layers"] / (device.shader_rate * fit.attention_efficiency) if is_apart else 0.0
+        seconds = work / rate + apart + fit.prompt_layer_s * share["layers"] * batches
         if idx == len(devices) and idx > 0 and share["layers"] > 0 and devices[0].host_rate > 0:
             streamed = (
                 work / reached_prompt_rate(quant, devices[0], fits[0])

@@ -139,6 +139,8 @@ class SpeedFit:
         Time that a layer takes whatever its size, per token and per batch of a prompt.
     half_prompt_efficiency, quant_prompt_efficiency : float
         Share of the arithmetic rate that prompts reach.
+    attention_efficiency : float
+        Share of the plain arithmetic rate that attention reaches; 0 where it runs at the products' rate.
     prompt_joules : float
         Energy of an 8-bit operation, where the rated power is a limit.
     """
@@ -155,6 +157,7 @@ class SpeedFit:
     decode_spread: float
     half_prompt_efficiency: float
     quant_prompt_efficiency: float
+    attention_efficiency: float
     prompt_joules: float
     prompt_layer_s: float
     prompt_spread: float

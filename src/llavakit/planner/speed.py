@@ -37,9 +37,10 @@ def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
 def engine_fit(instruction_set: str) -> SpeedFit:
     """Return the calibration of this package's own engine on a processor, as shares of the machine's measured limits.
 
-    ``data/engine.json`` names the machine they were measured on; a processor of another instruction set gets that of
-    the plainest, which is too slow for it.
+    ``data/engine.json`` names the machines they were measured on. A processor with another form of AVX-512 gets that of
+    AVX-512; any other one that of the plainest, which is too slow for it.
     """
     text = (resources.files("llavakit.planner") / "data" / "engine.json").read_text(encoding="utf-8")
     entries = json.loads(text)["fits"]
-    return SpeedFit(**entries.get(instruction_set, entries["avx2"]))
+    nearest = "avx512_bf16" if instruction_set.startswith("avx512") else "avx2"
+    return SpeedFit(**entries.get(instruction_set, entries[nearest]))
