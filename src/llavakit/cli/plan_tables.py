@@ -179,9 +179,16 @@ def print_card(card: Card, console: Console, *, chosen: str) -> None:
         ),
         ("picture", f"{sizes.num_image_tokens} tokens"),
     ]
-    pairs += [(name, facts[name]) for name in ("architecture", "licence", "released") if name in facts]
+    pairs += [(name, facts[name]) for name in ("architecture", "training", "licence", "released") if name in facts]
+    if "papers" in facts:
+        papers = (f"{paper['title']}, arXiv {paper['arxiv']} ({paper['year']})" for paper in facts["papers"])
+        pairs.append(("papers", "; ".join(papers)))
+    if "hub_id" in facts:
+        pairs.append(("on the Hub", facts["hub_id"]))
     if card.downloads is not None:
         pairs.append(("downloads", f"{card.downloads:,} in the last month"))
+    elif "downloads_seen" in facts:
+        pairs.append(("downloads", f"{facts['downloads_seen']['statement']}; the Hub was not asked or did not answer"))
     print_pairs(console, pairs)
     setting = card.setting
     console.line(

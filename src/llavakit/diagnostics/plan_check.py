@@ -158,14 +158,17 @@ def measure_run(
             report("writing random weights", 0, 2)
             write_random_pair(path, model.config, quant, num_threads=count_cpus())
         report("running, and measuring the machine", 1, 2)
-        return run_worker(
-            {
-                "model": str(path), "num_threads": count_cpus(), "num_images": setting.num_images,
-                "kv_dtype": "q8_0" if setting.kv_block_bytes == KV_BLOCK_BYTES["q8_0"] else "auto",
-                "num_prompt_tokens": formulas.prompt_tokens(model.sizes, setting),
-                "num_new_tokens": setting.num_new_tokens, "num_rounds": num_rounds,
-            }
-        )  # fmt: skip
+        return run_worker({"model": str(path), "num_rounds": num_rounds, **_request_of(model, setting)})
+
+
+def _request_of(model: PlannedModel, setting: Setting) -> dict[str, Any]:
+    return {
+        "num_threads": count_cpus(),
+        "num_images": setting.num_images,
+        "kv_dtype": "q8_0" if setting.kv_block_bytes == KV_BLOCK_BYTES["q8_0"] else "auto",
+        "num_prompt_tokens": formulas.prompt_tokens(model.sizes, setting),
+        "num_new_tokens": setting.num_new_tokens,
+    }
 
 
 def compare(

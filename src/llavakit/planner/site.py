@@ -100,6 +100,8 @@ def _model_data(model: PlannedModel) -> dict[str, Any]:
             "; ".join(f"{paper['title']}, arXiv {paper['arxiv']} ({paper['year']})" for paper in facts["papers"]),
         ),
     ]
+    if "downloads_seen" in facts:
+        pairs.append(("Downloads", facts["downloads_seen"]["statement"]))
     return {
         "title": facts["title"],
         "sizes": asdict(model.sizes),

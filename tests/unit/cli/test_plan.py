@@ -37,6 +37,9 @@ def test_a_card_shows_sizes_scores_and_commands() -> None:
     _, card = _json("plan", "llava:13b", "--offline")
     assert card["quantizations"][0]["name"] == "q2_k"
     assert card["parameters"]["all"] == 13_338_896_384
+    assert all(row["quality"] for row in card["quantizations"])
+    assert "about 300,000" in out
+    assert "arXiv 2310.03744" in out
 
 
 def test_a_card_does_without_the_hub() -> None:
