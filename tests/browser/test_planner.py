@@ -132,3 +132,13 @@ def test_moving_a_slider_moves_nothing_else(browser: Browser, site: Path) -> Non
         browser.press("ArrowLeft")
     assert browser.run("window.shifts") == []
     assert abs(browser.run("document.documentElement.scrollHeight") - before) < 200
+
+
+def test_a_guess_is_called_one(browser: Browser, site: Path) -> None:
+    browser.resize(1280, 900)
+    _open(browser, site / "index.html")
+    rows = "[...document.querySelectorAll('#device-table tbody tr')].map((row) => row.innerText)"
+    found = browser.run(rows)
+    assert all("?" in row for row in found if row.startswith("Arc"))
+    assert any(row.startswith("Arc") for row in found)
+    assert not any("?" in row for row in found if "RTX 4090" in row or "Apple M3 Max" in row)

@@ -26,7 +26,7 @@ from llavakit.planner.machine import generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import INTERVAL, PROGRAM_BYTES, SECONDS_PER_MEGAPIXEL, Plan, make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
-from llavakit.planner.speed import fit_for, load_calibration
+from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, load_calibration
 
 __all__ = ["site_data", "write_site"]
 
@@ -55,6 +55,7 @@ def site_data() -> dict[str, Any]:
         "host": asdict(generic_host().numbers),
         "hostFit": _fit_data(generic_host()),
         "kv": KV_BLOCK_BYTES,
+        "minOtherDevices": MIN_OTHER_DEVICES,
         "programBytes": PROGRAM_BYTES,
         "secondsPerMegapixel": SECONDS_PER_MEGAPIXEL,
         "builds": {name: [_build_data(model, budget) for budget in _BUDGETS] for name, model in models.items()},

@@ -10,6 +10,7 @@ const PARTS = {
 const BASIS = {
   exact: "from shapes", logged: "formula of logged sizes", fitted: "fitted", measured: "measured", assumed: "assumed",
 };
+const isGuess = (device) => device.fit.num_devices <= D.minOtherDevices;
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
 const ENGINES = ["llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm"];
 const LAYERED = ["llama.cpp", "ollama"];
@@ -241,6 +242,7 @@ function showVerdict(device, plan, needed) {
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
     text += context >= needed ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
   }
+  if (isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
   const link = el("a", { href: pairLink(device) }, "All quantizations on this device");
   box.replaceChildren(word, text + " ", link);
 }
@@ -358,7 +360,7 @@ function showDevices() {
     el("td", {}, el("a", { href: pairLink(device) }, device.name), device.confidence === "high" ? "" : " *"),
     el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(plan.totals[0])),
     el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
-    el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor)), el("td", { class: "num" }, seconds(plan.speed.first)),
+    el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor) + (isGuess(device) ? " ?" : "")), el("td", { class: "num" }, seconds(plan.speed.first)),
     el("td", { class: "num" }, dollars(device)), el("td", { class: "num" }, device.price ? rate((1000 * plan.speed.decode) / device.price) : "-"),
     el("td", { class: "num" }, String(Math.round(device.numbers.watts)))));
   $("device-table").replaceChildren(el("caption", {}, `${rows.length} devices`), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
