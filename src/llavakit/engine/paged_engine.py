@@ -194,6 +194,8 @@ class PagedEngine:
         step = self._scheduler.schedule()
         self._counts["num_steps"] += 1
         self._counts["num_preemptions"] += len(step.preempted)
+        for copy in step.copies:
+            self._pool.copy(copy.source, copy.target, copy.length)
         if step.image is not None:
             self._encode(*step.image, slice_s=_PICTURE_SLICE_S if self._is_answering() else None)
         if not step.chunks:
@@ -258,9 +260,10 @@ class PagedEngine:
     def _find_features(self, request: _Request) -> None:
         """Take the features that are at hand of the pictures that the cache does not cover."""
         sequence = request.sequence
-        found = self._scheduler.blocks.match(sequence.chain(BLOCK_SIZE))
+        found, part = self._scheduler.find(sequence)
+        num_cached = len(found) * BLOCK_SIZE + (part[1] if part is not None else 0)
         for image in sequence.images:
-            if image.end > len(found) * BLOCK_SIZE and image.digest not in request.features:
+            if image.end > num_cached and image.digest not in request.features:
                 self._take_features(request, image.digest)
 
     def _take_features(self, request: _Request, digest: str) -> bool:
@@ -413,7 +416,7 @@ class PagedEngine:
         chain = sequence.chain(BLOCK_SIZE)
         held = blocks.match(chain)
         blocks.acquire(held)
-        for digest in chain[len(held) :]:
+        for idx, digest in enumerate(chain[len(held) :], start=len(held)):
             if digest.hex() not in self._disk or (fresh := blocks.allocate(1)) is None:
                 break
             data = self._disk.get(digest.hex())
@@ -421,7 +424,7 @@ class PagedEngine:
                 blocks.release(fresh)
                 break
             self._pool.write(fresh[0], data)
-            blocks.register(fresh[0], digest)
+            self._scheduler.register(sequence, idx, fresh[0])
             held += fresh
         blocks.release(held)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from llavakit.scheduling.blocks import BlockManager, PositionKey
 from llavakit.scheduling.sequence import ImageSpan, Sequence, State
 
-__all__ = ["Budget", "Chunk", "Scheduler", "Step"]
+__all__ = ["Budget", "Chunk", "Copy", "Scheduler", "Step"]
 
 # Waiting for another request's blocks is worth it from so many positions on.
 _MIN_SHARED_POSITIONS = 64
@@ -56,18 +56,32 @@ class Chunk:
     num_draft: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The first ``length`` positions of block ``source`` are wanted in block ``target`` as well."""
+
+    source: int
+    target: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Step:
-    """What to compute: chunks together in one pass, and a picture to go on encoding."""
+    """What to compute: chunks together in one pass, and a picture to go on encoding.
+
+    ``copies`` are made before anything is computed, in their order: a source may be another one's target in the same
+    step, or be written to by it.
+    """
 
     chunks: tuple[Chunk, ...] = ()
+    copies: tuple[Copy, ...] = ()
     image: tuple[Sequence, ImageSpan] | None = None
     preempted: tuple[Sequence, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.chunks and self.image is None
+        return not self.chunks and not self.copies and self.image is None
 
 
 @dataclass
@@ -98,18 +112,46 @@ class Scheduler:
     def schedule(self) -> Step:
         """Decide the next step."""
         preempted: list[Sequence] = []
-        self._admit()
+        copies = self._admit()
         chunks = self._decodes(preempted)
         left = self.budget.mixed_tokens if chunks else self.budget.prompt_tokens
         chunks += self._prompts(left)
         # A sequence sent back while later ones were looked at computes nothing in this step.
         chunks = [chunk for chunk in chunks if chunk.sequence.state is State.RUNNING]
-        return Step(tuple(chunks), self._next_image(), tuple(preempted))
+        return Step(tuple(chunks), tuple(copies), self._next_image(), tuple(preempted))
+
+    def find(self, sequence: Sequence) -> tuple[list[int], tuple[int, int] | None]:
+        """Look for a sequence's beginning in the cache.
+
+        Returns
+        -------
+        blocks : list of int
+            Whole blocks that can be used as they are.
+        part : tuple of int, optional
+            A block that goes on in the same way for some positions, and for how many.
+        """
+        # The last position is always computed: its logits choose the next token.
+        num_wanted = len(sequence.keys) - 1
+        found = self.blocks.match(sequence.chain(self.block_size)[: num_wanted // self.block_size])
+        end = len(found) * self.block_size
+        return found, self.blocks.match_part(
+            sequence.digest_before(len(found), self.block_size),
+            sequence.keys[end : min(end + self.block_size, num_wanted)],
+        )
 
     def computed(self, sequence: Sequence, num_positions: int) -> list[tuple[int, bytes]]:
         """Take note that positions were computed; return the blocks that became full, with their digests."""
         sequence.num_computed += num_positions
         return self._register(sequence)
+
+    def register(self, sequence: Sequence, idx: int, block: int) -> bool:
+        """Say that a block holds what is to stand in block ``idx`` of a sequence; False if another one does already."""
+        return self.blocks.register(
+            block,
+            sequence.chain(self.block_size)[idx],
+            before=sequence.digest_before(idx, self.block_size),
+            keys=sequence.keys[idx * self.block_size : (idx + 1) * self.block_size],
+        )
 
     def append(self, sequence: Sequence, key: PositionKey) -> None:
         """Add a chosen token."""
@@ -137,26 +179,30 @@ class Scheduler:
 
     # Admission.
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Copy]:
+        copies: list[Copy] = []
         being_computed: set[bytes] = set()
         for sequence in self.running:
             if not sequence.is_decoding:
                 being_computed.update(sequence.chain(self.block_size)[len(sequence.digests) :])
         for sequence in self._in_turn():
             if len(self.running) >= self.budget.max_running:
-                return
+                break
             digests = sequence.chain(self.block_size)
-            found = self.blocks.match(digests)
+            found, part = self.find(sequence)
             shared = _count_shared(digests[len(found) :], being_computed)
             sequence.is_held = shared > 0 and (sequence.is_held or shared * self.block_size >= _MIN_SHARED_POSITIONS)
             if sequence.is_held:
                 continue
-            # The last position is always computed: its logits choose the next token.
-            while found and len(found) * self.block_size >= len(sequence.keys):
-                found.pop()
-            if not self._start(sequence, found):
-                return  # first come, first served: a smaller one that would fit does not overtake for ever
+            if not self._start(sequence, found, num_copied=part[1] if part else 0):
+                break  # first come, first served: a smaller one that would fit does not overtake for ever
+            if part is not None:
+                source, length = part
+                self.blocks.touch(source)
+                # The source may just have been given away to be written to: copies come before that.
+                copies.append(Copy(source, sequence.blocks[len(found)], length))
             being_computed.update(digests[len(found) :])
+        return copies
 
     def _in_turn(self) -> Iterable[Sequence]:
         """Order those that wait: first whoever ran before, then one of each tenant after the other."""
@@ -169,7 +215,7 @@ class Scheduler:
             order += [queue.popleft() for queue in queues if queue]
         return order
 
-    def _start(self, sequence: Sequence, found: list[int]) -> bool:
+    def _start(self, sequence: Sequence, found: list[int], *, num_copied: int) -> bool:
         needed = self._num_blocks(len(sequence.keys)) - len(found)
         # Whoever runs may need one more block soon; without it a request that was sent back would be again, and again.
         spare = len(self.running)
@@ -182,7 +228,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.move_to(State.RUNNING)
         sequence.blocks = [*found, *fresh]
-        sequence.num_computed = len(found) * self.block_size
+        sequence.num_computed = len(found) * self.block_size + num_copied
         sequence.digests = sequence.chain(self.block_size)[: len(found)]
         sequence.waited_steps = 0
         if sequence.num_cached is None:
@@ -261,10 +307,13 @@ class Scheduler:
         num_known = len(sequence.digests)
         if num_full == num_known:
             return []
-        fresh = sequence.chain(self.block_size)[num_known:num_full]
-        pairs = list(zip(sequence.blocks[num_known:num_full], fresh, strict=True))
-        sequence.digests += fresh
-        return [(block, digest) for block, digest in pairs if self.blocks.register(block, digest)]
+        chain = sequence.chain(self.block_size)
+        fresh = range(num_known, num_full)
+        registered = [
+            (sequence.blocks[idx], chain[idx]) for idx in fresh if self.register(sequence, idx, sequence.blocks[idx])
+        ]
+        sequence.digests += chain[num_known:num_full]
+        return registered
 
     def _release(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
