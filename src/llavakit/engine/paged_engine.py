@@ -30,15 +30,13 @@ from llavakit.engine.sampler import TokenMask
 from llavakit.engine.text_stream import TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.scheduling.blocks import BlockManager, root_digest
-from llavakit.scheduling.scheduler import Budget, Chunk, Scheduler
+from llavakit.scheduling.scheduler import Budget, Chunk, Scheduler, Step
 from llavakit.scheduling.sequence import ImageSpan, State
 from llavakit.scheduling.sequence import Sequence as ScheduledSequence
 
 __all__ = ["EngineEvent", "PagedEngine"]
 
 _FEATURE_BYTES = 256 * 1024**2
-# How long the vision tower may hold up those who are reading their answers.
-_PICTURE_SLICE_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +195,8 @@ class PagedEngine:
         for copy in step.copies:
             self._pool.copy(copy.source, copy.target, copy.length)
         if step.image is not None:
-            self._encode(*step.image, slice_s=_PICTURE_SLICE_S if self._is_answering() else None)
-        if not step.chunks:
-            return []
-        return self._compute(sorted(step.chunks, key=lambda chunk: chunk.length))
+            self._encode(*step.image, slice_s=step.image_s)
+        return self._compute(step) if step.chunks else []
 
     @torch.inference_mode()
     def image_features(self, prompt: EnginePrompt) -> Tensor:
@@ -291,13 +287,11 @@ class PagedEngine:
         request.features[image.digest] = features
         sequence.ready_images.add(image.digest)
 
-    def _is_answering(self) -> bool:
-        return any(sequence.is_decoding for sequence in self._scheduler.running)
-
     # One pass.
 
-    def _compute(self, chunks: Sequence[Chunk]) -> list[EngineEvent]:
+    def _compute(self, step: Step) -> list[EngineEvent]:
         started = time.perf_counter()
+        chunks = sorted(step.chunks, key=lambda chunk: chunk.length)
         for chunk in chunks:
             self._note_start(chunk, started)
         pieces = [Piece(chunk.sequence.blocks, chunk.start, chunk.length) for chunk in chunks]
@@ -313,6 +307,7 @@ class PagedEngine:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         elapsed_s = time.perf_counter() - started
+        self._scheduler.learn(step, seconds=elapsed_s)
         events: list[EngineEvent] = []
         at = 0
         for chunk in chunks:

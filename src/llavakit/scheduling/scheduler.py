@@ -2,7 +2,8 @@
 
 Each step takes one position (and a draft) of every answer that is running, and fills what is left of a budget with
 pieces of prompts. While answers run the budget is small, so that those who read them do not wait for somebody's
-picture. Prompts with little left to compute go first, but whoever waits long enough goes before them.
+picture: a fixed number of positions, or as many as the measured pace of steps allows. Prompts with little left to
+compute go first, but whoever waits long enough goes before them.
 
 A request whose beginning another one is computing right now waits for it rather than computing it twice. When blocks
 run out the youngest running request gives its own back and waits again; what it has computed mostly stays findable.
@@ -15,12 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llavakit.scheduling.blocks import BlockManager, PositionKey
+from llavakit.scheduling.pace import Pace
 from llavakit.scheduling.sequence import ImageSpan, Sequence, State
 
 __all__ = ["Budget", "Chunk", "Copy", "Scheduler", "Step"]
 
 # Waiting for another request's blocks is worth it from so many positions on.
 _MIN_SHARED_POSITIONS = 64
+# How long a picture may hold up those who are reading their answers, where nothing is known of the pace.
+_PICTURE_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +38,16 @@ class Budget:
     prompt_tokens : int
         Positions of prompts in a step in which no answer runs.
     mixed_tokens : int
-        The same while answers run.
+        The same while answers run, as long as ``max_slowdown`` is None or the pace of steps is not known yet.
+    max_slowdown : float, optional
+        While answers run, prompts and pictures may make a step so many times as long as one in which all requests that
+        run were answering; `llavakit.scheduling.pace` learns how many positions that is.
     """
 
     max_running: int = 8
     prompt_tokens: int = 512
     mixed_tokens: int = 32
+    max_slowdown: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +78,15 @@ class Step:
     """What to compute: chunks together in one pass, and a picture to go on encoding.
 
     ``copies`` are made before anything is computed, in their order: a source may be another one's target in the same
-    step, or be written to by it.
+    step, or be written to by it. ``image_s`` is how long the picture may take of this step; None for to its end.
+    ``num_answering`` positions of the chunks are tokens of answers.
     """
 
     chunks: tuple[Chunk, ...] = ()
     copies: tuple[Copy, ...] = ()
     image: tuple[Sequence, ImageSpan] | None = None
+    image_s: float | None = None
+    num_answering: int = 0
     preempted: tuple[Sequence, ...] = ()
 
     @property
@@ -101,6 +112,10 @@ class Scheduler:
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        slowdown = self.budget.max_slowdown
+        self._pace = None if slowdown is None else Pace(slowdown)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
         self.waiting.append(sequence)
@@ -113,12 +128,22 @@ class Scheduler:
         """Decide the next step."""
         preempted: list[Sequence] = []
         copies = self._admit()
-        chunks = self._decodes(preempted)
-        left = self.budget.mixed_tokens if chunks else self.budget.prompt_tokens
-        chunks += self._prompts(left)
         # A sequence sent back while later ones were looked at computes nothing in this step.
-        chunks = [chunk for chunk in chunks if chunk.sequence.state is State.RUNNING]
-        return Step(tuple(chunks), tuple(copies), self._next_image(), tuple(preempted))
+        chunks = [chunk for chunk in self._decodes(preempted) if chunk.sequence.state is State.RUNNING]
+        num_answering = sum(chunk.length for chunk in chunks)
+        image = self._next_image()
+        if num_answering:
+            left, image_s = self._room_beside(num_answering, with_picture=image is not None)
+        else:
+            left, image_s = self.budget.prompt_tokens, None
+        chunks += self._prompts(left)
+        return Step(tuple(chunks), tuple(copies), image, image_s, num_answering, tuple(preempted))
+
+    def learn(self, step: Step, *, seconds: float) -> None:
+        """Take note of how long the pass over a step's chunks took."""
+        if self._pace is not None:
+            num_prompt = sum(chunk.length for chunk in step.chunks) - step.num_answering
+            self._pace.learn(num_answering=step.num_answering, num_prompt=num_prompt, seconds=seconds)
 
     def find(self, sequence: Sequence) -> tuple[list[int], tuple[int, int] | None]:
         """Look for a sequence's beginning in the cache.
@@ -251,6 +276,18 @@ class Scheduler:
                     Chunk(sequence, sequence.num_computed, 1 + num_draft, has_logits=True, num_draft=num_draft)
                 )
         return chunks
+
+    def _room_beside(self, num_answering: int, *, with_picture: bool) -> tuple[int, float]:
+        """Positions of prompts, and seconds for a picture, beside so many tokens of answers."""
+        if self._pace is None:
+            return self.budget.mixed_tokens, _PICTURE_S
+        num = self._pace.num_prompt(
+            num_running=len(self.running), num_answering=num_answering, with_picture=with_picture
+        )
+        return (
+            self.budget.mixed_tokens if num is None else min(num, self.budget.prompt_tokens),
+            self._pace.picture_s(len(self.running)),
+        )
 
     def _prompts(self, left: int) -> list[Chunk]:
         waiting = [s for s in self.running if s.state is State.RUNNING and not s.is_decoding]
