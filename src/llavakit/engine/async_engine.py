@@ -11,6 +11,7 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -26,6 +27,10 @@ __all__ = ["AsyncEngine", "EngineAnswer"]
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
+# Between two chores, so that those who ask one thing after the other find the engine waiting.
+_CHORE_PAUSE_S = 0.02
+# At the end.
+_MAX_CHORES_S = 5.0
 
 
 class EngineAnswer:
@@ -220,6 +225,7 @@ class AsyncEngine:
             self._make_calls()
             if not self._engine.has_work:
                 if self._end():
+                    self._finish_chores()
                     return
                 continue
             try:
@@ -242,13 +248,28 @@ class AsyncEngine:
     def _make_calls(self) -> None:
         """Make the calls that wait; wait for one when there is nothing else to do."""
         if not self._engine.has_work and not (self._is_closing and self._calls.empty()):
-            self._calls.get()()
+            self._wait_for_call()()
         while True:
             try:
                 call = self._calls.get_nowait()
             except queue.Empty:
                 return
             call()
+
+    def _wait_for_call(self) -> Callable[[], object]:
+        """Wait for the next call, and do meanwhile what nobody waits for."""
+        while self._engine.has_chores:
+            try:
+                return self._calls.get(timeout=_CHORE_PAUSE_S)
+            except queue.Empty:
+                self._engine.do_chore()
+        return self._calls.get()
+
+    def _finish_chores(self) -> None:
+        deadline_s = time.monotonic() + _MAX_CHORES_S
+        while self._engine.has_chores and time.monotonic() < deadline_s:
+            self._engine.do_chore()
+            time.sleep(_CHORE_PAUSE_S / 10)
 
     def _deliver(self, events: list[EngineEvent]) -> None:
         for event in events:

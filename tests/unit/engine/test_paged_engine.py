@@ -240,6 +240,7 @@ def test_a_restart_finds_pictures_and_their_blocks_on_the_disk(tmp_path: Path) -
     disk = DiskStore(tmp_path, max_bytes=1 << 24)
     engine = _engine(disk=disk, fingerprint="weights")
     first = _results([*_start(engine, prompt, params), *_drain(engine)])
+    _do_chores(engine)
     disk.close()
     again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24), fingerprint="weights")
     assert _results([*_start(again, prompt, params), *_drain(again)]) == first
@@ -251,6 +252,32 @@ def test_a_restart_finds_pictures_and_their_blocks_on_the_disk(tmp_path: Path) -
     _drain(other)
     assert other.stats().num_images_encoded == 3
     assert other.stats().num_cached_tokens == 0
+
+
+def _do_chores(engine: PagedEngine) -> None:
+    for _ in range(1000):
+        if not engine.has_chores:
+            return
+        engine.do_chore()
+    raise AssertionError("the chores do not come to an end")
+
+
+def test_a_block_that_was_given_away_meanwhile_is_not_put_on_the_disk(tmp_path: Path) -> None:
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(num_blocks=8, disk=disk)
+    for seed in range(3):
+        _start(engine, make_prompt(_MODEL, num_images=2, seed=seed, num_words=60), SamplingParams(max_new_tokens=3))
+        _drain(engine)
+    num_known = engine.stats().num_blocks_cached
+    _do_chores(engine)
+    disk.close()
+    blocks = [path for path in tmp_path.iterdir() if len(path.name) == 64]
+    assert 0 < len(blocks) <= num_known
+    again = _engine(num_blocks=8, disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    for seed in range(3):
+        prompt = make_prompt(_MODEL, num_images=2, seed=seed, num_words=60)
+        request_id = again.add(prompt, SamplingParams(max_new_tokens=3))
+        assert _results(_drain(again))[request_id] == _alone(prompt, SamplingParams(max_new_tokens=3))
 
 
 def _start(engine: PagedEngine, prompt: RawPrompt, params: SamplingParams) -> list[EngineEvent]:
@@ -266,6 +293,7 @@ def test_what_a_kill_or_the_disk_has_damaged_is_never_used(tmp_path: Path, damag
     engine = _engine(disk=disk)
     _start(engine, prompt, params)
     expected = set(_results(_drain(engine)).values())
+    _do_chores(engine)
     disk.close()
     for path in list(tmp_path.iterdir()):
         content = bytearray(path.read_bytes())
