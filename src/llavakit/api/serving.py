@@ -31,7 +31,7 @@ _GPU_BUDGET = {"prompt_tokens": 4096, "mixed_tokens": 1024}
 # Products of more than 128 rows gain nothing on a CPU, while nobody who comes is looked at before their end.
 _CPU_BUDGET = {"prompt_tokens": 256, "mixed_tokens": 32}
 # A step with prompts beside answers may take so many times as long as one with answers only.
-_MAX_SLOWDOWN = 4.0
+_MAX_SLOWDOWN = 5.0
 _GIB = 1024**3
 
 
