@@ -18,7 +18,16 @@ from llavakit.server import schemas
 from llavakit.server.answering import Job, gather, start, stream
 from llavakit.server.context import Context, new_id, read, streaming, until_gone
 from llavakit.server.failures import body_of
-from llavakit.server.framing import DONE, chat_chunk, chat_logprobs, event_logprobs, finish_name, sse, usage_of
+from llavakit.server.framing import (
+    DONE,
+    TextFrame,
+    chat_chunk,
+    chat_logprobs,
+    event_logprobs,
+    finish_name,
+    sse,
+    usage_of,
+)
 from llavakit.server.requests import from_chat, from_completion, from_responses
 
 __all__ = ["begin", "body_schema", "make_router"]
@@ -152,15 +161,19 @@ async def _stream_chat(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
     def chunk(idx: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
         return sse(chat_chunk(answer_id, model, created_s, idx=idx, delta=delta, finish=finish, logprobs=logprobs))
 
+    def frame(idx: int) -> TextFrame:
+        return TextFrame(lambda text: chunk(idx, {"content": text}))
+
+    frames = [frame(idx) for idx in range(len(job.answers))]
     try:
         for idx in range(len(job.answers)):
             yield chunk(idx, {"role": "assistant", "content": ""})
         async with aclosing(stream(job)) as events:  # type: ignore[type-var]
             async for idx, event in events:
-                entries = event_logprobs(event)
-                logprobs = chat_logprobs(entries, job.engine) if entries else None
-                if event.text or logprobs:
-                    yield chunk(idx, {"content": event.text}, logprobs=logprobs)
+                if entries := event_logprobs(event):
+                    yield chunk(idx, {"content": event.text}, logprobs=chat_logprobs(entries, job.engine))
+                elif event.text:
+                    yield frames[idx].fill(event.text)
                 if event.finish_reason is not None:
                     yield chunk(idx, {}, finish_name(event.finish_reason))
         if with_usage:
