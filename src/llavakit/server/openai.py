@@ -165,24 +165,30 @@ async def _stream_chat(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
         return TextFrame(lambda text: chunk(idx, {"content": text}))
 
     frames = [frame(idx) for idx in range(len(job.answers))]
+    # Sending a piece costs more than what is in it: the roles go with the first text, the last text with the end.
+    ready = b"".join(chunk(idx, {"role": "assistant", "content": ""}) for idx in range(len(job.answers)))
+    num_open = len(job.answers)
     try:
-        for idx in range(len(job.answers)):
-            yield chunk(idx, {"role": "assistant", "content": ""})
         async with aclosing(stream(job)) as events:  # type: ignore[type-var]
             async for idx, event in events:
                 if entries := event_logprobs(event):
-                    yield chunk(idx, {"content": event.text}, logprobs=chat_logprobs(entries, job.engine))
+                    ready += chunk(idx, {"content": event.text}, logprobs=chat_logprobs(entries, job.engine))
                 elif event.text:
-                    yield frames[idx].fill(event.text)
+                    ready += frames[idx].fill(event.text)
                 if event.finish_reason is not None:
-                    yield chunk(idx, {}, finish_name(event.finish_reason))
+                    ready += chunk(idx, {}, finish_name(event.finish_reason))
+                    num_open -= 1
+                if ready and num_open:
+                    yield ready
+                    ready = b""
         if with_usage:
             usage = {"usage": usage_of(job.results), "llavakit": timings_of(job.results[0])}
-            yield sse({**chat_chunk(answer_id, model, created_s, idx=0, delta={}, finish=None), "choices": [], **usage})
+            head = chat_chunk(answer_id, model, created_s, idx=0, delta={}, finish=None)
+            ready += sse({**head, "choices": [], **usage})
     except LlavakitError as error:
-        yield sse(body_of(error, is_ollama=False))
+        yield ready + sse(body_of(error, is_ollama=False))
         return
-    yield DONE
+    yield ready + DONE
 
 
 async def _stream_completion(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
