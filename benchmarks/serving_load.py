@@ -106,7 +106,10 @@ class Server:
         }  # fmt: skip
         answered = Answered()
         started = time.perf_counter()
-        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
+        headers = {
+            "Connection": "close"
+        }  # a server that closes a kept connection just then would fail the next question
+        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body, headers=headers) as response:
             if response.status_code != 200:
                 raise SystemExit(f"{response.status_code}: {(await response.aread())[:500]!r}")
             async for line in response.aiter_lines():

@@ -28,8 +28,8 @@ __all__ = ["AsyncEngine", "EngineAnswer"]
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
-# Between two chores, so that those who ask one thing after the other find the engine waiting.
-_CHORE_PAUSE_S = 0.02
+# Before the first chore, since a second question often follows at once, and between two of them.
+_CHORE_DELAY_S, _CHORE_PAUSE_S = 1.0, 0.02
 # At the end.
 _MAX_CHORES_S = 5.0
 
@@ -267,11 +267,13 @@ class AsyncEngine:
 
     def _wait_for_call(self) -> Callable[[], object]:
         """Wait for the next call, and do meanwhile what nobody waits for."""
+        pause_s = _CHORE_DELAY_S
         while self._engine.has_chores:
             try:
-                return self._calls.get(timeout=_CHORE_PAUSE_S)
+                return self._calls.get(timeout=pause_s)
             except queue.Empty:
                 self._engine.do_chore()
+                pause_s = _CHORE_PAUSE_S
         return self._calls.get()
 
     def _finish_chores(self) -> None:
