@@ -1,7 +1,8 @@
 """What the server costs over its engine: ``python -m benchmarks.server_overhead``.
 
 The same engine, loaded once in this process, answers the same questions from 16 clients: called directly, and over HTTP
-with streams read to their end. The sides take turns; every round asks with words of its own.
+with streams read to their end by another process, which does no more than that. The sides take turns; every round asks
+with words of its own.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
+import re
 import socket
 import time
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-import httpx
 import uvicorn
 
 from benchmarks.common import make_manifest, make_table, write_result
@@ -26,6 +29,8 @@ from llavakit.processing.sources import SourcePolicy
 from llavakit.server.app import create_app
 from llavakit.server.settings import ServerSettings
 
+_FIRST_TEXT = re.compile(rb'"content":"[^"]')
+_USAGE = re.compile(rb'"completion_tokens":([0-9]+)')
 _COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms")
 
 
@@ -39,17 +44,46 @@ async def _direct(engine: EngineClient, question: str, num_tokens: int) -> tuple
     return first_s, time.perf_counter() - started_s, count
 
 
-async def _over_http(client: httpx.AsyncClient, question: str, num_tokens: int) -> tuple[float, float, int]:
+async def _over_http(port: int, question: str, num_tokens: int) -> tuple[float, float, int]:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
-    body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": num_tokens,
-            "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
-    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        async for line in reply.aiter_lines():
-            if '"content":"' in line and '"content":""' not in line:
-                first_s = first_s or time.perf_counter() - started_s
-            if '"usage"' in line:
-                count = json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]
+    body = json.dumps({
+        "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": num_tokens,
+        "stream": True, "stream_options": {"include_usage": True},
+    })  # fmt: skip
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    while data := await reader.read(1 << 16):
+        if not first_s and _FIRST_TEXT.search(data):
+            first_s = time.perf_counter() - started_s
+        if (found := _USAGE.search(data)) is not None:
+            count = int(found[1])
+    writer.close()
+    if not first_s or not count:
+        raise SystemExit("an answer came without text or without its usage")
     return first_s, time.perf_counter() - started_s, count
+
+
+def _ask_rounds(port: int, num_tokens: int, work: Connection) -> None:
+    """Ask the questions of one round after the other, all of a round at once; runs in a process of its own."""
+
+    async def ask(questions: list[str]) -> tuple[float, list[tuple[float, float, int]]]:
+        started_s = time.perf_counter()
+        answers = await asyncio.gather(*(_over_http(port, question, num_tokens) for question in questions))
+        return time.perf_counter() - started_s, list(answers)
+
+    while (questions := work.recv()) is not None:
+        work.send(asyncio.run(ask(questions)))
+
+
+async def _ask_directly(
+    engine: EngineClient, questions: list[str], num_tokens: int
+) -> tuple[float, list[tuple[float, float, int]]]:
+    started_s = time.perf_counter()
+    answers = await asyncio.gather(*(_direct(engine, question, num_tokens) for question in questions))
+    return time.perf_counter() - started_s, list(answers)
 
 
 async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -62,21 +96,22 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
     engine, _ = await host.open(None)
     found: dict[str, list[tuple[float, list[tuple[float, float, int]]]]] = {"direct": [], "server": []}
-    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with httpx.AsyncClient(base_url=base_url, timeout=120) as client:
-        for idx in range(options.rounds + 1):
-            for side, rounds in found.items():
-                questions = [f"Round {idx} {side}, number {n}: tell a story." for n in range(options.clients)]
-                started_s = time.perf_counter()
-                asked = [
-                    _direct(engine, q, options.max_tokens)
-                    if side == "direct"
-                    else _over_http(client, q, options.max_tokens)
-                    for q in questions
-                ]
-                answers = await asyncio.gather(*asked)
-                if idx:  # the first round warms both sides
-                    rounds.append((time.perf_counter() - started_s, list(answers)))
+    work, far_end = multiprocessing.Pipe()
+    arguments = (listener.getsockname()[1], options.max_tokens, far_end)
+    client = multiprocessing.get_context("spawn").Process(target=_ask_rounds, args=arguments, daemon=True)
+    client.start()
+    for idx in range(options.rounds + 1):
+        for side, rounds in found.items():
+            questions = [f"Round {idx} {side}, number {n}: tell a story." for n in range(options.clients)]
+            if side == "direct":
+                taken = await _ask_directly(engine, questions, options.max_tokens)
+            else:
+                work.send(questions)
+                taken = await asyncio.to_thread(work.recv)
+            if idx:  # the first round warms both sides
+                rounds.append(taken)
+    work.send(None)
+    client.join()
     server.should_exit = True
     await running
     return [

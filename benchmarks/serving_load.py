@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving_load --model MODEL.gguf [--peer LLAMA_SERVER] [--clients 8]
 
-Each server is started in turn, asked the same, and stopped. First one client asks twice about one picture, and once
-more after a restart; then many ask about pictures of their own, two questions each, as fast as they get answers.
+Each server is started in turn, asked the same under the same template, and stopped. Part `reuse`: one client asks twice
+about one picture, and once more after a restart. Part `load`: many ask about pictures of their own, two questions each,
+as fast as they get answers.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ class Server:
         }  # fmt: skip
         answered = Answered()
         started = time.perf_counter()
-        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
+        headers = {
+            "Connection": "close"
+        }  # a server that closes a kept connection just then would fail the next question
+        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body, headers=headers) as response:
             if response.status_code != 200:
                 raise SystemExit(f"{response.status_code}: {(await response.aread())[:500]!r}")
             async for line in response.aiter_lines():
@@ -186,8 +190,7 @@ def _running(options: argparse.Namespace, side: str, cache: Path) -> Iterator[Se
         projector = find_projector(options.model, config.text_config.hidden_size)
         command = [
             str(options.peer), "-m", str(options.model), "--mmproj", str(projector), "--port", str(port), "-np",
-            str(options.clients), "-c", str(1024 * options.clients), "-t", str(options.threads), "--chat-template",
-            "vicuna", "--no-webui",
+            str(options.clients), "-c", str(1024 * options.clients), "-t", str(options.threads), "--no-webui",
         ]  # fmt: skip
     server = Server(command, f"http://127.0.0.1:{port}", cache / "server.log")
     try:
@@ -198,21 +201,25 @@ def _running(options: argparse.Namespace, side: str, cache: Path) -> Iterator[Se
 
 def measure(options: argparse.Namespace, side: str, cache: Path, seed: int) -> dict[str, Any]:
     """Start a server, measure, restart it for the picture that it should still know."""
+    found: dict[str, Any] = {}
     picture = make_data_uri(seed)
     with _running(options, side, cache) as server:
         asyncio.run(measure_reuse(server, make_data_uri(seed + 1), 4))  # everything is read and warm after this
-        first_s, second_s = asyncio.run(measure_reuse(server, picture, 8))
-        load = asyncio.run(
-            measure_load(
-                server, num_clients=options.clients, num_questions=options.questions, max_tokens=options.max_tokens,
-                seed=seed + 100,
-            )
-        )  # fmt: skip
+        if "reuse" in options.parts:
+            found["first_ttft_s"], found["second_ttft_s"] = asyncio.run(measure_reuse(server, picture, 8))
+        if "load" in options.parts:
+            found |= asyncio.run(
+                measure_load(
+                    server, num_clients=options.clients, num_questions=options.questions, max_tokens=options.max_tokens,
+                    seed=seed + 100,
+                )
+            )  # fmt: skip
         time.sleep(3)  # what is kept on the disk is written behind the answers
-    with _running(options, side, cache) as server:
-        asyncio.run(measure_reuse(server, make_data_uri(seed + 2), 4))
-        restarted_s, _ = asyncio.run(measure_reuse(server, picture, 8))
-    return {"first_ttft_s": first_s, "second_ttft_s": second_s, "restarted_ttft_s": restarted_s, **load}
+    if "reuse" in options.parts:
+        with _running(options, side, cache) as server:
+            asyncio.run(measure_reuse(server, make_data_uri(seed + 2), 4))
+            found["restarted_ttft_s"], _ = asyncio.run(measure_reuse(server, picture, 8))
+    return found
 
 
 def make_rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -225,6 +232,8 @@ def make_rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for key, name in names.items():
+        if key not in found["ours"]:
+            continue
         ours, theirs = found["ours"][key], found.get("theirs", {}).get(key)
         ratio = None if theirs is None else (ours / theirs if key == "tokens_per_s" else theirs / ours)
         rows.append({"measured": name, "llavakit": ours, "llama-server": theirs, "ratio": ratio})
@@ -240,6 +249,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2, help="of each client, about its picture")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--parts", nargs="+", choices=("reuse", "load"), default=["reuse", "load"])
     parser.add_argument("--seed", type=int, default=1000)
     options = parser.parse_args()
     manifest = make_manifest(num_threads=options.threads)

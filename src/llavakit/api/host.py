@@ -11,9 +11,10 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
@@ -32,6 +33,7 @@ __all__ = ["Host", "make_host"]
 # Left to the system, to pictures that are being opened and to activations.
 _SPARE_BYTES = 3 * 1024**3 // 2
 _CHECK_EVERY_S = 1.0
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -118,7 +120,7 @@ class Host:
             started = time.perf_counter()
             info = await asyncio.to_thread(_describe, name)
             await self._make_room(info)
-            loaded = await asyncio.to_thread(self._load_model, name)
+            loaded = await _in_own_thread(self._load_model, name)
             free = await asyncio.to_thread(_available_bytes)
             served = ServedModel(
                 loaded, self._settings, name=name, fingerprint=info.digest,
@@ -232,6 +234,20 @@ class Host:
                         if self._entries.get(name) is entry and not entry.served.num_open:
                             del self._entries[name]
                             await asyncio.to_thread(entry.served.close, grace_s=5.0)
+
+
+async def _in_own_thread(function: Callable[[str], _T], name: str) -> _T:
+    """Call a function on a thread that ends with it.
+
+    Whatever thread computes with torch gets a team of OpenMP's threads that lives as long as it does. With more of them
+    than processors, all sleep between two operations instead of waiting awake, and answers take half as long again. So
+    a thread of the pool, which would stay, may not load a model: the engine's thread is to be the only one with a team.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="loading")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, name)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def make_host(

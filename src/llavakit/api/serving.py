@@ -28,7 +28,10 @@ __all__ = ["ServeSettings", "ServedModel"]
 # Pictures that are being decoded at a time: a decoded picture can take half a gigabyte.
 _MAX_PREPARED_AT_ONCE = 2
 _GPU_BUDGET = {"prompt_tokens": 4096, "mixed_tokens": 1024}
-_CPU_BUDGET = {"prompt_tokens": 512, "mixed_tokens": 32}
+# Products of more than 128 rows gain nothing on a CPU, while nobody who comes is looked at before their end.
+_CPU_BUDGET = {"prompt_tokens": 256, "mixed_tokens": 32}
+# A step with prompts beside answers may take so many times as long as one with answers only.
+_MAX_SLOWDOWN = 5.0
 _GIB = 1024**3
 
 
@@ -94,7 +97,11 @@ class ServedModel:
             make_decoder=lambda: StreamDecoder(loaded.tokenizer),
             num_blocks=_count_blocks(loaded.model, settings, available_bytes),
             suppressed_ids=never_generated(loaded.config, loaded.tokenizer),
-            budget=Budget(max_running=settings.num_parallel, **(_CPU_BUDGET if is_cpu else _GPU_BUDGET)),
+            budget=Budget(
+                max_running=settings.num_parallel,
+                max_slowdown=_MAX_SLOWDOWN,
+                **(_CPU_BUDGET if is_cpu else _GPU_BUDGET),
+            ),
             max_draft_tokens=3 if settings.max_draft_tokens is None else settings.max_draft_tokens,
             max_decode_rows=4 if is_cpu else 32,
             fingerprint=fingerprint,

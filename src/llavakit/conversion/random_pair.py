@@ -27,14 +27,36 @@ _PATTERN_ROWS = 32
 _PIECE_BYTES = 1 << 23
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
+# What questions about pictures are made of. Prompts get about as many tokens as with the real vocabulary.
+_WORDS = (
+    "A about above after all am an and animal answer answers any are artificial as assistant at background be "
+    "before behind below Begin beside between big black blue bottom brown but by can car chat circle city color "
+    "colors colour colours could count curious day describe Describe detail detailed different do does dog drawn "
+    "each everything exactly face few find five for four from give gives go going green had has have he helpful her "
+    "here him his How human I if image in intelligence is it its kind large largest left light like line list look "
+    "made make man many middle might more most name near next not number object of on one or orange other out over "
+    "people person photo picture place polite question questions red right room round said same say scene see seen "
+    "shape she show side sign sky small so some somebody square standing star street such table Tell than that The "
+    "the their them then there these they thing things this three to top tree triangle two under unusual up us use "
+    "user was water way we wearing were What what When Where where which Which white who Why why will with woman "
+    "words work would write yellow yes You you your"
+)
+_FIRST_WORDS = "Begin Describe How Is Tell The What When Where Which Who Why"  # stand on a line of their own, too
+# The pieces that the roles of a conversation fall into.
+_ROLE_PIECES = ("▁U", "▁US", "ER", "SS", "IS", "IST", "AN", "ANT")
 
 
 def _vocabulary(config: LlavaConfig) -> GgufVocabulary:
-    """Bytes, a few letters, and made-up pieces."""
+    """Bytes, letters, words with every beginning of theirs, so that they can be put together, and made-up pieces."""
     letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()-\n"
     pieces = [*_SPECIAL_PIECES, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * len(letters)]
     size = config.text_config.vocab_size
+    beginnings = (f"▁{word[:end]}" for word in _WORDS.split() for end in range(1, len(word) + 1))
+    firsts = (word[:end] for word in _FIRST_WORDS.split() for end in range(2, len(word) + 1))
+    words = list(dict.fromkeys((*_ROLE_PIECES, *beginnings, *firsts)))
+    pieces += words
+    types += [_NORMAL] * len(words)
     pieces += [f"▁piece{idx}" for idx in range(len(pieces), size)]
     types += [_NORMAL] * (size - len(types))
     pieces[config.image_token_id], types[config.image_token_id] = "<image>", _CONTROL

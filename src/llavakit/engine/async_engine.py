@@ -11,6 +11,8 @@ import logging
 import math
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -26,6 +28,10 @@ __all__ = ["AsyncEngine", "EngineAnswer"]
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
+# Before the first chore, since a second question often follows at once, and between two of them.
+_CHORE_DELAY_S, _CHORE_PAUSE_S = 1.0, 0.02
+# At the end.
+_MAX_CHORES_S = 5.0
 
 
 class EngineAnswer:
@@ -34,7 +40,8 @@ class EngineAnswer:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._events: deque[EngineEvent] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self._result: GenerationResult | None = None
         self._is_ended = False
         self.request_id: int | None = None
@@ -43,7 +50,10 @@ class EngineAnswer:
         """Yield the events. Who stops listening before the end cancels the answer."""
         try:
             while not self._is_ended:
-                event = await self._events.get()
+                while not self._events:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                event = self._events.popleft()
                 self._take(event)
                 if event.error is not None:
                     raise event.error
@@ -65,12 +75,16 @@ class EngineAnswer:
         if self.request_id is not None and not self._is_ended:
             self._engine.cancel(self.request_id)
 
-    def deliver(self, event: EngineEvent) -> None:
-        """Hand over an event, from the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop has ended, and everybody on it
-            _LOG.debug("an event of a closed loop was dropped")
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop it was asked from."""
+        return self._loop
+
+    def receive(self, event: EngineEvent) -> None:
+        """Take an event, on the event loop."""
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _take(self, event: EngineEvent) -> None:
         if event.result is not None:
@@ -220,6 +234,7 @@ class AsyncEngine:
             self._make_calls()
             if not self._engine.has_work:
                 if self._end():
+                    self._finish_chores()
                     return
                 continue
             try:
@@ -242,7 +257,7 @@ class AsyncEngine:
     def _make_calls(self) -> None:
         """Make the calls that wait; wait for one when there is nothing else to do."""
         if not self._engine.has_work and not (self._is_closing and self._calls.empty()):
-            self._calls.get()()
+            self._wait_for_call()()
         while True:
             try:
                 call = self._calls.get_nowait()
@@ -250,15 +265,44 @@ class AsyncEngine:
                 return
             call()
 
+    def _wait_for_call(self) -> Callable[[], object]:
+        """Wait for the next call, and do meanwhile what nobody waits for."""
+        pause_s = _CHORE_DELAY_S
+        while self._engine.has_chores:
+            try:
+                return self._calls.get(timeout=pause_s)
+            except queue.Empty:
+                self._engine.do_chore()
+                pause_s = _CHORE_PAUSE_S
+        return self._calls.get()
+
+    def _finish_chores(self) -> None:
+        deadline_s = time.monotonic() + _MAX_CHORES_S
+        while self._engine.has_chores and time.monotonic() < deadline_s:
+            self._engine.do_chore()
+            time.sleep(_CHORE_PAUSE_S / 10)
+
     def _deliver(self, events: list[EngineEvent]) -> None:
+        """Hand events over to the loops they were asked from: each is woken once for all of a step."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EngineAnswer, EngineEvent]]] = {}
         for event in events:
             answer = self._answers.get(event.request_id)
             if event.result is not None or event.error is not None:
                 self._answers.pop(event.request_id, None)
                 self._release()
             if answer is not None:
-                answer.deliver(event)
+                by_loop.setdefault(answer.loop, []).append((answer, event))
+        for loop, pairs in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, pairs)
+            except RuntimeError:  # the loop has ended, and everybody on it
+                _LOG.debug("%d events of a closed loop were dropped", len(pairs))
 
     def _cancel_all(self) -> None:
         for request_id in list(self._answers):
             self._deliver(self._engine.cancel(request_id))
+
+
+def _hand_over(pairs: list[tuple[EngineAnswer, EngineEvent]]) -> None:
+    for answer, event in pairs:
+        answer.receive(event)

@@ -89,6 +89,11 @@ class DiskStore:
             with self._lock:
                 self._queued.discard(name)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more is queued than the disk keeps up with, so that `put` would leave an entry out."""
+        return self._queue.full()
+
     def flush(self) -> None:
         """Wait until everything queued is written."""
         self._queue.join()

@@ -52,6 +52,11 @@ class BlockPool:
         width = num_bytes(config.head_dim) if dtype == BLOCKS else config.head_dim * dtype.itemsize
         return 2 * config.num_hidden_layers * config.num_key_value_heads * BLOCK_SIZE * width
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of one block to another, in every layer."""
+        for store in (self.keys, self.values):
+            store[:, target, :, :length] = store[:, source, :, :length]
+
     def read(self, block: int) -> bytes:
         """Return what a block holds."""
         parts = (store[:, block].contiguous().cpu().view(torch.uint8).numpy() for store in (self.keys, self.values))

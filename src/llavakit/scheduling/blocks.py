@@ -1,8 +1,9 @@
 """Blocks of the key-value cache: who uses which, and which can be found again by what they hold.
 
 A block has room for a fixed number of positions. A full block gets a digest of everything up to its end, so that
-another sequence that begins alike can use it as it is. A block that nobody uses stays findable until its memory is
-needed, least recently used first. Nothing here touches the numbers in the blocks.
+another sequence that begins alike can use it as it is. One that parts from it in the middle of the block can have the
+rows up to there copied. A block that nobody uses stays findable until its memory is needed, least recently used first.
+Nothing here touches the numbers in the blocks.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class BlockManager:
         self._references = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
         self._by_digest: dict[bytes, int] = {}
+        self._contents: dict[int, tuple[bytes, tuple[PositionKey, ...]]] = {}  # findable ones: digest before, and keys
+        self._followers: dict[bytes, list[int]] = {}  # findable ones by the digest before them
         self._blank: deque[int] = deque(range(num_blocks))
         self._kept: OrderedDict[int, None] = OrderedDict()
 
@@ -74,6 +77,20 @@ class BlockManager:
                 break
             found.append(block)
         return found
+
+    def match_part(self, before: bytes, keys: Sequence[PositionKey]) -> tuple[int, int] | None:
+        """Return the block that goes on like ``keys`` for longest after the digest ``before``, and for how long."""
+        best = None
+        for block in self._followers.get(before, ()):
+            length = _count_equal(self._contents[block][1], keys)
+            if length > (best[1] if best else 0):
+                best = (block, length)
+        return best
+
+    def touch(self, block: int) -> None:
+        """Note that a block was read, though nobody uses it."""
+        if block in self._kept:
+            self._kept.move_to_end(block)
 
     def count_kept(self, blocks: Iterable[int]) -> int:
         """How many of these blocks nobody uses."""
@@ -101,12 +118,25 @@ class BlockManager:
             blocks.append(block)
         return blocks
 
-    def register(self, block: int, digest: bytes) -> bool:
-        """Say what a full block in use holds; False if another block holds the same already."""
+    def register(self, block: int, digest: bytes, *, before: bytes, keys: Sequence[PositionKey]) -> bool:
+        """Say what a full block in use holds; False if another block holds the same already.
+
+        Parameters
+        ----------
+        block : int
+        digest : bytes
+            Of everything up to its end.
+        before : bytes
+            Digest of everything up to its beginning.
+        keys : sequence of PositionKey
+            What stands in it.
+        """
         if digest in self._by_digest:
             return False
         self._digests[block] = digest
         self._by_digest[digest] = block
+        self._contents[block] = (before, tuple(keys))
+        self._followers.setdefault(before, []).append(block)
         return True
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -143,7 +173,9 @@ class BlockManager:
             or (block in blank and self._digests[block] is not None)
         ]
         known = {digest: block for block, digest in enumerate(self._digests) if digest is not None}
-        if problems or known != self._by_digest or len(blank) != len(self._blank):
+        followers = sorted(block for blocks in self._followers.values() for block in blocks)
+        is_indexed = followers == sorted(known.values()) == sorted(self._contents) and all(self._followers.values())
+        if problems or known != self._by_digest or len(blank) != len(self._blank) or not is_indexed:
             raise AssertionError(f"blocks {problems} are in no state or in two; {len(known)} digests are known")
 
     def _forget(self, block: int) -> None:
@@ -151,3 +183,16 @@ class BlockManager:
         if digest is not None:
             del self._by_digest[digest]
             self._digests[block] = None
+            before, _ = self._contents.pop(block)
+            self._followers[before].remove(block)
+            if not self._followers[before]:
+                del self._followers[before]
+
+
+def _count_equal(a: Sequence[PositionKey], b: Sequence[PositionKey]) -> int:
+    count = 0
+    for one, other in zip(a, b, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

@@ -2,7 +2,8 @@
 
 Each step takes one position (and a draft) of every answer that is running, and fills what is left of a budget with
 pieces of prompts. While answers run the budget is small, so that those who read them do not wait for somebody's
-picture. Prompts with little left to compute go first, but whoever waits long enough goes before them.
+picture: a fixed number of positions, or as many as the measured pace of steps allows. Prompts with little left to
+compute go first, but whoever waits long enough goes before them.
 
 A request whose beginning another one is computing right now waits for it rather than computing it twice. When blocks
 run out the youngest running request gives its own back and waits again; what it has computed mostly stays findable.
@@ -15,12 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llavakit.scheduling.blocks import BlockManager, PositionKey
+from llavakit.scheduling.pace import Pace
 from llavakit.scheduling.sequence import ImageSpan, Sequence, State
 
-__all__ = ["Budget", "Chunk", "Scheduler", "Step"]
+__all__ = ["Budget", "Chunk", "Copy", "Scheduler", "Step"]
 
 # Waiting for another request's blocks is worth it from so many positions on.
 _MIN_SHARED_POSITIONS = 64
+# How long a picture may hold up those who are reading their answers, where nothing is known of the pace.
+_PICTURE_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +38,16 @@ class Budget:
     prompt_tokens : int
         Positions of prompts in a step in which no answer runs.
     mixed_tokens : int
-        The same while answers run.
+        The same while answers run, as long as ``max_slowdown`` is None or the pace of steps is not known yet.
+    max_slowdown : float, optional
+        While answers run, prompts and pictures may make a step so many times as long as one in which all requests that
+        run were answering; `llavakit.scheduling.pace` learns how many positions that is.
     """
 
     max_running: int = 8
     prompt_tokens: int = 512
     mixed_tokens: int = 32
+    max_slowdown: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +64,35 @@ class Chunk:
     num_draft: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The first ``length`` positions of block ``source`` are wanted in block ``target`` as well."""
+
+    source: int
+    target: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Step:
-    """What to compute: chunks together in one pass, and a picture to go on encoding."""
+    """What to compute: chunks together in one pass, and a picture to go on encoding.
+
+    ``copies`` are made before anything is computed, in their order: a source may be another one's target in the same
+    step, or be written to by it. ``image_s`` is how long the picture may take of this step; None for to its end.
+    ``num_answering`` positions of the chunks are tokens of answers.
+    """
 
     chunks: tuple[Chunk, ...] = ()
+    copies: tuple[Copy, ...] = ()
     image: tuple[Sequence, ImageSpan] | None = None
+    image_s: float | None = None
+    num_answering: int = 0
     preempted: tuple[Sequence, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.chunks and self.image is None
+        return not self.chunks and not self.copies and self.image is None
 
 
 @dataclass
@@ -87,6 +112,10 @@ class Scheduler:
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        slowdown = self.budget.max_slowdown
+        self._pace = None if slowdown is None else Pace(slowdown)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
         self.waiting.append(sequence)
@@ -98,18 +127,56 @@ class Scheduler:
     def schedule(self) -> Step:
         """Decide the next step."""
         preempted: list[Sequence] = []
-        self._admit()
-        chunks = self._decodes(preempted)
-        left = self.budget.mixed_tokens if chunks else self.budget.prompt_tokens
-        chunks += self._prompts(left)
+        copies = self._admit()
         # A sequence sent back while later ones were looked at computes nothing in this step.
-        chunks = [chunk for chunk in chunks if chunk.sequence.state is State.RUNNING]
-        return Step(tuple(chunks), self._next_image(), tuple(preempted))
+        chunks = [chunk for chunk in self._decodes(preempted) if chunk.sequence.state is State.RUNNING]
+        num_answering = sum(chunk.length for chunk in chunks)
+        image = self._next_image()
+        if num_answering:
+            left, image_s = self._room_beside(num_answering, with_picture=image is not None)
+        else:
+            left, image_s = self.budget.prompt_tokens, None
+        chunks += self._prompts(left)
+        return Step(tuple(chunks), tuple(copies), image, image_s, num_answering, tuple(preempted))
+
+    def learn(self, step: Step, *, seconds: float) -> None:
+        """Take note of how long the pass over a step's chunks took."""
+        if self._pace is not None:
+            num_prompt = sum(chunk.length for chunk in step.chunks) - step.num_answering
+            self._pace.learn(num_answering=step.num_answering, num_prompt=num_prompt, seconds=seconds)
+
+    def find(self, sequence: Sequence) -> tuple[list[int], tuple[int, int] | None]:
+        """Look for a sequence's beginning in the cache.
+
+        Returns
+        -------
+        blocks : list of int
+            Whole blocks that can be used as they are.
+        part : tuple of int, optional
+            A block that goes on in the same way for some positions, and for how many.
+        """
+        # The last position is always computed: its logits choose the next token.
+        num_wanted = len(sequence.keys) - 1
+        found = self.blocks.match(sequence.chain(self.block_size)[: num_wanted // self.block_size])
+        end = len(found) * self.block_size
+        return found, self.blocks.match_part(
+            sequence.digest_before(len(found), self.block_size),
+            sequence.keys[end : min(end + self.block_size, num_wanted)],
+        )
 
     def computed(self, sequence: Sequence, num_positions: int) -> list[tuple[int, bytes]]:
         """Take note that positions were computed; return the blocks that became full, with their digests."""
         sequence.num_computed += num_positions
         return self._register(sequence)
+
+    def register(self, sequence: Sequence, idx: int, block: int) -> bool:
+        """Say that a block holds what is to stand in block ``idx`` of a sequence; False if another one does already."""
+        return self.blocks.register(
+            block,
+            sequence.chain(self.block_size)[idx],
+            before=sequence.digest_before(idx, self.block_size),
+            keys=sequence.keys[idx * self.block_size : (idx + 1) * self.block_size],
+        )
 
     def append(self, sequence: Sequence, key: PositionKey) -> None:
         """Add a chosen token."""
@@ -137,26 +204,30 @@ class Scheduler:
 
     # Admission.
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Copy]:
+        copies: list[Copy] = []
         being_computed: set[bytes] = set()
         for sequence in self.running:
             if not sequence.is_decoding:
                 being_computed.update(sequence.chain(self.block_size)[len(sequence.digests) :])
         for sequence in self._in_turn():
             if len(self.running) >= self.budget.max_running:
-                return
+                break
             digests = sequence.chain(self.block_size)
-            found = self.blocks.match(digests)
+            found, part = self.find(sequence)
             shared = _count_shared(digests[len(found) :], being_computed)
             sequence.is_held = shared > 0 and (sequence.is_held or shared * self.block_size >= _MIN_SHARED_POSITIONS)
             if sequence.is_held:
                 continue
-            # The last position is always computed: its logits choose the next token.
-            while found and len(found) * self.block_size >= len(sequence.keys):
-                found.pop()
-            if not self._start(sequence, found):
-                return  # first come, first served: a smaller one that would fit does not overtake for ever
+            if not self._start(sequence, found, num_copied=part[1] if part else 0):
+                break  # first come, first served: a smaller one that would fit does not overtake for ever
+            if part is not None:
+                source, length = part
+                self.blocks.touch(source)
+                # The source may just have been given away to be written to: copies come before that.
+                copies.append(Copy(source, sequence.blocks[len(found)], length))
             being_computed.update(digests[len(found) :])
+        return copies
 
     def _in_turn(self) -> Iterable[Sequence]:
         """Order those that wait: first whoever ran before, then one of each tenant after the other."""
@@ -169,7 +240,7 @@ class Scheduler:
             order += [queue.popleft() for queue in queues if queue]
         return order
 
-    def _start(self, sequence: Sequence, found: list[int]) -> bool:
+    def _start(self, sequence: Sequence, found: list[int], *, num_copied: int) -> bool:
         needed = self._num_blocks(len(sequence.keys)) - len(found)
         # Whoever runs may need one more block soon; without it a request that was sent back would be again, and again.
         spare = len(self.running)
@@ -182,7 +253,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.move_to(State.RUNNING)
         sequence.blocks = [*found, *fresh]
-        sequence.num_computed = len(found) * self.block_size
+        sequence.num_computed = len(found) * self.block_size + num_copied
         sequence.digests = sequence.chain(self.block_size)[: len(found)]
         sequence.waited_steps = 0
         if sequence.num_cached is None:
@@ -205,6 +276,18 @@ class Scheduler:
                     Chunk(sequence, sequence.num_computed, 1 + num_draft, has_logits=True, num_draft=num_draft)
                 )
         return chunks
+
+    def _room_beside(self, num_answering: int, *, with_picture: bool) -> tuple[int, float]:
+        """Positions of prompts, and seconds for a picture, beside so many tokens of answers."""
+        if self._pace is None:
+            return self.budget.mixed_tokens, _PICTURE_S
+        num = self._pace.num_prompt(
+            num_running=len(self.running), num_answering=num_answering, with_picture=with_picture
+        )
+        return (
+            self.budget.mixed_tokens if num is None else min(num, self.budget.prompt_tokens),
+            self._pace.picture_s(len(self.running)),
+        )
 
     def _prompts(self, left: int) -> list[Chunk]:
         waiting = [s for s in self.running if s.state is State.RUNNING and not s.is_decoding]
@@ -261,10 +344,13 @@ class Scheduler:
         num_known = len(sequence.digests)
         if num_full == num_known:
             return []
-        fresh = sequence.chain(self.block_size)[num_known:num_full]
-        pairs = list(zip(sequence.blocks[num_known:num_full], fresh, strict=True))
-        sequence.digests += fresh
-        return [(block, digest) for block, digest in pairs if self.blocks.register(block, digest)]
+        chain = sequence.chain(self.block_size)
+        fresh = range(num_known, num_full)
+        registered = [
+            (sequence.blocks[idx], chain[idx]) for idx in fresh if self.register(sequence, idx, sequence.blocks[idx])
+        ]
+        sequence.digests += chain[num_known:num_full]
+        return registered
 
     def _release(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)

@@ -106,6 +106,10 @@ class Sequence:
         )
         return self._chain
 
+    def digest_before(self, idx: int, block_size: int) -> bytes:
+        """Digest of everything before block ``idx``."""
+        return self.chain(block_size)[idx - 1] if idx else self.root
+
     @property
     def num_missing(self) -> int:
         """Positions to compute before the next token can be chosen."""

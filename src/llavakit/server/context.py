@@ -29,6 +29,7 @@ __all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
 _Body = TypeVar("_Body", bound=BaseModel)
 _SMALL_BYTES = 1 << 20
 _MAX_PAUSE_S = 30.0  # of a body that arrives
+_LOOK_EVERY_S = 0.1  # whether a client is still there
 
 
 @dataclass(eq=False)
@@ -148,19 +149,11 @@ def new_id(prefix: str) -> str:
 async def until_gone(request: Request, work: Any) -> Any:
     """Await work, and cancel it when the client goes away first."""
     task = asyncio.ensure_future(work)
-
-    async def watch() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.1)
-
-    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            raise RefusedError("the client went away.", status=499, code="request")
+        while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
+            if await request.is_disconnected():
+                raise RefusedError("the client went away.", status=499, code="request")
         return task.result()
     finally:
-        watcher.cancel()
         if not task.done():
             task.cancel()

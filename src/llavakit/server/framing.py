@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from llavakit.core.requests import EngineClient
 from llavakit.core.types import FinishReason, GenerationResult, TokenEvent, TokenLogprob
 
-__all__ = ["DONE", "chat_chunk", "chat_logprobs", "finish_name", "ndjson", "ollama_final", "ollama_logprobs", "sse",
-           "timestamp", "usage_of"]  # fmt: skip
+__all__ = ["DONE", "TextFrame", "chat_chunk", "chat_logprobs", "finish_name", "ndjson", "ollama_final",
+           "ollama_logprobs", "sse", "timestamp", "usage_of"]  # fmt: skip
 
 DONE = b"data: [DONE]\n\n"
 
@@ -20,6 +22,24 @@ def sse(content: dict[str, Any], *, event: str | None = None) -> bytes:
     """One server-sent event."""
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+class TextFrame:
+    """Pieces of a stream that differ in nothing but a text: everything around it is written once.
+
+    Parameters
+    ----------
+    make : callable
+        From a text to the whole piece, in which the text stands once, as JSON.
+    """
+
+    def __init__(self, make: Callable[[str], bytes]) -> None:
+        mark = uuid.uuid4().hex
+        self._before, self._after = make(mark).split(f'"{mark}"'.encode())
+
+    def fill(self, text: str) -> bytes:
+        """Return the piece with this text."""
+        return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after
 
 
 def ndjson(content: dict[str, Any]) -> bytes:

@@ -18,7 +18,16 @@ from llavakit.server import schemas
 from llavakit.server.answering import Job, gather, start, stream
 from llavakit.server.context import Context, new_id, read, streaming, until_gone
 from llavakit.server.failures import body_of
-from llavakit.server.framing import DONE, chat_chunk, chat_logprobs, event_logprobs, finish_name, sse, usage_of
+from llavakit.server.framing import (
+    DONE,
+    TextFrame,
+    chat_chunk,
+    chat_logprobs,
+    event_logprobs,
+    finish_name,
+    sse,
+    usage_of,
+)
 from llavakit.server.requests import from_chat, from_completion, from_responses
 
 __all__ = ["begin", "body_schema", "make_router"]
@@ -152,24 +161,34 @@ async def _stream_chat(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
     def chunk(idx: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
         return sse(chat_chunk(answer_id, model, created_s, idx=idx, delta=delta, finish=finish, logprobs=logprobs))
 
+    def frame(idx: int) -> TextFrame:
+        return TextFrame(lambda text: chunk(idx, {"content": text}))
+
+    frames = [frame(idx) for idx in range(len(job.answers))]
+    # Sending a piece costs more than what is in it: the roles go with the first text, the last text with the end.
+    ready = b"".join(chunk(idx, {"role": "assistant", "content": ""}) for idx in range(len(job.answers)))
+    num_open = len(job.answers)
     try:
-        for idx in range(len(job.answers)):
-            yield chunk(idx, {"role": "assistant", "content": ""})
         async with aclosing(stream(job)) as events:  # type: ignore[type-var]
             async for idx, event in events:
-                entries = event_logprobs(event)
-                logprobs = chat_logprobs(entries, job.engine) if entries else None
-                if event.text or logprobs:
-                    yield chunk(idx, {"content": event.text}, logprobs=logprobs)
+                if entries := event_logprobs(event):
+                    ready += chunk(idx, {"content": event.text}, logprobs=chat_logprobs(entries, job.engine))
+                elif event.text:
+                    ready += frames[idx].fill(event.text)
                 if event.finish_reason is not None:
-                    yield chunk(idx, {}, finish_name(event.finish_reason))
+                    ready += chunk(idx, {}, finish_name(event.finish_reason))
+                    num_open -= 1
+                if ready and num_open:
+                    yield ready
+                    ready = b""
         if with_usage:
             usage = {"usage": usage_of(job.results), "llavakit": timings_of(job.results[0])}
-            yield sse({**chat_chunk(answer_id, model, created_s, idx=0, delta={}, finish=None), "choices": [], **usage})
+            head = chat_chunk(answer_id, model, created_s, idx=0, delta={}, finish=None)
+            ready += sse({**head, "choices": [], **usage})
     except LlavakitError as error:
-        yield sse(body_of(error, is_ollama=False))
+        yield ready + sse(body_of(error, is_ollama=False))
         return
-    yield DONE
+    yield ready + DONE
 
 
 async def _stream_completion(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:

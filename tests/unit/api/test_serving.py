@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_answers_side_by_side_are_those_of_the_python_interface() -> None:
         assert served.stats().num_images_encoded == 1
 
     _serve(use, num_parallel=3)
+
+
+def test_the_thread_that_loads_a_model_ends() -> None:
+    async def use(_served: ServedModel, _host: Host) -> None:
+        for _ in range(200):
+            if not any(thread.name.startswith("loading") for thread in threading.enumerate()):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("a thread with a team of its own stays")
+
+    _serve(use)
 
 
 def test_a_second_question_finds_the_picture_and_the_beginning() -> None:

@@ -25,6 +25,7 @@ from llavakit.engine.engine import Engine
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine
 from llavakit.kernels.library import has_library
+from llavakit.model.kv_blocks import BLOCKS
 from llavakit.model.llava import Llava
 from llavakit.processing.tokenizer import StreamDecoder
 from llavakit.scheduling.scheduler import Budget
@@ -121,7 +122,9 @@ def test_a_second_question_about_a_picture_computes_only_its_words_and_no_pictur
     assert _results(events)[second] == _alone(other, params)
     (result,) = (event.result for event in events if event.result is not None)
     shared = len(prompt.token_ids) - 4
-    assert result.timings.num_cached_tokens == shared // BLOCK_SIZE * BLOCK_SIZE
+    # The block in which they part is full, so that its beginning is used as well.
+    assert len(prompt.token_ids) + params.max_new_tokens > -(-shared // BLOCK_SIZE) * BLOCK_SIZE
+    assert result.timings.num_cached_tokens == shared
     assert engine.stats().num_images_encoded == encoded
     assert result.timings.num_images_encoded == 0
 
@@ -214,12 +217,30 @@ def test_8_bit_keys_and_values_give_what_the_other_engine_gives() -> None:
     assert [found[i] for i in ids] == [_alone(prompt, params, model=model) for prompt in prompts]
 
 
+@pytest.mark.parametrize("in_8_bits", [False, True])
+def test_what_is_copied_from_another_ones_block_gives_the_same_tokens(*, in_8_bits: bool) -> None:
+    model = make_model(config=make_config(head_dim=32))
+    if in_8_bits:
+        model.use_kv_blocks()
+    engine = _engine(model=model)
+    prompt = make_prompt(model, num_images=1, seed=3, num_words=40)
+    params = SamplingParams(max_new_tokens=12)
+    for num_alike in (40, 37, 33, 21, 20, 19):
+        ids = (*prompt.token_ids[:num_alike], *range(5, 5 + 44 - num_alike))
+        question = replace(prompt, token_ids=ids)
+        request_id = engine.add(question, params)
+        (result,) = (event.result for event in _drain(engine) if event.result is not None)
+        assert result.token_ids == _alone(question, params, model=model), (request_id, num_alike)
+        assert num_alike == 40 or num_alike <= result.timings.num_cached_tokens < len(ids)
+
+
 def test_a_restart_finds_pictures_and_their_blocks_on_the_disk(tmp_path: Path) -> None:
     prompt = make_prompt(_MODEL, num_images=3, seed=4, num_words=20)
     params = SamplingParams(max_new_tokens=6)
     disk = DiskStore(tmp_path, max_bytes=1 << 24)
     engine = _engine(disk=disk, fingerprint="weights")
     first = _results([*_start(engine, prompt, params), *_drain(engine)])
+    _do_chores(engine)
     disk.close()
     again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24), fingerprint="weights")
     assert _results([*_start(again, prompt, params), *_drain(again)]) == first
@@ -231,6 +252,32 @@ def test_a_restart_finds_pictures_and_their_blocks_on_the_disk(tmp_path: Path) -
     _drain(other)
     assert other.stats().num_images_encoded == 3
     assert other.stats().num_cached_tokens == 0
+
+
+def _do_chores(engine: PagedEngine) -> None:
+    for _ in range(1000):
+        if not engine.has_chores:
+            return
+        engine.do_chore()
+    raise AssertionError("the chores do not come to an end")
+
+
+def test_a_block_that_was_given_away_meanwhile_is_not_put_on_the_disk(tmp_path: Path) -> None:
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(num_blocks=8, disk=disk)
+    for seed in range(3):
+        _start(engine, make_prompt(_MODEL, num_images=2, seed=seed, num_words=60), SamplingParams(max_new_tokens=3))
+        _drain(engine)
+    num_known = engine.stats().num_blocks_cached
+    _do_chores(engine)
+    disk.close()
+    blocks = [path for path in tmp_path.iterdir() if len(path.name) == 64]
+    assert 0 < len(blocks) <= num_known
+    again = _engine(num_blocks=8, disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    for seed in range(3):
+        prompt = make_prompt(_MODEL, num_images=2, seed=seed, num_words=60)
+        request_id = again.add(prompt, SamplingParams(max_new_tokens=3))
+        assert _results(_drain(again))[request_id] == _alone(prompt, SamplingParams(max_new_tokens=3))
 
 
 def _start(engine: PagedEngine, prompt: RawPrompt, params: SamplingParams) -> list[EngineEvent]:
@@ -246,6 +293,7 @@ def test_what_a_kill_or_the_disk_has_damaged_is_never_used(tmp_path: Path, damag
     engine = _engine(disk=disk)
     _start(engine, prompt, params)
     expected = set(_results(_drain(engine)).values())
+    _do_chores(engine)
     disk.close()
     for path in list(tmp_path.iterdir()):
         content = bytearray(path.read_bytes())
@@ -300,6 +348,17 @@ def test_blocks_read_and_write_back() -> None:
     pool.write(2, data)
     assert torch.equal(pool.keys[:, 1], pool.keys[:, 2])
     assert torch.equal(pool.values[:, 1], pool.values[:, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, BLOCKS])
+def test_the_beginning_of_a_block_is_copied_and_nothing_else(dtype: torch.dtype) -> None:
+    pool = BlockPool(make_config(head_dim=32).text_config, num_blocks=2, dtype=dtype, device=torch.device("cpu"))
+    for store in (pool.keys, pool.values):
+        store[:, 0] = torch.randint(1, 99, store[:, 0].shape).to(dtype)
+    pool.copy(0, 1, 5)
+    for store in (pool.keys, pool.values):
+        assert torch.equal(store[:, 1, :, :5], store[:, 0, :, :5])
+        assert not store[:, 1, :, 5:].any()
 
 
 @pytest.mark.skipif(not has_library(), reason="the native library is not built")

@@ -42,6 +42,9 @@ class _Player:
     def step(self) -> Step:
         step = self.scheduler.schedule()
         self.scheduler.check_integrity()
+        for copy in step.copies:
+            for offset in range(copy.length):
+                self.slots[copy.target * _BLOCK + offset] = self.slots[copy.source * _BLOCK + offset]
         if step.image is not None:
             sequence, image = step.image
             assert sequence.state is State.RUNNING
@@ -128,6 +131,44 @@ def test_a_second_question_about_a_picture_computes_only_its_own_words() -> None
     player.play()
     assert second.num_cached == 12
     assert player.num_computed - before == 3
+
+
+def test_one_who_parts_in_the_middle_of_a_block_copies_what_is_alike() -> None:
+    scheduler = _scheduler()
+    player = _Player(scheduler)
+    for idx, last in enumerate(([7, 20, 21], [7, 8, 30])):
+        scheduler.add(_sequence(idx, [1, 2, 3, 4, 5, *last], max_len=9))
+    player.play()
+    third = _sequence(2, [1, 2, 3, 4, 5, 7, 8, 40, 41], max_len=9)
+    scheduler.add(third)
+    step = scheduler.schedule()
+    (copy,) = step.copies
+    assert (copy.target, copy.length, third.num_cached) == (third.blocks[1], 3, 7)
+    assert [(c.start, c.length) for c in step.chunks] == [(7, 2)]
+    assert copy.source not in third.blocks
+
+
+def test_the_last_position_is_computed_even_if_all_is_known() -> None:
+    scheduler = _scheduler()
+    player = _Player(scheduler)
+    for idx in range(2):
+        scheduler.add(_sequence(idx, [1, 2, 3, 4, 5, 6, 7, 8], max_len=8))
+        player.play()
+    again = player.ended[1]
+    assert again.num_cached == 7
+    assert player.num_computed == 9
+
+
+def test_a_source_that_is_given_away_in_the_same_step_is_copied_first() -> None:
+    scheduler = _scheduler(num_blocks=3)
+    player = _Player(scheduler)
+    scheduler.add(_sequence(0, [1, 2, 3, 4], max_len=4))
+    player.play()
+    other = _sequence(1, [1, 2, 3, 9, 10, 11, 12, 13, 14, 15], max_len=12)
+    scheduler.add(other)
+    step = player.step()
+    assert step.copies[0].source in other.blocks
+    assert other.num_cached == 3
 
 
 def test_tenants_with_roots_of_their_own_share_nothing() -> None:
