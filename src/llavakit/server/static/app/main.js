@@ -107,10 +107,10 @@ async function ask(conversation, question, node = null) {
     await stream(conversation, question, answer, controller.signal);
   } finally {
     running = null;
-    composer.setBusy(false);
     const follows = thread.isNearEnd();
     if (conversations.includes(conversation)) await touch(conversation); // otherwise it was deleted meanwhile
     show();
+    composer.setBusy(false); // whoever sees the button sees the whole answer
     if (follows) thread.toEnd();
   }
   await tellEnd(conversation, answer);
