@@ -87,8 +87,9 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     address = listener.getsockname()
     url = f"http://{settings.host}:{address[1]}"
     app = create_app(host, settings, default_model=settings.model)
+    # h11 by name: another parser that happens to be installed would know no bound for headers.
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", server_header=False,
+        app, http="h11", ws="none", log_config=None, access_log=False, lifespan="on", server_header=False,
         h11_max_incomplete_event_size=64 * 1024, timeout_keep_alive=30,
     )  # fmt: skip
 
