@@ -262,7 +262,9 @@ def test_its_command_line_scores_a_task(url: str, tmp_path: Path) -> None:
     (tasks / "pictures.py").write_text(_PICTURES.format(folder=str(_QUESTIONS.parents[1])))
     ran = subprocess.run(
         [sys.executable, "-m", "lmms_eval", "--model", "openai", "--tasks", "llavakit_examples",
-         "--include_path", str(tasks), "--model_args", f"model=llava:tiny,base_url={url}/v1,api_key=none,num_concurrent=4,max_retries=1",
+         "--include_path", str(tasks),
+         "--model_args",
+         f"model=llava:tiny,base_url={url}/v1,api_key=none,num_concurrent=4,max_retries=1",
          "--batch_size", "1", "--log_samples", "--output_path", str(tmp_path / "out")],
         env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, timeout=300, check=False,
