@@ -111,7 +111,8 @@ class PagedEngine:
             model, max_bytes=_FEATURE_BYTES, disk=disk, prefix=root_digest(fingerprint, str(model.dtype)).hex()[:16]
         )
         self._requests: dict[int, _Request] = {}
-        self._unsaved: dict[bytes, int] = {}  # blocks of pictures that are not on the disk yet, by digest
+        # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
+        self._unsaved: dict[int, bytes] = {}
         self._num_added = 0
         self._counts = {
             "num_prompt_tokens": 0, "num_cached_tokens": 0, "num_generated_tokens": 0, "num_preemptions": 0,
@@ -189,8 +190,8 @@ class PagedEngine:
         """Put one block of a picture on the disk. Among answers it would cost a tenth of the time of everybody."""
         if self._disk is None or self._disk.is_full:
             return
-        digest = next(iter(self._unsaved))
-        block = self._unsaved.pop(digest)
+        block = next(iter(self._unsaved))
+        digest = self._unsaved.pop(block)
         if self._scheduler.blocks.match([digest]) == [block]:  # else its memory was needed meanwhile
             self._disk.put(digest.hex(), self._pool.read(block))
 
@@ -416,7 +417,7 @@ class PagedEngine:
         num_before = len(sequence.digests) - len(full)
         for idx, (block, digest) in enumerate(full):
             if (num_before + idx) * BLOCK_SIZE < end and digest.hex() not in self._disk:
-                self._unsaved[digest] = block
+                self._unsaved[block] = digest
 
     def _restore_blocks(self, sequence: ScheduledSequence) -> None:
         """Bring blocks of a picture that was met before a restart back from the disk."""
