@@ -97,6 +97,8 @@ struct Ops {
   void (*rotate_head)(const float *x, const float *cosines, const float *sines, int head_dim, int is_interleaved,
                       float *out);
   void (*round_blocks)(const float *x, int64_t num_blocks, uint8_t *out);
+  void (*round_halves)(const float *x, int64_t count, uint8_t *out);
+  void (*add)(float *x, const float *added, int64_t count);
   void (*attend[3])(const AttentionHead &head, int64_t first, int count, float *scratch);  // float32, float16, Q8_0
   // As attend, of float32 without a mask, for any number of queries; see LLK_WORD_KEYS. Or null.
   void (*attend_words)(const AttentionHead &head, int64_t first, int64_t count, float *scratch);

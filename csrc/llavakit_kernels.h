@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 6
+#define LLK_ABI_VERSION 7
 
 enum llk_status {
   LLK_OK = 0,
@@ -138,6 +138,10 @@ LLK_EXPORT int32_t llk_swiglu(int32_t isa, const float *gate, const float *up, i
 LLK_EXPORT int32_t llk_rms_norm(int32_t isa, const float *x, const float *weight, float eps, int64_t num_rows,
                                 int64_t width, float *out, int32_t num_threads);
 
+/* x += added, then out = x / sqrt(mean(x^2) + eps) * weight for every row; out may be x. */
+LLK_EXPORT int32_t llk_add_rms_norm(int32_t isa, float *x, const float *added, const float *weight, float eps,
+                                    int64_t num_rows, int64_t width, float *out, int32_t num_threads);
+
 /* Rotate the pairs (i, i + head_dim / 2) of every head by the angles of its position. x is num_positions rows of
  * num_heads * head_dim; cosines and sines are num_positions rows of head_dim / 2. With is_interleaved the pairs of x are
  * (2 i, 2 i + 1), and of out the others, which must then be other memory. */
@@ -148,6 +152,12 @@ LLK_EXPORT int32_t llk_rotary(int32_t isa, const float *x, const float *cosines,
 /* Round blocks of 32 numbers to Q8_0, the greatest size to 127: for keys and values, where a search would cost more than
  * it gains. */
 LLK_EXPORT int32_t llk_round_blocks(int32_t isa, const float *x, int64_t num_blocks, void *out, int32_t num_threads);
+
+/* Write num_rows rows of num_heads * head_dim keys or values into a cache of kv_type (LLK_TYPE_F32, _F16 or _Q8_0): head h
+ * of row i to out, slots[i] + h * head_stride away, in numbers, and of Q8_0 in bytes. */
+LLK_EXPORT int32_t llk_store_positions(int32_t isa, const float *x, int64_t num_rows, int64_t num_heads, int64_t head_dim,
+                                       int32_t kv_type, const int64_t *slots, int64_t head_stride, void *out,
+                                       int32_t num_threads);
 
 /* When a mapped file turns out to be shorter than it was, or cannot be read, the system sends SIGBUS, and nothing can be
  * returned to. From now on the process then writes `message` to standard error and ends with `exit_status`. */
@@ -171,6 +181,50 @@ typedef struct llk_attention_call {
 } llk_attention_call;
 
 LLK_EXPORT int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_threads);
+
+/* A stored matrix of num_columns rows of k. With is_interleaved its products are pairs of rotary positions side by side. */
+typedef struct llk_matrix {
+  const void *weights;
+  int64_t num_columns, k;
+  int32_t type, is_interleaved;
+} llk_matrix;
+
+typedef struct llk_decoder_layer {
+  const float *attention_norm, *mlp_norm;
+  llk_matrix query, key, value, attention_out, gate, up, down;
+} llk_decoder_layer;
+
+/* `batch` rows of num_queries tokens each, from token first_token on, whose keys end with their own. */
+typedef struct llk_token_group {
+  int64_t first_token, batch, num_queries;
+  const int64_t *num_keys;    /* of each row */
+  const int32_t *block_table; /* as in llk_attention_call, or null */
+  int64_t table_stride;
+} llk_token_group;
+
+/* A pass of num_tokens tokens through all layers of a LLaMA decoder and its last norm: what the functions above compute
+ * when they are called one after the other.
+ *
+ * Keys and values of layer i begin layer_bytes * i behind `keys` and `values`. kv_strides are from row or block to the
+ * next, head to head, position to position; slots say where each token's own go, as in llk_store_positions. */
+typedef struct llk_decoder_call {
+  const llk_decoder_layer *layers;
+  const float *last_norm;
+  float *x; /* num_tokens rows of width: embeddings, and in the end the result */
+  const float *cosines, *sines; /* num_tokens rows of head_dim / 2 */
+  void *keys, *values;
+  const int64_t *slots;
+  const llk_token_group *groups;
+  float *scratch; /* llk_decoder_scratch() numbers */
+  int64_t num_layers, num_tokens, num_groups, width, num_heads, num_kv_heads, head_dim, mlp_width;
+  int64_t layer_bytes, kv_strides[3], block_size, num_blocks;
+  int32_t kv_type;
+  float eps;
+} llk_decoder_call;
+
+/* Numbers of scratch memory that a pass needs; negative if a size is out of range. */
+LLK_EXPORT int64_t llk_decoder_scratch(const llk_decoder_call *call);
+LLK_EXPORT int32_t llk_decode(int32_t isa, const llk_decoder_call *call, int32_t num_threads);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 // Divides what lies between the products into pieces for the pool.
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "kernel_table.h"
@@ -172,6 +173,20 @@ int32_t llk_rms_norm(int32_t isa, const float *x, const float *weight, float eps
   return LLK_OK;
 }
 
+int32_t llk_add_rms_norm(int32_t isa, float *x, const float *added, const float *weight, float eps, int64_t num_rows,
+                         int64_t width, float *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  if (!is_size(num_rows) || !is_size(width) || width == 0 || !is_count_of_threads(num_threads)) return LLK_BAD_ARGUMENT;
+  divide(num_rows, width, num_threads, [=](int64_t first, int64_t num) {
+    for (int64_t at = first * width; at < (first + num) * width; at += width) {
+      table->ops->add(x + at, added + at, width);
+      table->ops->rms_norm(x + at, weight, eps, width, out + at);
+    }
+  });
+  return LLK_OK;
+}
+
 int32_t llk_rotary(int32_t isa, const float *x, const float *cosines, const float *sines, int64_t num_positions,
                    int64_t num_heads, int64_t head_dim, int32_t is_interleaved, float *out, int32_t num_threads) {
   const KernelTable *table = table_of(isa);
@@ -198,6 +213,34 @@ int32_t llk_round_blocks(int32_t isa, const float *x, int64_t num_blocks, void *
   if (!is_size(num_blocks) || !is_count_of_threads(num_threads)) return LLK_BAD_ARGUMENT;
   divide(num_blocks, 32, num_threads, [=](int64_t first, int64_t num) {
     table->ops->round_blocks(x + first * 32, num, static_cast<uint8_t *>(out) + first * 34);
+  });
+  return LLK_OK;
+}
+
+int32_t llk_store_positions(int32_t isa, const float *x, int64_t num_rows, int64_t num_heads, int64_t head_dim,
+                            int32_t kv_type, const int64_t *slots, int64_t head_stride, void *out, int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  const bool is_blocks = kv_type == LLK_TYPE_Q8_0;
+  if (table == nullptr || (kv_type != LLK_TYPE_F32 && kv_type != LLK_TYPE_F16 && !is_blocks)) return LLK_UNSUPPORTED;
+  if (!is_size(num_rows) || num_heads < 1 || num_heads > 65536 || head_dim < 1 || head_dim > 65536 ||
+      (is_blocks && head_dim % 32) || !is_count_of_threads(num_threads)) {
+    return LLK_BAD_ARGUMENT;
+  }
+  const int64_t number_bytes = kv_type == LLK_TYPE_F32 ? 4 : kv_type == LLK_TYPE_F16 ? 2 : 1;
+  divide(num_rows, num_heads * head_dim, num_threads, [=](int64_t first, int64_t num) {
+    for (int64_t row = first; row < first + num; ++row) {
+      for (int64_t head = 0; head < num_heads; ++head) {
+        const float *from = x + (row * num_heads + head) * head_dim;
+        uint8_t *to = static_cast<uint8_t *>(out) + (slots[row] + head * head_stride) * number_bytes;
+        if (is_blocks) {
+          table->ops->round_blocks(from, head_dim / 32, to);
+        } else if (kv_type == LLK_TYPE_F16) {
+          table->ops->round_halves(from, head_dim, to);
+        } else {
+          std::memcpy(to, from, static_cast<size_t>(head_dim) * sizeof(float));
+        }
+      }
+    }
   });
   return LLK_OK;
 }

@@ -90,6 +90,14 @@ inline uint16_t float_to_half(float value) {
   const uint32_t odd = (bits >> 13) & 1u;
   return static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xfffu + odd) >> 13));
 }
+// As IEEE 754 has it: infinite from halfway beyond the greatest half, and NaN stays.
+inline uint16_t float_to_any_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return sign | 0x7e00u;
+  return (bits & 0x7fffffffu) >= 0x477ff000u ? static_cast<uint16_t>(sign | 0x7c00u) : float_to_half(value);
+}
 inline float round_to_half(float value) { return half_to_float(float_to_half(value)); }
 inline void store_half(uint8_t *at, float value) {
   const uint16_t half = float_to_half(value);

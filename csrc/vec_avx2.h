@@ -36,6 +36,9 @@ struct Vec256 {
   static inline Floats load_halves(const void *at) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(at)));
   }
+  static inline void store_halves(void *at, Floats value) {
+    _mm_storeu_si128(static_cast<__m128i *>(at), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   static inline Floats load_bytes(const void *at) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at))));
   }

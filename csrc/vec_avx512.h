@@ -21,6 +21,9 @@ struct Vec512 {
   static inline Floats load_halves(const void *at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(at)));
   }
+  static inline void store_halves(void *at, Floats value) {
+    _mm256_storeu_si256(static_cast<__m256i *>(at), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   static inline Floats load_bytes(const void *at) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(at))));
   }

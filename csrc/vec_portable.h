@@ -34,6 +34,11 @@ struct VecPortable {
     const uint8_t *bytes = static_cast<const uint8_t *>(at);
     return Floats{load_half(bytes), load_half(bytes + 2), load_half(bytes + 4), load_half(bytes + 6)};
   }
+  static inline void store_halves(void *at, Floats value) {
+    uint16_t halves[4];
+    for (int i = 0; i < 4; ++i) halves[i] = float_to_any_half(value[i]);
+    memcpy(at, halves, sizeof halves);
+  }
   static inline Floats load_bytes(const void *at) {
     const int8_t *bytes = static_cast<const int8_t *>(at);
     return Floats{static_cast<float>(bytes[0]), static_cast<float>(bytes[1]), static_cast<float>(bytes[2]),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llavakit.core.config import TextConfig
 from llavakit.model.kv_blocks import BLOCKS, num_bytes, to_blocks
+from llavakit.model.native_decoder import KeyValues, QueryGroup
 
 __all__ = ["DecodeView", "KVCache", "PrefillView", "as_stored", "reserve_zeros"]
 
@@ -98,6 +99,14 @@ class PrefillView:
         values[:, :, self._start : end] = as_stored(value, values.dtype)
         return keys[:, :, :end], values[:, :, :end]
 
+    def key_values(self, num_tokens: int) -> KeyValues:
+        """Describe slots start..start+T of the row, and that every token sees those up to its own."""
+        row = slice(self._row, self._row + 1)
+        end = self._start + num_tokens
+        keys = self._cache.keys[:, row]
+        group = QueryGroup(num_tokens, torch.tensor([end], dtype=torch.int64))
+        return KeyValues(keys, self._cache.values[:, row], torch.arange(self._start, end) * keys.stride(3), [group])
+
     @property
     def num_keys(self) -> None:
         """All that ``update`` returns."""
@@ -137,6 +146,13 @@ class DecodeView:
             keys[self._rows, :, self._slots] = key
             values[self._rows, :, self._slots] = value
         return keys[:, :, : self._max_end], values[:, :, : self._max_end]
+
+    def key_values(self, num_tokens: int) -> KeyValues:
+        """Describe the next slot of every row, and that its token sees those up to it."""
+        keys = self._cache.keys
+        slots = self._rows * keys.stride(1) + self._slots * keys.stride(3)
+        group = QueryGroup(num_tokens, torch.tensor(self._num_keys, dtype=torch.int64))
+        return KeyValues(keys, self._cache.values, slots, [group])
 
     @property
     def num_keys(self) -> list[int]:

@@ -20,6 +20,7 @@ from llavakit.model.kv_blocks import BLOCKS, num_bytes, read_blocks
 from llavakit.model.layers import attend
 from llavakit.model.llama import PackedCache
 from llavakit.model.native import attend_blocks
+from llavakit.model.native_decoder import KeyValues, QueryGroup
 
 __all__ = ["BLOCK_SIZE", "BlockPool", "PackedPass", "Piece"]
 
@@ -123,6 +124,16 @@ class PackedPass(PackedCache):
             outputs.append(compute(idx, query[first : first + count], keys, values))
             first += count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def key_values(self, num_tokens: int) -> KeyValues:  # noqa: ARG002 - the pieces say it
+        """Describe the blocks of every piece and the place of each of its tokens there."""
+        keys = self._pool.keys
+        slots = self._blocks * keys.stride(1) + self._offsets * keys.stride(3)
+        groups = [
+            QueryGroup(length, counts, table)
+            for (length, _), counts, table in zip(self._groups, self._counts, self._tables, strict=True)
+        ]
+        return KeyValues(keys, self._pool.values, slots, groups)
 
     def _attend_natively(self, idx: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         length, group = self._groups[idx]

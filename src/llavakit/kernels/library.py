@@ -18,11 +18,11 @@ import numpy as np
 
 from llavakit.core.errors import CapacityError, ConfigError, MissingDependencyError
 from llavakit.core.version import __version__
+from llavakit.kernels.structures import AttentionCall, DecoderCall
 
 __all__ = [
     "ABI_VERSION",
     "Activation",
-    "AttentionCall",
     "InstructionSet",
     "KernelLibrary",
     "Rate",
@@ -31,7 +31,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -61,20 +61,6 @@ class Activation(IntEnum):
 
     NONE = 0
     QUICK_GELU = 1
-
-
-class AttentionCall(ctypes.Structure):
-    """``llk_attention_call`` of the C header: addresses, strides in numbers, sizes."""
-
-    _fields_ = (
-        ("query", ctypes.c_void_p), ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("out", ctypes.c_void_p),
-        ("query_strides", ctypes.c_int64 * 3), ("key_strides", ctypes.c_int64 * 3),
-        ("value_strides", ctypes.c_int64 * 3), ("num_keys", ctypes.c_void_p), ("batch", ctypes.c_int64),
-        ("num_queries", ctypes.c_int64), ("num_heads", ctypes.c_int64), ("num_kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64), ("kv_type", ctypes.c_int32), ("is_causal", ctypes.c_int32),
-        ("scale", ctypes.c_float), ("block_table", ctypes.c_void_p), ("table_stride", ctypes.c_int64),
-        ("block_size", ctypes.c_int64), ("num_blocks", ctypes.c_int64),
-    )  # fmt: skip
 
 
 class KernelLibrary:
@@ -127,6 +113,16 @@ class KernelLibrary:
             "llk_rotary": (int32, [int32, address, address, address, int64, int64, int64, int32, address, int32]),
             "llk_round_blocks": (int32, [int32, address, int64, address, int32]),
             "llk_attention": (int32, [int32, ctypes.POINTER(AttentionCall), int32]),
+            "llk_add_rms_norm": (
+                int32,
+                [int32, address, address, address, ctypes.c_float, int64, int64, address, int32],
+            ),
+            "llk_store_positions": (
+                int32,
+                [int32, address, int64, int64, int64, int32, address, int64, address, int32],
+            ),
+            "llk_decoder_scratch": (int64, [ctypes.POINTER(DecoderCall)]),
+            "llk_decode": (int32, [int32, ctypes.POINTER(DecoderCall), int32]),
             "llk_quantize": (int32, [int32, int32, address, int64, int64, address, address, int32]),
         }
         self._declare(signatures)
@@ -441,6 +437,76 @@ class KernelLibrary:
         status = self._library.llk_attention(chosen, ctypes.byref(call), num_threads)
         if status:
             _check_status(status, f"attention of ({call.batch}, {call.num_queries}, {call.num_heads})", chosen)
+
+    def add_rms_norm(
+        self,
+        x_address: int,
+        added_address: int,
+        weight_address: int,
+        out_address: int,
+        *,
+        eps: float,
+        num_rows: int,
+        width: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """``x += added``, then ``out`` the root-mean-square norm of float32 rows (num_rows, width); out may be x."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_add_rms_norm(
+            chosen, x_address, added_address, weight_address, eps, num_rows, width, out_address, num_threads
+        )
+        _check_status(status, f"the norm of a sum of ({num_rows}, {width})", chosen)
+
+    def store_positions(
+        self,
+        x_address: int,
+        slots_address: int,
+        out_address: int,
+        *,
+        num_rows: int,
+        num_heads: int,
+        head_dim: int,
+        kv_type: int,
+        head_stride: int,
+        num_threads: int,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Write float32 keys or values (num_rows, num_heads, head_dim) into a cache; ``slots`` are int64."""
+        chosen = self.best if level is None else level
+        status = self._library.llk_store_positions(
+            chosen, x_address, num_rows, num_heads, head_dim, kv_type, slots_address, head_stride, out_address,
+            num_threads,
+        )  # fmt: skip
+        _check_status(status, f"storing ({num_rows}, {num_heads}, {head_dim}) keys or values", chosen)
+
+    def count_decoder_scratch(self, call: DecoderCall) -> int:
+        """Float32 numbers that a pass through a decoder needs besides its tokens.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range, or the groups are not the tokens one after the other.
+        """
+        count = int(self._library.llk_decoder_scratch(ctypes.byref(call)))
+        if count < 0:
+            _check_status(_BAD_ARGUMENT, f"a pass of {call.num_tokens} tokens", self.best)
+        return count
+
+    def decode(self, call: DecoderCall, *, num_threads: int, level: InstructionSet | None = None) -> None:
+        """Pass tokens through a decoder as ``csrc/llavakit_kernels.h`` describes the call.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range or a matrix has another shape.
+        CapacityError
+            If memory is short, or this machine lacks the instruction set or the library a type.
+        """
+        chosen = self.best if level is None else level
+        status = self._library.llk_decode(chosen, ctypes.byref(call), num_threads)
+        if status:
+            _check_status(status, f"a pass of {call.num_tokens} tokens", chosen)
 
 
 def find_library(folders: Iterable[str | Path] | None = None) -> Path:

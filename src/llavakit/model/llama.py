@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from llavakit.core.config import TextConfig
 from llavakit.model.kv_blocks import BLOCKS, read_blocks
 from llavakit.model.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, apply_rotary, attend
 from llavakit.model.native import attend_native, rotate, swiglu
+from llavakit.model.native_decoder import KeyValues, NativeDecoder
 
 __all__ = ["LayerCache", "LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "PackedCache"]
 
@@ -28,6 +29,9 @@ class LayerCache(Protocol):
     def update(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values (B, K, T, E); return all that the queries may see, (B, K, S, E), as stored."""
 
+    def key_values(self, num_tokens: int) -> KeyValues:
+        """Say where the keys and values of a pass of ``num_tokens`` tokens of each row go, in every layer."""
+
 
 class PackedCache(ABC):
     """Several sequences whose tokens stand one after the other in one row; it knows which keys each of them sees."""
@@ -38,6 +42,10 @@ class PackedCache(ABC):
 
         ``is_native`` says whether the native library computes this layer.
         """
+
+    @abstractmethod
+    def key_values(self, num_tokens: int) -> KeyValues:
+        """Say where the keys and values of this pass of ``num_tokens`` tokens go, in every layer."""
 
 
 class LlamaAttention(nn.Module):
@@ -152,14 +160,34 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """Embeddings, decoder layers and the final norm."""
+    """Embeddings, decoder layers and the final norm.
+
+    Attributes
+    ----------
+    native : NativeDecoder, optional
+        Computes float32 tokens with a cache through all layers at once; without it they go layer by layer. See
+        `use_native`.
+    """
+
+    native: NativeDecoder | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, idx) for idx in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config.head_dim, rope_theta=config.rope_theta)
+
+    def use_native(self) -> None:
+        """Leave passes to the native library from now on, if all layers' matrices are as a file stores them."""
+        layers = list(self.layers)
+        if NativeDecoder.can_run(layers, self.norm):
+            self.native = NativeDecoder(self.config, layers, self.norm)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.native = None  # what it points to may move
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -187,6 +215,9 @@ class LlamaModel(nn.Module):
         tensor of shape (B, T, D)
         """
         rotary = self.rotary_emb(positions, inputs_embeds.dtype)
+        is_float = inputs_embeds.dtype == torch.float32 and not torch.is_grad_enabled()
+        if self.native is not None and cache is not None and is_float:
+            return self.native.forward(inputs_embeds, rotary, cache.key_values(inputs_embeds.shape[1]))
         is_causal = mask is None and inputs_embeds.shape[1] > 1
         x = inputs_embeds
         for layer in self.layers:

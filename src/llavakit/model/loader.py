@@ -115,6 +115,7 @@ def load_model(
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.is_native = True
+        model.language_model.use_native()
     if config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
         model.lm_head.matrix = model.language_model.embed_tokens.matrix

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llavakit.kernels.library import Activation, AttentionCall
+from llavakit.kernels.library import Activation
+from llavakit.kernels.structures import AttentionCall
 from llavakit.model import kv_blocks
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.ggml_types import type_by_name
 
-__all__ = ["attend_blocks", "attend_native", "multiply_stored", "rms_norm", "rotate", "swiglu"]
+__all__ = ["KV_TYPES", "attend_blocks", "attend_native", "multiply_stored", "rms_norm", "rotate", "swiglu"]
 
-_KV_TYPES = {torch.float32: 0, torch.float16: 1, kv_blocks.BLOCKS: 8}
+KV_TYPES = {torch.float32: 0, torch.float16: 1, kv_blocks.BLOCKS: 8}
+"""What keys and values may be stored as, numbered as in GGUF."""
 
 
 def multiply_stored(
@@ -110,7 +112,7 @@ def _attend(
     call.key_strides[:], call.value_strides[:] = key.stride()[:3], value.stride()[:3]
     call.batch, call.num_queries, call.num_heads, call.head_dim = batch, num_queries, num_heads, head_dim
     call.num_kv_heads = key.shape[1]
-    call.kv_type, call.is_causal, call.scale = _KV_TYPES[key.dtype], is_causal, head_dim**-0.5
+    call.kv_type, call.is_causal, call.scale = KV_TYPES[key.dtype], is_causal, head_dim**-0.5
     if tables is not None:
         call.block_table, call.table_stride = tables.data_ptr(), tables.stride(0)
         call.block_size, call.num_blocks = key.shape[2], len(key)

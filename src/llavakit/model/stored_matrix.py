@@ -44,7 +44,7 @@ class StoredMatrix:
         self.data = data
         self.dtype = dtype
         self.shape = (num_rows, num_columns)
-        self._address: int = data.ctypes.data
+        self.address: int = data.ctypes.data
         self._row_bytes = data.nbytes // num_rows
 
     @classmethod
@@ -77,7 +77,7 @@ class StoredMatrix:
 
     def multiply(self, x: Tensor, bias: Tensor | None = None, *, activation: Activation = Activation.NONE) -> Tensor:
         """Map (..., K) to (..., N): ``activation(x @ matrix.T + bias)``, in float32, as the dtype of ``x``."""
-        return multiply_stored(self._address, self.dtype, self.shape[0], x, bias, activation=activation)
+        return multiply_stored(self.address, self.dtype, self.shape[0], x, bias, activation=activation)
 
     def look_up(self, indices: Tensor) -> Tensor:
         """Return rows (..., K) in float32 for integer indices (...)."""

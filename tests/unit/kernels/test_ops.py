@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llavakit.core.errors import ConfigError
-from llavakit.kernels.library import Activation, AttentionCall, InstructionSet, load_library
+from llavakit.kernels.library import Activation, InstructionSet, load_library
+from llavakit.kernels.structures import AttentionCall
 from llavakit.model.kv_blocks import read_blocks, round_slowly
 
 _LIBRARY = load_library()
@@ -59,6 +61,51 @@ def test_rms_norm(level: InstructionSet, num_rows: int, width: int, scale: float
     wide = x.double()
     expected = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
     assert torch.allclose(_check_guard(out).view(num_rows, width).double(), expected, rtol=3e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+def test_a_norm_of_a_sum_is_the_sum_and_its_norm(level: InstructionSet) -> None:
+    for num_rows, width in ((1, 1), (3, 37), (9, 256), (40, 1000)):
+        x, added, weight = _random((num_rows, width), 0), _random((num_rows, width), 1), _random((width,), 2)
+        total, apart, out = x + added, _guarded(x.numel()), _guarded(x.numel())
+        sizes: dict[str, Any] = {
+            "eps": 1e-5, "num_rows": num_rows, "width": width, "num_threads": 2, "level": level
+        }  # fmt: skip
+        _LIBRARY.rms_norm(total.data_ptr(), weight.data_ptr(), apart.data_ptr(), **sizes)
+        rows, in_place = x.clone(), x.clone()
+        _LIBRARY.add_rms_norm(rows.data_ptr(), added.data_ptr(), weight.data_ptr(), out.data_ptr(), **sizes)
+        _LIBRARY.add_rms_norm(
+            in_place.data_ptr(), added.data_ptr(), weight.data_ptr(), in_place.data_ptr(), **sizes
+        )  # fmt: skip
+        assert torch.equal(rows, total)
+        assert torch.equal(_check_guard(out), _check_guard(apart))
+        assert torch.equal(in_place.flatten(), apart[:-16])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8], ids=str)
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+def test_keys_are_stored_where_the_slots_say(level: InstructionSet, dtype: torch.dtype) -> None:
+    shapes = [(1, 1, 32), (5, 3, 96), (70, 2, 64)]
+    if dtype != torch.uint8:
+        shapes.append((3, 2, 18))  # no whole vectors
+    for num_rows, num_heads, head_dim in shapes:
+        x = _random((num_rows, num_heads, head_dim), 0)
+        # Halfway cases, subnormals, what is too great, and no number at all.
+        special = torch.tensor([65519.9, 65520.0, -1e30, 2**-24, 2**-25, 2049.0, -0.0, torch.inf, torch.nan, 6.1e-5])
+        x[0, 0, :10] = special if dtype == torch.float16 else x[0, 0, :10]
+        stored = round_slowly(x) if dtype == torch.uint8 else x.to(dtype)
+        width = stored.shape[-1]
+        order = torch.randperm(num_rows + 3, generator=torch.Generator().manual_seed(1))[:num_rows]
+        cache = torch.zeros((num_rows + 3, num_heads, width), dtype=dtype)
+        slots = order * cache.stride(0)
+        expected = cache.clone()
+        expected[order] = stored
+        _LIBRARY.store_positions(
+            x.data_ptr(), slots.data_ptr(), cache.data_ptr(), num_rows=num_rows, num_heads=num_heads, head_dim=head_dim,
+            kv_type={torch.float32: 0, torch.float16: 1, torch.uint8: 8}[dtype], head_stride=width, num_threads=2,
+            level=level,
+        )  # fmt: skip
+        assert torch.equal(cache.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("is_interleaved", [False, True])

@@ -1,0 +1,109 @@
+"""All layers in one native call: bit for bit what the layers compute one after the other, in every cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import llavakit
+from llavakit.core.errors import ConfigError
+from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
+from llavakit.engine.paged_cache import BlockPool, PackedPass, Piece
+from llavakit.kernels.structures import DecoderCall
+from llavakit.model.kv_blocks import BLOCKS
+from llavakit.model.llama import LlamaModel
+from llavakit.model.native_decoder import NativeDecoder
+from llavakit.model.threads import load_shared_library
+from tests.tiny.gguf_pair import write_pair
+from tests.tiny.random_model import make_config
+
+_CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
+    folder = tmp_path_factory.mktemp("pair")
+    # Two key heads for four of queries, and sizes that differ, so that no two can be confused.
+    config = make_config(
+        hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64
+    )
+    write_pair(folder, config, types=("q4_k", "q8_0", "q6_k"))
+    model = llavakit.load(folder / "model.gguf").model.language_model
+    assert isinstance(model, LlamaModel)
+    assert model.native is not None
+    return model
+
+
+def _random(model: LlamaModel, *shape: int) -> Tensor:
+    width = model.norm.weight.shape[0]
+    return torch.randn((*shape, width), generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _rows(model: LlamaModel, dtype: torch.dtype) -> list[Tensor]:
+    cache = KVCache(model.config, num_rows=3, max_len=64, dtype=dtype, device=_CPU)
+    out = []
+    for row, start, length in ((1, 0, 20), (0, 0, 7), (1, 20, 9), (0, 7, 1)):
+        view = PrefillView(cache, row=row, start=start)
+        positions = torch.arange(start, start + length)[None]
+        out.append(model(_random(model, 1, length), positions, cache=view, mask=view.mask(length)))
+    for lengths in ([8, 29], [9, 30, 0], [10, 10]):
+        decode = DecodeView(cache, lengths)
+        out.append(model(_random(model, len(lengths), 1), decode.positions, cache=decode, mask=decode.mask()))
+    return [*out, cache.keys, cache.values]
+
+
+def _blocks(model: LlamaModel, dtype: torch.dtype) -> list[Tensor]:
+    pool = BlockPool(model.config, num_blocks=9, dtype=dtype, device=_CPU)
+    out = []
+    for pieces in (
+        [Piece([3], 0, 1), Piece([5], 0, 1), Piece([7, 2], 0, 25)],
+        [Piece([3], 1, 1), Piece([7, 2], 25, 3), Piece([5, 8], 1, 20)],
+    ):
+        packed = PackedPass(pool, pieces)
+        out.append(model(_random(model, 1, packed.positions.shape[1]), packed.positions, cache=packed))
+    return [*out, pool.keys, pool.values]
+
+
+@pytest.mark.parametrize("compute", [_rows, _blocks])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BLOCKS], ids=str)
+def test_layers_at_once_are_layers_in_turn(
+    decoder: LlamaModel, dtype: torch.dtype, compute: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(compute)
+    with torch.inference_mode():
+        at_once = compute(decoder, dtype)
+        monkeypatch.setattr(NativeDecoder, "forward", None)  # so that a call of it fails
+        monkeypatch.setattr(decoder, "native", None)
+        in_turn = compute(decoder, dtype)
+    assert all(torch.equal(one, other) for one, other in zip(at_once, in_turn, strict=True))
+    assert all(bool(one.float().abs().sum() > 0) for one in at_once)
+
+
+def test_tokens_are_left_as_they_are(decoder: LlamaModel) -> None:
+    cache = KVCache(decoder.config, num_rows=1, max_len=8, dtype=torch.float16, device=_CPU)
+    x = _random(decoder, 1, 3)
+    before = x.clone()
+    with torch.inference_mode():
+        decoder(x, torch.arange(3)[None], cache=PrefillView(cache, row=0, start=0))
+    assert torch.equal(x, before)
+
+
+def test_weights_that_move_are_not_read_where_they_were(tmp_path: Path) -> None:
+    write_pair(tmp_path, make_config(hidden_size=256, intermediate_size=256, head_dim=64), types=("q8_0",))
+    model = llavakit.load(tmp_path / "model.gguf").model
+    assert model.language_model.native is not None
+    model.to(torch.float64)
+    assert model.language_model.native is None
+
+
+def test_a_pass_whose_groups_are_not_its_tokens_is_refused(decoder: LlamaModel) -> None:
+    call = DecoderCall(
+        num_layers=1, num_tokens=3, num_groups=0, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8
+    )
+    with pytest.raises(ConfigError, match="3 tokens"):
+        load_shared_library().count_decoder_scratch(call)
+    with pytest.raises(ConfigError, match="3 tokens"):
+        load_shared_library().decode(call, num_threads=1)
