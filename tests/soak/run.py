@@ -203,10 +203,11 @@ def soak(*, warm_up_s: float, seconds: float, num_clients: int, seed: int = 1) -
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        # A small memory for blocks, so that it is full after the warm-up and stays as large as it is.
+        # Small caches, so that they are full after the warm-up: what grows afterwards is no cache that fills.
         process = subprocess.Popen(
             [sys.executable, "-m", "llavakit", "serve", "llava:tiny", "--port", str(port), "--no-state-file",
-             "--cache-dir", f"{folder}/cache", "--disk-cache-gib", "0.05", "--kv-cache-gib", "0.1"],
+             "--cache-dir", f"{folder}/cache", "--disk-cache-gib", "0.05", "--kv-cache-gib", "0.1",
+             "--picture-cache-gib", "0.02"],
             stdout=log, stderr=log,
         )  # fmt: skip
         try:

@@ -265,6 +265,7 @@ def make_host(
     cache_dir: Path | None = None,
     disk_cache_bytes: int = 2 * 1024**3,
     cache_bytes: int | None = None,
+    picture_cache_bytes: int = 256 * 1024**2,
     isolate_tenants: bool = False,
     threads: int | None = None,
 ) -> Host:
@@ -286,7 +287,7 @@ def make_host(
 
     settings = ServeSettings(
         num_parallel=num_parallel, max_waiting=max_waiting, cache_bytes=cache_bytes, isolate_tenants=isolate_tenants,
-        cache_dir=cache_dir, disk_cache_bytes=disk_cache_bytes,
+        cache_dir=cache_dir, disk_cache_bytes=disk_cache_bytes, picture_cache_bytes=picture_cache_bytes,
     )  # fmt: skip
     return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s)
 

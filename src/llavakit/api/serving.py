@@ -47,6 +47,8 @@ class ServeSettings:
         Further ones that wait; one more is refused.
     cache_bytes : int, optional
         Of keys and values; by default what is free, less what weights and pictures need.
+    picture_cache_bytes : int
+        Of pictures' features; part of what is free.
     isolate_tenants : bool
         Whether nothing cached for one tenant is used for another.
     cache_dir : Path, optional
@@ -59,6 +61,7 @@ class ServeSettings:
     num_parallel: int = 8
     max_waiting: int = 256
     cache_bytes: int | None = None
+    picture_cache_bytes: int = 256 * 1024**2
     isolate_tenants: bool = False
     cache_dir: Path | None = None
     disk_cache_bytes: int = 2 * _GIB
@@ -104,6 +107,7 @@ class ServedModel:
             ),
             max_draft_tokens=3 if settings.max_draft_tokens is None else settings.max_draft_tokens,
             max_decode_rows=4 if is_cpu else 32,
+            max_picture_bytes=settings.picture_cache_bytes,
             fingerprint=fingerprint,
             disk=self._disk,
         )
@@ -264,6 +268,8 @@ def _count_blocks(model: Llava, settings: ServeSettings, available_bytes: int) -
     """Blocks of the cache: as many as all parallel requests could ever use, if there is memory for them."""
     block_bytes = BlockPool.block_bytes(model.config.text_config, model.kv_dtype)
     per_request = -(-model.config.max_context_tokens // BLOCK_SIZE)
-    budget = settings.cache_bytes if settings.cache_bytes is not None else available_bytes
+    budget = settings.cache_bytes
+    if budget is None:
+        budget = max(0, available_bytes - settings.picture_cache_bytes)
     # Twice what runs: the other half keeps what may be asked about again.
     return max(1, min(budget // block_bytes, 2 * settings.num_parallel * per_request))

@@ -341,6 +341,9 @@ def _serve() -> argparse.ArgumentParser:
         "--kv-cache-gib", type=float, metavar="X", help="memory of keys and values (default: what is free)"
     )
     work.add_argument(
+        "--picture-cache-gib", type=float, metavar="X", help="memory of pictures' features (default: 0.25)"
+    )
+    work.add_argument(
         "--cache-dir", metavar="FOLDER", help="keep pictures on the disk over a restart (default: nowhere)"
     )
     work.add_argument("--disk-cache-gib", type=float, metavar="X", help="largest size of that folder (default: 2)")

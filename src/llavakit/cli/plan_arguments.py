@@ -34,9 +34,9 @@ def _add_setting_options(parser: argparse.ArgumentParser, *, has_quant: bool = T
     group.add_argument("--flash-attention", action="store_true", help="attention without a matrix of scores")
     group.add_argument(
         "--engine",
-        default="llama.cpp",
         metavar="NAME",
-        help="llama.cpp, ollama, llavakit, transformers, transformers-4bit or vllm (default: llama.cpp)",
+        help="llama.cpp, ollama, llavakit, transformers, transformers-4bit or vllm (default: llama.cpp; of `fits` "
+        "on a machine without a GPU, llavakit)",
     )
     group.add_argument("--vision-on-cpu", action="store_true", help="leave the vision tower to the processor")
     group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on GPUs, the head counted (default: all)")
@@ -91,7 +91,8 @@ def _fits() -> argparse.ArgumentParser:
         "fits",
         "MODEL [options]",
         "Say whether a model fits: every part of the memory it takes, what is left, the largest context, and the\n"
-        "cheapest change that would make it fit. Without --gpu, this machine is looked at.\n\n"
+        "cheapest change that would make it fit. Without --gpu, this machine is looked at, and its bandwidth and\n"
+        "arithmetic are measured for a second.\n\n"
         "The exit status is 0 if it fits and 1 if it does not.",
         '  llavakit fits llava:13b\n  llavakit fits llava:13b --gpu "RTX 3060 12GB"\n'
         '  llavakit fits llava:13b --gpu "2x RTX 3090" --quant f16\n'

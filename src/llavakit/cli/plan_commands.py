@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llavakit.cli.console import Console
 from llavakit.cli.plan_tables import print_build, print_candidates, print_card, print_plan
-from llavakit.core.errors import ConfigError
+from llavakit.core.errors import ConfigError, LlavakitError
 
 if TYPE_CHECKING:
     import argparse
@@ -24,6 +24,7 @@ __all__ = ["COMMANDS"]
 
 _EXIT_DOES_NOT_FIT = 1
 _MAX_MEMORY_GB = 1 << 20
+_MEASURING_SECONDS = 1.0
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
@@ -94,6 +95,9 @@ def fits(options: argparse.Namespace, console: Console) -> int:
     if devices is None:
         machine = detect_machine()
         devices, host, notes = list(machine.gpus), machine.host, list(machine.notes)
+        if not devices:
+            host = _measure_host(host, console, notes)
+            setting = setting if options.engine else replace(setting, engine="llavakit")
         if machine.available_bytes is not None and machine.available_bytes < 0.5 * machine.host.numbers.memory_bytes:
             notes.append(f"only {machine.available_bytes / 1e9:.1f} GB of memory are free just now")
     else:
@@ -107,6 +111,20 @@ def fits(options: argparse.Namespace, console: Console) -> int:
     else:
         print_plan(found, console)
     return 0 if found.verdict in ("fits", "tight") else _EXIT_DOES_NOT_FIT
+
+
+def _measure_host(host: Device, console: Console, notes: list[str]) -> Device:
+    from llavakit.kernels.machine import measure_machine
+    from llavakit.planner.machine import measured_host
+
+    console.status("measuring this machine")
+    try:
+        return measured_host(host, measure_machine(_MEASURING_SECONDS))
+    except LlavakitError as error:  # no native library, or no memory for it
+        notes.append(f"bandwidth and arithmetic are assumed, since they could not be measured: {error}")
+        return host
+    finally:
+        console.status("")
 
 
 def _positive(value: float | None, name: str) -> float | None:
@@ -271,7 +289,7 @@ def make_setting(options: argparse.Namespace, model: PlannedModel) -> Setting:
 
     sizes = model.sizes
     return Setting(
-        engine=options.engine.lower(),
+        engine=(options.engine or "llama.cpp").lower(),
         num_context_tokens=sizes.max_context_tokens if options.context is None else options.context,
         num_parallel=options.parallel,
         num_images=options.images,

@@ -74,6 +74,7 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
         keep_alive_s=settings.keep_alive_s if settings.keep_alive_s >= 0 else math.inf, max_waiting=settings.queue,
         num_parallel=settings.parallel, cache_dir=Path(settings.cache_dir) if settings.cache_dir else None,
         disk_cache_bytes=int(settings.disk_cache_gib * _GIB),
+        picture_cache_bytes=int(settings.picture_cache_gib * _GIB),
         cache_bytes=int(settings.kv_cache_gib * _GIB) or None, isolate_tenants=settings.isolate_tenants,
         threads=settings.threads or None,
     )  # fmt: skip

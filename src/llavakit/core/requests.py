@@ -135,6 +135,7 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_images_encoded: int = 0
     num_image_hits: int = 0
+    num_image_cache_bytes: int = 0  # now
     num_preemptions: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0

@@ -21,8 +21,7 @@ from llavakit.core.errors import CapacityError, ConfigError
 from llavakit.diagnostics.memory import read_available_bytes
 from llavakit.kernels.machine import MachineLimits, count_cpus
 from llavakit.planner import formulas
-from llavakit.planner.devices import Device
-from llavakit.planner.machine import detect_machine
+from llavakit.planner.machine import detect_machine, measured_host
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import PROGRAM_BYTES, check_setting
 from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, Setting, SpeedFit
@@ -36,7 +35,6 @@ __all__ = [
     "compare",
     "machine_numbers",
     "measure_run",
-    "measured_host",
     "planned_seconds",
     "run_worker",
 ]
@@ -240,21 +238,9 @@ def _memory_rows(parts: list[dict[str, Any]], measured: dict[str, Any]) -> list[
     ]
 
 
-def measured_host(machine: MachineLimits) -> Device:
-    """Return this machine's processor with its measured bandwidth and rates."""
-    host = detect_machine().host
-    integers = machine.int8_gops
-    half = integers / 2 if integers is not None else machine.fp32_gflops
-    return replace(
-        host, bandwidth_gb_s=machine.read_gb_per_s, half_tflops=half / 1000,
-        int8_tops=(integers if integers is not None else machine.fp32_gflops) / 1000,
-    )  # fmt: skip
-
-
 def machine_numbers(machine: MachineLimits) -> DeviceNumbers:
     """Return this machine's processor as the formulas see it, with its measured bandwidth and rates."""
-    int8_rate = (machine.int8_gops or machine.fp32_gflops) * 1e9
-    return replace(measured_host(machine).numbers, int8_rate=int8_rate, shader_rate=machine.fp32_gflops * 1e9)
+    return measured_host(detect_machine().host, machine).engine_numbers
 
 
 def planned_seconds(

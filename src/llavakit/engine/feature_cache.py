@@ -37,6 +37,11 @@ class FeatureCache:
             _, dropped = self._entries.popitem(last=False)
             self._num_bytes -= dropped.nbytes
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all features."""
+        return self._num_bytes
+
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()

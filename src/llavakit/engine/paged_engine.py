@@ -36,7 +36,7 @@ from llavakit.scheduling.sequence import Sequence as ScheduledSequence
 
 __all__ = ["EngineEvent", "PagedEngine"]
 
-_FEATURE_BYTES = 256 * 1024**2
+_PICTURE_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,8 @@ class PagedEngine:
         Longest guess of what follows; 0 for none.
     max_decode_rows : int
         Tokens of running answers in one pass, guesses included, up to which a guess costs next to nothing.
+    max_picture_bytes : int
+        Of pictures' features in memory.
     fingerprint : str
         Of the model's files; what is kept on the disk is kept under it.
     disk : DiskStore, optional
@@ -92,6 +94,7 @@ class PagedEngine:
         budget: Budget | None = None,
         max_draft_tokens: int = 3,
         max_decode_rows: int = 4,
+        max_picture_bytes: int = _PICTURE_BYTES,
         fingerprint: str = "",
         disk: DiskStore | None = None,
     ) -> None:
@@ -108,7 +111,7 @@ class PagedEngine:
         )
         self._scheduler = Scheduler(BlockManager(num_blocks), BLOCK_SIZE, budget or Budget())
         self._pictures = PictureEncoder(
-            model, max_bytes=_FEATURE_BYTES, disk=disk, prefix=root_digest(fingerprint, str(model.dtype)).hex()[:16]
+            model, max_bytes=max_picture_bytes, disk=disk, prefix=root_digest(fingerprint, str(model.dtype)).hex()[:16]
         )
         self._requests: dict[int, _Request] = {}
         # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
@@ -245,6 +248,7 @@ class PagedEngine:
             num_blocks_cached=blocks.num_kept,
             num_images_encoded=self._pictures.num_encoded,
             num_image_hits=self._pictures.num_hits,
+            num_image_cache_bytes=self._pictures.num_bytes,
             **self._counts,
         )
 

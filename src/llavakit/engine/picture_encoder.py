@@ -43,6 +43,11 @@ class PictureEncoder:
         self.num_encoded = 0
         self.num_hits = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Of features in memory."""
+        return self._features.num_bytes
+
     def find(self, key: str) -> Tensor | None:
         """Return the features (num_image_tokens, D) of a picture that was seen before."""
         features = self._features.get(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 
@@ -52,6 +52,8 @@ class Device:
     year : int
     confidence : {"high", "medium", "low"}
     source, source_date : str
+    instruction_set : str
+        Of a processor whose bandwidth and rates were measured; empty for the table's.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Device:
     source: str
     source_date: str
     note: str
+    instruction_set: str = ""
 
     @property
     def family(self) -> str:
@@ -124,6 +127,15 @@ class Device:
             host_rate=0.0 if is_shared else (self.pcie_gb_s or 15.75) * 0.8e9, watts=watts,
             idle_watts=self.idle_watts if self.idle_watts is not None else watts * 0.1,
         )  # fmt: skip
+
+    @cached_property
+    def engine_numbers(self) -> DeviceNumbers:
+        """What the formulas see of a processor that runs this package's own engine, which multiplies in 8 bits.
+
+        The table has one rough rate for a processor; it is taken for one without instructions of its own for that.
+        """
+        plain = self.shader_tflops or self.half_tflops or 0.1
+        return replace(self.numbers, int8_rate=(self.int8_tops or plain) * 1e12, shader_rate=plain * 1e12)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:

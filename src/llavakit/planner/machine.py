@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llavakit.core.errors import ConfigError
-from llavakit.kernels.machine import count_cpus, get_cpu_name
+from llavakit.kernels.machine import MachineLimits, count_cpus, get_cpu_name
 from llavakit.planner.devices import Device, find_device
 
-__all__ = ["Machine", "detect_machine", "generic_host"]
+__all__ = ["Machine", "detect_machine", "generic_host", "measured_host"]
 
 _KIB = 1024
 _MIB = 1024**2
@@ -81,6 +81,17 @@ def detect_machine(*, root: Path = Path("/"), run: object = None) -> Machine:
         note="bandwidth and arithmetic rate are assumed; `llavakit plan --verify` measures them",
     )
     return Machine(host, tuple(gpus), available, tuple(notes))
+
+
+def measured_host(host: Device, limits: MachineLimits) -> Device:
+    """Return a processor with its measured bandwidth and rates in place of nominal ones."""
+    integers = limits.int8_gops if limits.int8_gops is not None else limits.fp32_gflops
+    half = limits.fp32_gflops if limits.int8_gops is None else limits.int8_gops / 2
+    return replace(
+        host, bandwidth_gb_s=limits.read_gb_per_s, half_tflops=half / 1000, int8_tops=integers / 1000,
+        shader_tflops=limits.fp32_gflops / 1000, instruction_set=limits.instruction_set,
+        note="bandwidth and arithmetic rates were measured",
+    )  # fmt: skip
 
 
 def _read_memory(root: Path, command: object) -> tuple[int | None, int | None]:

@@ -16,7 +16,7 @@ from llavakit.planner import formulas
 from llavakit.planner.devices import Device
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, QuantSizes, Setting, SpeedFit
-from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for
+from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, processor_fit
 from llavakit.weights.mixtures import MIXTURES
 
 __all__ = [
@@ -38,6 +38,7 @@ PROGRAM_BYTES = 310_000_000
 SECONDS_PER_MEGAPIXEL = 0.011
 INTERVAL = 1.645  # 90 % of a normal distribution of logarithms
 _MAX_TOKENS = 1 << 20
+_OWN = "llavakit"
 _ENGINES = ("llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm")
 _LAYERED = ("llama.cpp", "ollama")
 _HALF_ONLY = ("transformers", "transformers-4bit", "vllm")
@@ -156,13 +157,16 @@ class Plan:
 class _Case:
     """The arguments of every formula, gathered once."""
 
-    def __init__(self, model: PlannedModel, quant: QuantSizes, devices: Sequence[Device], host: Device) -> None:
+    def __init__(
+        self, model: PlannedModel, quant: QuantSizes, devices: Sequence[Device], host: Device, *, engine: str
+    ) -> None:
         self.model, self.quant = model, quant
         self.sizes = model.sizes
         self.devices: list[DeviceNumbers] = [device.numbers for device in devices]
-        self.host = host.numbers
+        is_own = engine == _OWN and not devices
+        self.host = host.engine_numbers if is_own else host.numbers
         self.fits: list[SpeedFit] = [fit_for(device) for device in devices]
-        self.host_fit = fit_for(host)
+        self.host_fit = processor_fit(host) if is_own else fit_for(host)
 
     def with_quant(self, name: str) -> _Case:
         """Return the same with another mixture."""
@@ -275,10 +279,10 @@ def make_plan(
     warnings = check_setting(model, setting)
     if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in _LAYERED:
         setting = replace(setting, has_flash_attention=True)
-    if setting.engine in _HALF_ONLY:
+    if setting.engine in _HALF_ONLY or (setting.engine == _OWN and devices):
         quant = "f16"
     setting = replace(setting, num_device_layers=min(setting.num_device_layers, model.sizes.num_layers + 1))
-    case = _Case(model, model.quantize(quant), devices, host)
+    case = _Case(model, model.quantize(quant), devices, host, engine=setting.engine)
     placed = case.placed(setting)
     parts = case.parts(setting)
     totals = [int(total) for total in formulas.place_totals(parts, len(placed))]
@@ -296,7 +300,7 @@ def make_plan(
     running = setting if fits else replace(setting, num_device_layers=layers)
     has_speed = verdict != "no" and setting.engine in (*_LAYERED, "llavakit")
     if has_speed:
-        warnings += _speed_warnings(devices, case.fits if placed else [case.host_fit])
+        warnings += _speed_warnings(devices, case.fits if placed else [case.host_fit], host, engine=setting.engine)
     return Plan(
         model=model,
         quant=case.quant,
@@ -316,7 +320,11 @@ def make_plan(
     )
 
 
-def _speed_warnings(devices: Sequence[Device], fits: Sequence[SpeedFit]) -> list[str]:
+def _speed_warnings(devices: Sequence[Device], fits: Sequence[SpeedFit], host: Device, *, engine: str) -> list[str]:
+    if engine == _OWN and not devices:
+        if host.instruction_set:
+            return []
+        return ["speeds are a guess: made of nominal figures; on the machine itself `llavakit fits` measures first"]
     found = []
     for family, count in sorted({(fit.family, fit.num_devices) for fit in fits}):
         if count <= MIN_OTHER_DEVICES:

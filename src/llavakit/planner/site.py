@@ -25,8 +25,8 @@ from llavakit.planner.javascript import formulas_source, translate
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import INTERVAL, PROGRAM_BYTES, SECONDS_PER_MEGAPIXEL, Plan, make_plan
-from llavakit.planner.records import KV_BLOCK_BYTES, Setting
-from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, load_calibration
+from llavakit.planner.records import KV_BLOCK_BYTES, Setting, SpeedFit
+from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, load_calibration, processor_fit
 
 __all__ = ["site_data", "write_site"]
 
@@ -53,7 +53,7 @@ def site_data() -> dict[str, Any]:
         "models": {name: _model_data(model) for name, model in models.items()},
         "devices": [_device_data(device) for device in list_devices()],
         "host": asdict(generic_host().numbers),
-        "hostFit": _fit_data(generic_host()),
+        "hostFit": _fit_data(fit_for(generic_host())),
         "kv": KV_BLOCK_BYTES,
         "minOtherDevices": MIN_OTHER_DEVICES,
         "programBytes": PROGRAM_BYTES,
@@ -62,8 +62,7 @@ def site_data() -> dict[str, Any]:
     }
 
 
-def _fit_data(device: Device) -> dict[str, Any]:
-    fit = fit_for(device)
+def _fit_data(fit: SpeedFit) -> dict[str, Any]:
     return {**asdict(fit), "decode_factor": math.exp(INTERVAL * fit.decode_spread)}
 
 
@@ -77,7 +76,11 @@ def _device_data(device: Device) -> dict[str, Any]:
         "price_year": device.price_year,
         "confidence": device.confidence,
         "numbers": asdict(device.numbers),
-        "fit": _fit_data(device),
+        "fit": _fit_data(fit_for(device)),
+        # A processor as this package's own engine sees it.
+        "own": {"numbers": asdict(device.engine_numbers), "fit": _fit_data(processor_fit(device))}
+        if device.backend == "cpu"
+        else None,
     }
 
 

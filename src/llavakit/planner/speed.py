@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from llavakit.planner.devices import Device
 from llavakit.planner.records import SpeedFit
 
-__all__ = ["ERAS", "MIN_OTHER_DEVICES", "fit_for", "load_calibration"]
+__all__ = ["ERAS", "MIN_OTHER_DEVICES", "engine_fit", "fit_for", "load_calibration", "processor_fit"]
 
 # Builds of llama.cpp by year; the last one stands for everything since.
 ERAS = ("2023", "2024", "2025")
 # With fewer other devices of its kind measured, a device's speed is a guess.
 MIN_OTHER_DEVICES = 2
+# Of nominal bandwidth that reads reach on a processor; and how far a speed made of nominal figures may be off, as a
+# logarithm.
+_REACHED_SHARE = 0.78
+_NOMINAL_SPREAD = 0.3
 
 
 @lru_cache(maxsize=1)
@@ -32,6 +37,21 @@ def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
         if fit.family == device.family:
             return fit
     return next(fit for fit in fits if fit.family == "nvidia")
+
+
+def processor_fit(device: Device) -> SpeedFit:
+    """Return the calibration of this package's own engine for a processor.
+
+    The shares are those of measured limits. A processor that is known by its makers' figures alone reaches some 78 % of
+    its bandwidth, by the same note as in the table, and is given wider intervals.
+    """
+    if device.instruction_set:
+        return engine_fit(device.instruction_set)
+    fit = engine_fit("avx2")
+    return replace(
+        fit, decode_efficiency=fit.decode_efficiency * _REACHED_SHARE, decode_spread=_NOMINAL_SPREAD,
+        half_decode_efficiency=fit.half_decode_efficiency * _REACHED_SHARE, prompt_spread=_NOMINAL_SPREAD,
+    )  # fmt: skip
 
 
 def engine_fit(instruction_set: str) -> SpeedFit:

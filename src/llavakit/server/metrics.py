@@ -79,6 +79,7 @@ _ENGINE = (
     ("generation_tokens_total", "counter", "Tokens of answers.", "num_generated_tokens"),
     ("images_encoded_total", "counter", "Pictures that passed the vision tower.", "num_images_encoded"),
     ("image_cache_hits_total", "counter", "Pictures whose features were at hand.", "num_image_hits"),
+    ("image_cache_bytes", "gauge", "Memory of pictures' features.", "num_image_cache_bytes"),
     ("num_preemptions_total", "counter", "Requests sent back to wait for blocks.", "num_preemptions"),
     ("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed.", "num_drafted_tokens"),
     ("spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", "num_accepted_tokens"),

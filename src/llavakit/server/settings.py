@@ -48,6 +48,8 @@ class ServerSettings:
         How long an unused model stays in memory.
     kv_cache_gib : float
         Memory of keys and values; 0 for what is free.
+    picture_cache_gib : float
+        Memory of what the vision tower gave, kept for pictures that come again.
     cache_dir : str
         Where pictures outlive a restart; empty for nowhere.
     disk_cache_gib : float
@@ -80,6 +82,7 @@ class ServerSettings:
     queue: int = 256
     keep_alive_s: float = 300.0
     kv_cache_gib: float = 0.0
+    picture_cache_gib: float = 0.25
     cache_dir: str = ""
     disk_cache_gib: float = 2.0
     isolate_tenants: bool = False
@@ -100,7 +103,8 @@ class ServerSettings:
         for name, low, high in (
             ("port", 0, 65535), ("requests_per_minute", 0, 1_000_000), ("max_body_mib", 1, 4096),
             ("max_images", 1, 1000), ("parallel", 1, 1024), ("queue", 0, 100_000), ("threads", 0, 4096),
-            ("kv_cache_gib", 0, 4096), ("disk_cache_gib", 0, 100_000), ("grace_s", 0, 86_400),
+            ("kv_cache_gib", 0, 4096), ("picture_cache_gib", 0, 4096), ("disk_cache_gib", 0, 100_000),
+            ("grace_s", 0, 86_400),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:

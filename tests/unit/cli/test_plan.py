@@ -70,6 +70,11 @@ def test_this_machine_and_described_devices() -> None:
     status, plan = _json("fits", "llava:tiny")
     assert status == 0
     assert plan["host"]
+    # Without a GPU the question is about this package's own engine, and about this processor as measured just now.
+    if not plan["devices"]:
+        assert plan["setting"]["engine"] == "llavakit"
+        assert not any("guess" in note for note in plan["warnings"])
+        assert _json("fits", "llava:tiny", "--engine", "llama.cpp")[1]["setting"]["engine"] == "llama.cpp"
     status, plan = _json("fits", "llava:7b", "--memory-gb", "8", "--bandwidth-gb-s", "256")
     assert plan["devices"] == ["a GPU with 8 GB and 256 GB/s"]
     assert plan["usable_bytes"][0] < 8 * 1024**3

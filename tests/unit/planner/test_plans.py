@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from llavakit.core.errors import ConfigError, ModelNotFoundError
+from llavakit.kernels.machine import MachineLimits
 from llavakit.planner.builds import plan_build
 from llavakit.planner.card import make_card
 from llavakit.planner.choose import Need, choose_best, filter_candidates, frontier, list_candidates, sort_candidates
 from llavakit.planner.devices import find_device, find_devices
-from llavakit.planner.machine import generic_host
+from llavakit.planner.machine import generic_host, measured_host
 from llavakit.planner.models import PlannedModel, find_model
 from llavakit.planner.plans import Plan, make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
@@ -37,6 +38,33 @@ def test_which_cards_hold_13b(model: PlannedModel) -> None:
     }  # fmt: skip
     assert _plan(model, "RTX 4090", "f16").verdict == "partly"
     assert _plan(model, "2x RTX 4090", "f16").verdict == "fits"
+
+
+def test_our_engine_on_a_processor_has_its_own_speed(model: PlannedModel) -> None:
+    """Not llama.cpp's: a prompt runs at 8-bit products' rate, and a processor that was measured needs no guess."""
+    limits = MachineLimits(
+        read_gb_per_s=70.0, fp32_gflops=500.0, bf16_gflops=1000.0, int8_gops=2000.0, num_threads=2, cpu_name="x",
+        instruction_set="avx512_bf16",
+    )  # fmt: skip
+    host, setting = measured_host(generic_host(), limits), replace(Setting(), engine="llavakit")
+    own, other = (make_plan(model, "q4_k_m", one, [], host) for one in (setting, Setting()))
+    assert own.speed is not None
+    assert other.speed is not None
+    assert own.speed.prompt.value > 2 * other.speed.prompt.value
+    assert not any("guess" in warning for warning in own.warnings)
+    weights = next(part.bytes for part in own.parts if part.name == "weights")
+    assert 0.5 < own.speed.decode.value * weights / 70e9 < 1.0
+    nominal = make_plan(model, "q4_k_m", setting, [], generic_host())
+    assert nominal.speed is not None
+    assert any("nominal" in warning for warning in nominal.warnings)
+    spread = [plan.speed.decode.high / plan.speed.decode.low for plan in (own, nominal) if plan.speed is not None]
+    assert spread[1] > 1.5 * spread[0]
+
+
+def test_our_engine_on_a_gpu_is_planned_in_16_bits(model: PlannedModel) -> None:
+    plans = [_plan(model, "RTX 5090", quant, engine="llavakit") for quant in ("q4_k_m", "f16")]
+    assert plans[0].speed == plans[1].speed
+    assert plans[0].quant.name == "f16"
 
 
 def test_the_advice_makes_it_fit(model: PlannedModel) -> None:

@@ -141,6 +141,20 @@ def test_the_page_shows_what_the_address_says(site: Path) -> None:
 
 
 @_needs_browser
+def test_our_engine_on_a_processor_is_the_same_on_the_page(site: Path) -> None:
+    from llavakit.planner.devices import find_device
+    from llavakit.planner.models import find_model
+
+    host = find_device("CPU: dual-channel DDR5-6400 desktop")
+    query = f"#?model=llava:7b&quant=q4_k_m&device={host.name.replace(' ', '+')}&engine=llavakit"
+    text = re.sub(r"\s+", " ", _open(site / "index.html", query, width=390))
+    plan = make_plan(find_model("llava:7b"), "q4_k_m", Setting(engine="llavakit"), [], host)
+    assert plan.speed is not None
+    digits = 1 if plan.speed.decode.value < 20 else 0
+    assert f"<b>{plan.speed.decode.value:.{digits}f} (" in text
+
+
+@_needs_browser
 def test_nonsense_in_the_address_does_no_harm(site: Path) -> None:
     text = _open(site / "index.html", "#?model=x&quant=%3Cb%3E&device=none&context=-5&images=1e99&layers=NaN&kv=9")
     assert 'id="verdict"' in text

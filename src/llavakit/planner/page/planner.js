@@ -84,13 +84,15 @@ function settingOf() {
 // One plan: the same steps as planner/plans.py, with the same formulas.
 function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
-  const quant = D.models[state.model].quants[HALF_ONLY.includes(setting.engine) ? "f16" : quantName];
   const isProcessor = device.numbers.kind === "cpu";
-  const host = isProcessor ? device.numbers : hostFor(device);
+  const isHalf = HALF_ONLY.includes(setting.engine) || (setting.engine === "llavakit" && !isProcessor);
+  const quant = D.models[state.model].quants[isHalf ? "f16" : quantName];
+  const own = isProcessor && setting.engine === "llavakit" ? device.own : device;
+  const host = isProcessor ? own.numbers : hostFor(device);
   let devices = isProcessor ? [] : Array(count).fill(device.numbers);
   if (!LAYERED.includes(setting.engine)) devices = devices.slice(0, 1);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
-  const fit = device.fit;
+  const fit = own.fit;
   const fits = devices.map(() => fit);
   const hostFit = isProcessor ? fit : D.hostFit;
   const program = D.programBytes;
