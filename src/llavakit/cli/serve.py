@@ -62,7 +62,9 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
     from llavakit.server.lifecycle import DrainingServer
+    from llavakit.server.memory import use_one_heap
 
+    use_one_heap()
     _log_to(console)
     policy = SourcePolicy(
         allow_files=False, allow_urls=settings.allow_urls, allow_http=False, url_hosts=settings.url_hosts,
