@@ -183,26 +183,36 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
     return parts
 
 
-def llavakit_activation_bytes(model: ModelSizes, quant: QuantSizes, setting: Setting, num_tokens: int) -> int:
-    """Largest set of float32 activations held at once in a prompt of this package's engine on a CPU.
+def module_activation_bytes(model: ModelSizes, setting: Setting, num_tokens: int) -> int:
+    """Largest set of float32 activations held at once in a prompt, layer by layer, with the pictures' features.
 
     Attention holds the embeddings, the layer's input, its norm, query, key, value, what they give and its projection,
     and three more copies while keys and values are written in 8 bits. The widest product holds the embeddings, the
-    layer's input, its output so far, its norm and its result, and gate and up. Both hold an 8-bit copy of an input.
-
-    The C library gives blocks of 32 MiB and more back to the system at once and keeps smaller ones. Once gate and up
-    are given back, their memory is free again when the head's weights are first read, so only what is more counts.
+    layer's input, its output so far, its norm and its result, and gate and up.
     """
     block = 4 * num_tokens * model.hidden_size
-    wide = 4 * num_tokens * model.intermediate_size
     attention = block * (8 if setting.kv_block_bytes >= 64 else 11)
-    product = 5 * block + 2 * wide
-    decoder = max(attention, product + block)
-    if block >= 32 * MIB:
-        decoder = max(3 * block, max(attention, product) - quant.head_bytes)
-    elif wide >= 32 * MIB:
-        decoder = max(attention, product - quant.head_bytes)
-    decoder = decoder + floor(9 * num_tokens * model.hidden_size / 8)
+    product = 6 * block + 8 * num_tokens * model.intermediate_size
+    return 8 * setting.num_images * model.num_image_tokens * model.hidden_size + max(attention, product)
+
+
+def llavakit_activation_bytes(model: ModelSizes, quant: QuantSizes, setting: Setting, num_tokens: int) -> int:
+    """Float32 activations of a prompt in this package's engine on a CPU, all layers in one native call.
+
+    Held are the embeddings, their copy that the layers change, the result, and what the call needs: a token's norm, and
+    either its heads' products, before and after rotation, or gate and up; and 8-bit copies of 960 inputs of the widest
+    product. Beside them are the pictures' features; or before them, the tower's activations.
+
+    The C library gives blocks of 32 MiB and more back to the system at once and keeps smaller ones. What the call needed
+    is free again when the head's weights are first read, so only what is more counts.
+    """
+    block = 4 * num_tokens * model.hidden_size
+    heads = 2 * model.hidden_size + 3 * model.kv_width
+    scratch = block + 4 * num_tokens * max(heads, 2 * model.intermediate_size)
+    packed = floor(9 * min(num_tokens, 960) * model.intermediate_size / 8)
+    decoder = 3 * block + scratch + packed
+    if scratch >= 32 * MIB:
+        decoder = max(3 * block, decoder - quant.head_bytes)
     features = 8 * setting.num_images * model.num_image_tokens * model.hidden_size
     tower = 4 * model.vision_tokens * (4 * model.vision_width + 2 * model.vision_inner)
     return features + max(decoder, tower if setting.num_images > 0 else 0)
@@ -220,7 +230,7 @@ def llavakit_parts(
     num_tokens = min(setting.num_context_tokens, prompt_tokens(model, setting) + setting.num_new_tokens)
     if len(devices) > 0 and devices[0].kind == "gpu":
         positions = setting.num_context_tokens * setting.num_parallel
-        half = floor(llavakit_activation_bytes(model, quant, setting, prompt_tokens(model, setting)) / 2)
+        half = floor(module_activation_bytes(model, setting, prompt_tokens(model, setting)) / 2)
         return [
             part("weights", 2 * model.num_parameters, 0, "exact"),
             part("key-value cache", kv_bytes(model, setting, model.num_layers, positions), 0, "exact"),
