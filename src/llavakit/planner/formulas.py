@@ -203,8 +203,8 @@ def llavakit_activation_bytes(model: ModelSizes, quant: QuantSizes, setting: Set
     either its heads' products, before and after rotation, or gate and up; and 8-bit copies of 960 inputs of the widest
     product. Beside them are the pictures' features; or before them, the tower's activations.
 
-    The C library gives blocks of 32 MiB and more back to the system at once and keeps smaller ones. What the call needed
-    is free again when the head's weights are first read, so only what is more counts.
+    The C library gives blocks of 32 MiB and more back to the system at once and keeps smaller ones. What the call
+    needed is free again when the head's weights are first read, so only what is more counts.
     """
     block = 4 * num_tokens * model.hidden_size
     heads = 2 * model.hidden_size + 3 * model.kv_width
