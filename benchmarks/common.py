@@ -16,7 +16,7 @@ from typing import Any
 from llavakit.diagnostics.memory import read_available_bytes
 from llavakit.kernels.machine import count_cpus, get_cpu_name
 
-__all__ = ["ROOT", "make_manifest", "make_table", "summarise", "write_result"]
+__all__ = ["RESULTS", "ROOT", "make_manifest", "make_table", "summarise", "write_result"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -24,7 +24,7 @@ from llavakit.planner import formulas
 from llavakit.planner.machine import detect_machine, measured_host
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import PROGRAM_BYTES, check_setting
-from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, Setting, SpeedFit
+from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, EngineFit, Setting
 from llavakit.planner.speed import engine_fit
 
 __all__ = [
@@ -244,7 +244,7 @@ def machine_numbers(machine: MachineLimits) -> DeviceNumbers:
 
 
 def planned_seconds(
-    model: PlannedModel, quant: str, setting: Setting, numbers: DeviceNumbers, fit: SpeedFit, num_tokens: int
+    model: PlannedModel, quant: str, setting: Setting, numbers: DeviceNumbers, fit: EngineFit, num_tokens: int
 ) -> dict[str, float]:
     """Return the planned seconds of the pictures, of a prompt of so many tokens, and of a further token after it."""
     sizes, depth = model.quantize(quant), num_tokens + setting.num_new_tokens // 2

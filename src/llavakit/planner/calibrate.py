@@ -407,7 +407,6 @@ def calibrate() -> dict[str, Any]:
                     half_operations=_round(fits["decode"].operations("half", family)),
                     quant_operations=_round(fits["decode"].operations("quant", family)),
                     k_operations=_round(fits["decode"].operations("k", family)),
-                    attention_efficiency=0.0,
                     prompt_joules=_round(fits["prompt"].joules) if _has_joules(family) else 0.0,
                     decode_layer_s=_round(decode_layer_s),
                     decode_spread=_round(_spread_of(residuals["decode"], family)),

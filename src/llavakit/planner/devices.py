@@ -53,7 +53,12 @@ class Device:
     confidence : {"high", "medium", "low"}
     source, source_date : str
     instruction_set : str
-        Of a processor whose bandwidth and rates were measured; empty for the table's.
+        Of a processor; empty elsewhere.
+    core_rates : tuple of float
+        Of a processor of the table: float32 and 8-bit operations per second of all its cores, which are their number,
+        their clock and what the instruction set does in a cycle, multiplied; empty elsewhere.
+    is_measured : bool
+        Bandwidth and rates were measured on this machine.
     """
 
     name: str
@@ -83,6 +88,8 @@ class Device:
     source_date: str
     note: str
     instruction_set: str = ""
+    core_rates: tuple[float, ...] = ()
+    is_measured: bool = False
 
     @property
     def family(self) -> str:
@@ -132,10 +139,16 @@ class Device:
     def engine_numbers(self) -> DeviceNumbers:
         """What the formulas see of a processor that runs this package's own engine, which multiplies in 8 bits.
 
-        The table has one rough rate for a processor; it is taken for one without instructions of its own for that.
+        Measured rates, or those that follow from cores, clock and instruction set. Where 8-bit products are faster than
+        plain ones, 16-bit ones run at half their rate.
         """
-        plain = self.shader_tflops or self.half_tflops or 0.1
-        return replace(self.numbers, int8_rate=(self.int8_tops or plain) * 1e12, shader_rate=plain * 1e12)
+        if self.is_measured or not self.core_rates:
+            plain = (self.shader_tflops or self.half_tflops or 0.1) * 1e12
+            integers = (self.int8_tops or plain / 1e12) * 1e12
+        else:
+            plain, integers = self.core_rates
+        half = integers / 2 if integers > plain else plain
+        return replace(self.numbers, half_rate=half, int8_rate=integers, shader_rate=plain)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
@@ -171,7 +184,15 @@ def _parse(row: dict[str, str]) -> Device:
         slots=_number(row["slots"]), price_usd=_number(row["msrp_usd"]),
         price_year=int(row["msrp_year"]) if row["msrp_year"] else None, year=int(row["year"]),
         confidence=row["confidence"], source=row["source"], source_date=row["source_date"], note=row["note"],
+        instruction_set=row["instruction_set"], core_rates=_core_rates(row),
     )  # fmt: skip
+
+
+def _core_rates(row: dict[str, str]) -> tuple[float, ...]:
+    if not row["num_cores"]:
+        return ()
+    cycles = int(row["num_cores"]) * float(row["core_ghz"]) * 1e9
+    return (cycles * int(row["fp32_per_cycle"]), cycles * int(row["int8_per_cycle"]))
 
 
 def find_device(name: str) -> Device:
@@ -208,8 +229,6 @@ def find_device(name: str) -> Device:
 
 
 def _of_size(found: list[Device], size: float, name: str) -> Device:
-    from dataclasses import replace
-
     for device in found:
         if device.memory_gib == size:
             return device

@@ -37,10 +37,13 @@ class FormulaSyntaxError(Exception):
 
 
 def formulas_source() -> str:
-    """Return the text of `llavakit.planner.formulas`."""
+    """Return the text of the modules of `llavakit.planner.formulas`, one after another."""
     from importlib import resources
 
-    return (resources.files("llavakit.planner") / "formulas.py").read_text(encoding="utf-8")
+    from llavakit.planner.formulas import MODULES
+
+    folder = resources.files("llavakit.planner") / "formulas"
+    return "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES)
 
 
 def translate(source: str) -> str:

@@ -89,7 +89,7 @@ def measured_host(host: Device, limits: MachineLimits) -> Device:
     half = limits.fp32_gflops if limits.int8_gops is None else limits.int8_gops / 2
     return replace(
         host, bandwidth_gb_s=limits.read_gb_per_s, half_tflops=half / 1000, int8_tops=integers / 1000,
-        shader_tflops=limits.fp32_gflops / 1000, instruction_set=limits.instruction_set,
+        shader_tflops=limits.fp32_gflops / 1000, instruction_set=limits.instruction_set, is_measured=True,
         note="bandwidth and arithmetic rates were measured",
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from llavakit.core.config import LlavaConfig, TextConfig, VisionConfig
 from llavakit.core.config_json import parse_llava_config
 from llavakit.core.errors import ConfigError, ModelNotFoundError
 from llavakit.core.shapes import count_parameters, expected_tensors, prefill_flops, projector_flops, vision_flops
-from llavakit.planner.records import ModelSizes, QuantSizes
+from llavakit.planner.records import ModelSizes, QuantProduct, QuantSizes
 from llavakit.weights.ggml_types import stored_bytes
 from llavakit.weights.mixtures import MIXTURES, choose_type, choose_vision_type, find_mixture
 
@@ -31,6 +31,8 @@ HUB_IDS = {name: f"llava-hf/llava-1.5-{name.removeprefix('llava:')}-hf" for name
 # llama.cpp's graph of CLIP ViT-L/14 at 336 pixels, as logged.
 _VISION_BUFFER_BYTES = int(32.89 * 1024 * 1024)
 _HALF_BITS = 16
+_HALF_TYPES = ("float16", "bfloat16", "float32")  # their products run in 16 bits
+_MATRIX_DIMS = 2
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,31 @@ def _quant_sizes(config: LlavaConfig, name: str, vision_type: str) -> QuantSizes
     mixture = find_mixture(name)
     layers = [0] * config.text_config.num_hidden_layers
     table = head = vision = num_weights = 0
+    is_tied = config.text_config.tie_word_embeddings
+    products: dict[tuple[str, bool], QuantProduct] = {}
     for tensor, shape in expected_tensors(config).items():
         count = math.prod(shape)
         if not tensor.startswith(("language_model.", "lm_head.")):
             vision += stored_bytes(choose_vision_type(tensor, shape, vision_type), count)
             continue
-        size = stored_bytes(choose_type(tensor, shape, mixture, config), count)
+        stored = choose_type(tensor, shape, mixture, config)
+        size = stored_bytes(stored, count)
         num_weights += count
+        is_head = tensor == "lm_head.weight" or ("embed_tokens" in tensor and is_tied)
+        if len(shape) == _MATRIX_DIMS and (is_head or "embed_tokens" not in tensor):
+            is_half = stored in _HALF_TYPES
+            product = products.setdefault(
+                (stored, is_head), QuantProduct(type=stored, weights=0, bytes=0, is_half=is_half, is_head=is_head)
+            )
+            product["weights"] += count
+            product["bytes"] += size
         if tensor.startswith("language_model.layers."):
             layers[int(tensor.split(".")[2])] += size
         elif "embed_tokens" in tensor:
             table += size
         else:
             head += size
-    if config.text_config.tie_word_embeddings:
+    if is_tied:
         head += table  # one matrix in the file, read by the head as well
         table = 0
     language = table + head + sum(layers)
@@ -128,7 +141,7 @@ def _quant_sizes(config: LlavaConfig, name: str, vision_type: str) -> QuantSizes
     return QuantSizes(
         name=name, table_bytes=table, layer_bytes=tuple(layers), head_bytes=head, vision_bytes=vision,
         language_bytes=language, bits_per_weight=bits, is_half=bits >= _HALF_BITS,
-        is_k=mixture.base.endswith("_k"),
+        is_k=mixture.base.endswith("_k"), products=tuple(products.values()),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.planner import formulas
 from llavakit.planner.devices import Device
 from llavakit.planner.models import PlannedModel
-from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, QuantSizes, Setting, SpeedFit
+from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, EngineFit, QuantSizes, Setting, SpeedFit
 from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, processor_fit
 from llavakit.weights.mixtures import MIXTURES
 
@@ -166,7 +166,7 @@ class _Case:
         is_own = engine == _OWN and not devices
         self.host = host.engine_numbers if is_own else host.numbers
         self.fits: list[SpeedFit] = [fit_for(device) for device in devices]
-        self.host_fit = processor_fit(host) if is_own else fit_for(host)
+        self.host_fit: SpeedFit | EngineFit = processor_fit(host) if is_own else fit_for(host)
 
     def with_quant(self, name: str) -> _Case:
         """Return the same with another mixture."""
@@ -320,11 +320,16 @@ def make_plan(
     )
 
 
-def _speed_warnings(devices: Sequence[Device], fits: Sequence[SpeedFit], host: Device, *, engine: str) -> list[str]:
+def _speed_warnings(
+    devices: Sequence[Device], fits: Sequence[SpeedFit | EngineFit], host: Device, *, engine: str
+) -> list[str]:
     if engine == _OWN and not devices:
-        if host.instruction_set:
+        if host.is_measured:
             return []
-        return ["speeds are a guess: made of nominal figures; on the machine itself `llavakit fits` measures first"]
+        return [
+            "speeds are a guess: made of the makers' bandwidth, cores and clocks; on the machine itself "
+            "`llavakit fits` measures first"
+        ]
     found = []
     for family, count in sorted({(fit.family, fit.num_devices) for fit in fits}):
         if count <= MIN_OTHER_DEVICES:

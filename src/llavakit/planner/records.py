@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-__all__ = ["KV_BLOCK_BYTES", "DeviceNumbers", "ModelSizes", "QuantSizes", "Setting", "SpeedFit", "with_field"]
+__all__ = [
+    "KV_BLOCK_BYTES", "DeviceNumbers", "EngineFit", "ModelSizes", "QuantProduct", "QuantSizes", "Setting", "SpeedFit",
+    "with_field",
+]  # fmt: skip
 
 # Bytes of 32 numbers of the key-value cache.
 KV_BLOCK_BYTES = {"f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18}
@@ -52,6 +55,16 @@ class ModelSizes:
     head_flops: int
 
 
+class QuantProduct(TypedDict):
+    """Matrices of one type that a token is multiplied by: those of all layers, or the head."""
+
+    type: str
+    weights: int
+    bytes: int
+    is_half: bool
+    is_head: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantSizes:
     """Bytes of a model in one mixture of types, tensor by tensor, without file headers.
@@ -72,6 +85,8 @@ class QuantSizes:
         16 bits or more: products use the device's 16-bit rate, quantized ones the 8-bit rate.
     is_k : bool
         Mostly blocks of 256 weights with scales of scales.
+    products : tuple of QuantProduct
+        Of the language model, by type.
     """
 
     name: str
@@ -83,6 +98,7 @@ class QuantSizes:
     bits_per_weight: float
     is_half: bool
     is_k: bool
+    products: tuple[QuantProduct, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +155,6 @@ class SpeedFit:
         Time that a layer takes whatever its size, per token and per batch of a prompt.
     half_prompt_efficiency, quant_prompt_efficiency : float
         Share of the arithmetic rate that prompts reach.
-    attention_efficiency : float
-        Share of the plain arithmetic rate that attention reaches; 0 where it runs at the products' rate.
     prompt_joules : float
         Energy of an 8-bit operation, where the rated power is a limit.
     """
@@ -157,10 +171,55 @@ class SpeedFit:
     decode_spread: float
     half_prompt_efficiency: float
     quant_prompt_efficiency: float
-    attention_efficiency: float
     prompt_joules: float
     prompt_layer_s: float
     prompt_spread: float
+    program: Literal["llama.cpp"] = "llama.cpp"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFit:
+    """Own engine on a processor: shares of the processor's limits.
+
+    Attributes
+    ----------
+    family, era : str
+    num_devices : int
+        Machines it was fitted to.
+    read_efficiency : float
+        Share of the bandwidth that weights and cache are read with.
+    row_operations, pass_operations : dict from type to float
+        Plain operations (float32 ones of the processor's rate) to unpack and multiply one weight for one row, and to
+        unpack it once for a whole prompt.
+    half_cache_operations, small_cache_operations : float
+        Plain operations of one number of the cache, in 16 bits and in 8.
+    quant_prompt_efficiency, half_prompt_efficiency, vision_efficiency : float
+        Share of the 8-bit rate, and of the 16-bit rate, that products of many rows reach.
+    attention_efficiency : float
+        Share of the plain rate that attention of a prompt reaches.
+    decode_layer_s, prompt_layer_s : float
+        Time of a layer beside its products, of a token, and of a prompt whatever its length.
+    decode_spread, prompt_spread : float
+        As logarithms.
+    """
+
+    family: str
+    era: str
+    num_devices: int
+    read_efficiency: float
+    row_operations: dict[str, float]
+    pass_operations: dict[str, float]
+    half_cache_operations: float
+    small_cache_operations: float
+    quant_prompt_efficiency: float
+    half_prompt_efficiency: float
+    vision_efficiency: float
+    attention_efficiency: float
+    decode_layer_s: float
+    prompt_layer_s: float
+    decode_spread: float
+    prompt_spread: float
+    program: Literal["llavakit"] = "llavakit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

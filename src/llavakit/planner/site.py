@@ -25,8 +25,8 @@ from llavakit.planner.javascript import formulas_source, translate
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import INTERVAL, PROGRAM_BYTES, SECONDS_PER_MEGAPIXEL, Plan, make_plan
-from llavakit.planner.records import KV_BLOCK_BYTES, Setting, SpeedFit
-from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, load_calibration, processor_fit
+from llavakit.planner.records import KV_BLOCK_BYTES, EngineFit, Setting, SpeedFit
+from llavakit.planner.speed import MIN_OTHER_DEVICES, engine_fit, fit_for, load_calibration, processor_fit
 
 __all__ = ["site_data", "write_site"]
 
@@ -62,7 +62,7 @@ def site_data() -> dict[str, Any]:
     }
 
 
-def _fit_data(fit: SpeedFit) -> dict[str, Any]:
+def _fit_data(fit: SpeedFit | EngineFit) -> dict[str, Any]:
     return {**asdict(fit), "decode_factor": math.exp(INTERVAL * fit.decode_spread)}
 
 
@@ -270,6 +270,47 @@ def _pair_row(plan: Plan) -> tuple[str, ...]:
     )
 
 
+def _engine_section() -> str:
+    """Say what llavakit's own engine on a processor is planned with."""
+    rows = []
+    for fit in (engine_fit("avx512_bf16"), engine_fit("avx2")):
+        by_type = "; ".join(
+            f"{name} {row:.1f}, {fit.pass_operations[name]:.1f}" for name, row in sorted(fit.row_operations.items())
+        )
+        rows.append(
+            (
+                fit.family,
+                f"{fit.read_efficiency:.2f}",
+                by_type,
+                f"{fit.half_cache_operations:.1f}, {fit.small_cache_operations:.1f}",
+                f"{fit.quant_prompt_efficiency:.2f}, {fit.half_prompt_efficiency:.2f}",
+                f"{fit.vision_efficiency:.2f}",
+                f"{fit.attention_efficiency:.2f}",
+                f"{fit.decode_layer_s * 1e6:.0f} us, {fit.prompt_layer_s * 1e6:.0f} us",
+            )
+        )
+    head = (
+        "Instructions",
+        "Bandwidth reached",
+        "Operations per weight by type: one row, one pass",
+        "Operations per cached number: 16 bits, 8 bits",
+        "Rate reached: 8 bits, 16 bits",
+        "Tower",
+        "Attention",
+        "Time per layer: token, prompt",
+    )
+    return (
+        "<section><h2>llavakit on a processor</h2><p>Shares of what the machine was measured to do. For every type of "
+        "weights, a token takes the slower of reading them and of unpacking them with plain operations; the cache "
+        "likewise. A prompt takes its operations at a share of the 8-bit or 16-bit rate, one unpacking of the weights, "
+        "attention at a share of the plain rate, and a time per layer. A processor of the table was not measured: its "
+        "rates are cores times base clock times what its instructions do in a cycle, its bandwidth 78 % of the nominal "
+        "one, and its interval is three times as wide.</p>"
+        + _table(head, rows, numbers=(1, 5, 6), label="llavakit on a processor")
+        + "</section>"
+    )
+
+
 def _method_page() -> str:
     calibration = load_calibration()
     fits = [
@@ -354,8 +395,9 @@ def _method_page() -> str:
         "<section><h2>What speeds are made of</h2><p>An answer's token takes the bytes of weights and cache over the "
         "bandwidth that is reached, and a time per layer. A prompt takes its operations over the rate that is reached, "
         "an energy per operation over the rated power, and a time per layer and batch.</p>"
-        + _table(head, fits, numbers=range(2, 11), label="Calibration")
+        + _table(head, fits, numbers=range(2, 12), label="Calibration")
         + "</section>"
+        + _engine_section()
         + "".join(sections)
         + "<section><h2>Every formula</h2><p>The page runs these statements, translated to JavaScript; the command "
         f"line runs them as they are.</p><pre>{html.escape(formulas_source())}</pre></section>"

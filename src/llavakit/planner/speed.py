@@ -9,9 +9,9 @@ from importlib import resources
 from typing import Any
 
 from llavakit.planner.devices import Device
-from llavakit.planner.records import SpeedFit
+from llavakit.planner.records import EngineFit, SpeedFit
 
-__all__ = ["ERAS", "MIN_OTHER_DEVICES", "engine_fit", "fit_for", "load_calibration", "processor_fit"]
+__all__ = ["ERAS", "MIN_OTHER_DEVICES", "engine_fit", "fit_for", "load_calibration", "processor_fit", "with_alike"]
 
 # Builds of llama.cpp by year; the last one stands for everything since.
 ERAS = ("2023", "2024", "2025")
@@ -21,6 +21,10 @@ MIN_OTHER_DEVICES = 2
 # logarithm.
 _REACHED_SHARE = 0.78
 _NOMINAL_SPREAD = 0.3
+# Types that no product was timed of, and the timed one with the like unpacking.
+_ALIKE = {
+    "q4_1": "q4_0", "q5_0": "q4_0", "q5_1": "q4_0", "bfloat16": "float16", "float32": "float16",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -39,22 +43,23 @@ def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
     return next(fit for fit in fits if fit.family == "nvidia")
 
 
-def processor_fit(device: Device) -> SpeedFit:
+def processor_fit(device: Device) -> EngineFit:
     """Return the calibration of this package's own engine for a processor.
 
     The shares are those of measured limits. A processor that is known by its makers' figures alone reaches some 78 % of
     its bandwidth, by the same note as in the table, and is given wider intervals.
     """
-    if device.instruction_set:
-        return engine_fit(device.instruction_set)
-    fit = engine_fit("avx2")
+    fit = engine_fit(device.instruction_set)
+    if device.is_measured:
+        return fit
     return replace(
-        fit, decode_efficiency=fit.decode_efficiency * _REACHED_SHARE, decode_spread=_NOMINAL_SPREAD,
-        half_decode_efficiency=fit.half_decode_efficiency * _REACHED_SHARE, prompt_spread=_NOMINAL_SPREAD,
+        fit, read_efficiency=fit.read_efficiency * _REACHED_SHARE, decode_spread=_NOMINAL_SPREAD,
+        prompt_spread=_NOMINAL_SPREAD,
     )  # fmt: skip
 
 
-def engine_fit(instruction_set: str) -> SpeedFit:
+@lru_cache(maxsize=8)
+def engine_fit(instruction_set: str) -> EngineFit:
     """Return the calibration of this package's own engine on a processor, as shares of the machine's measured limits.
 
     ``data/engine.json`` names the machines they were measured on. A processor with another form of AVX-512 gets that of
@@ -63,4 +68,14 @@ def engine_fit(instruction_set: str) -> SpeedFit:
     text = (resources.files("llavakit.planner") / "data" / "engine.json").read_text(encoding="utf-8")
     entries = json.loads(text)["fits"]
     nearest = "avx512_bf16" if instruction_set.startswith("avx512") else "avx2"
-    return SpeedFit(**entries.get(instruction_set, entries[nearest]))
+    fit = EngineFit(**entries.get(instruction_set, entries[nearest]))
+    return replace(
+        fit,
+        row_operations=with_alike(fit.row_operations),
+        pass_operations=with_alike(fit.pass_operations),
+    )
+
+
+def with_alike(operations: dict[str, float]) -> dict[str, float]:
+    """Give types that no product was timed of the operations of the type that is unpacked alike."""
+    return {**{name: operations[like] for name, like in _ALIKE.items()}, **operations}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llavakit.core.shapes import prefill_flops
 from llavakit.planner import formulas
 from llavakit.planner.devices import find_device
+from llavakit.planner.formulas import common, other_memory
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import PlannedModel, find_model
 from llavakit.planner.records import DeviceNumbers, Setting, with_field
@@ -74,7 +75,7 @@ def test_logged_buffers(logged_13b: PlannedModel) -> None:
     llama3 = replace(logged_13b.sizes, hidden_size=4096, vocab_size=128256, num_heads=32)
     setting = Setting(num_context_tokens=8192)
     assert formulas.compute_buffer_bytes(llama3, setting, is_partial=False) / MIB == pytest.approx(560.00, rel=1e-3)
-    assert formulas.host_buffer_bytes(llama3, setting) / MIB == pytest.approx(24.01, rel=1e-3)
+    assert other_memory.host_buffer_bytes(llama3, setting) / MIB == pytest.approx(24.01, rel=1e-3)
 
 
 def test_reference_parameters(logged_13b: PlannedModel) -> None:
@@ -84,7 +85,7 @@ def test_reference_parameters(logged_13b: PlannedModel) -> None:
 
 def test_driver_context_between_two_published_figures() -> None:
     for name, mib in (("GeForce RTX 4060 Ti 16GB", 107), ("RTX PRO 6000 Blackwell", 555)):
-        assert formulas.context_bytes(find_device(name).numbers) / MIB == pytest.approx(mib, rel=0.005)
+        assert common.context_bytes(find_device(name).numbers) / MIB == pytest.approx(mib, rel=0.005)
 
 
 @given(st.integers(1, 8192), st.sampled_from(["llava:7b", "llava:13b", "llava:tiny"]))

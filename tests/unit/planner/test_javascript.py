@@ -18,7 +18,7 @@ from llavakit.planner.javascript import FormulaSyntaxError, formulas_source, tra
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import find_model
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
-from llavakit.planner.speed import fit_for
+from llavakit.planner.speed import fit_for, processor_fit
 
 _NUM_CASES = 300
 
@@ -27,10 +27,11 @@ def make_cases(seed: int, count: int) -> list[dict[str, Any]]:
     """Settings all over the range, with everything that formulas say of them."""
     rng = random.Random(seed)
     devices, host = list_devices(), generic_host()
+    processors = [device for device in devices if device.backend == "cpu"]
     cases = []
     for _ in range(count):
         model = find_model(rng.choice(["llava:7b", "llava:13b"]))
-        quant = model.quantize(rng.choice(["q2_k", "q4_0", "q4_k_m", "q6_k", "q8_0", "f16"]))
+        quant = model.quantize(rng.choice(["q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_1", "q6_k", "q8_0", "f16", "bf16"]))
         setting = Setting(
             engine=rng.choice(["llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm"]),
             num_context_tokens=rng.randint(1, 4096), num_parallel=rng.randint(1, 9), num_images=rng.randint(0, 7),
@@ -41,22 +42,28 @@ def make_cases(seed: int, count: int) -> list[dict[str, Any]]:
         )  # fmt: skip
         layered = setting.engine in ("llama.cpp", "ollama")
         chosen = rng.choices(devices, k=rng.randint(0 if layered else 1, 3 if layered else 1))
+        processor = rng.choice(processors)
+        own = setting.engine == "llavakit" and rng.random() < 0.7
+        if own:  # this package's own engine on a processor
+            chosen = []
+        around = processor.engine_numbers if own else host.numbers
+        host_fit = processor_fit(processor) if own else fit_for(host)
         numbers, fits = [device.numbers for device in chosen], [fit_for(device) for device in chosen]
         head = (model.sizes, quant, setting)
-        args = (*head, numbers, fits, host.numbers, fit_for(host))
-        where = (*head, numbers, host.numbers, 310_000_000)
+        args = (*head, numbers, fits, around, host_fit)
+        where = (*head, numbers, around, 310_000_000)
         parts = formulas.parts_of(*head, numbers, 310_000_000)
         cases.append(
             {
                 "model": asdict(model.sizes), "quant": asdict(quant), "setting": asdict(setting),
                 "devices": [asdict(one) for one in numbers], "fits": [asdict(one) for one in fits],
-                "host": asdict(host.numbers), "hostFit": asdict(fit_for(host)),
+                "host": asdict(around), "hostFit": asdict(host_fit),
                 "wanted": [
                     parts, formulas.place_totals(parts, len(numbers)), formulas.fits_in(*where),
                     formulas.verdict_of(*where), formulas.largest_context(*where),
                     formulas.most_device_layers(*where), formulas.decode_seconds(*args, 500),
                     formulas.prompt_seconds(*args, 700), formulas.first_token_seconds(*args, 0.011),
-                    formulas.answer_seconds(*args, 0.011), formulas.energy_joules(3.5, numbers, host.numbers),
+                    formulas.answer_seconds(*args, 0.011), formulas.energy_joules(3.5, numbers, around),
                 ],
             }
         )  # fmt: skip

@@ -1,0 +1,121 @@
+"""Memory of other programs: llama.cpp and what is built on it, transformers, vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+from typing import Any
+
+from llavakit.planner.formulas.common import (
+    HOST,
+    MIB,
+    context_bytes,
+    device_weights,
+    kv_bytes,
+    part,
+    prompt_tokens,
+)
+from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting
+
+__all__ = ["compute_buffer_bytes", "llama_cpp_parts", "torch_parts", "vllm_parts"]
+
+
+def compute_buffer_bytes(model: ModelSizes, setting: Setting, is_partial: bool) -> int:
+    """llama.cpp's buffer on a device: the largest of scores, activations and logits of one batch.
+
+    Reproduces logged sizes. A model that lies only partly on devices keeps one dequantized matrix there as well.
+    """
+    batch = min(setting.micro_batch, setting.num_context_tokens)
+    widest = model.hidden_size + model.vocab_size
+    size = 4 * batch * widest + 2 * batch * setting.num_context_tokens
+    if not setting.has_flash_attention:
+        scores = 1 + 4 * model.hidden_size + setting.num_context_tokens * (1 + model.num_heads)
+        size = 4 * batch * max(widest, scores)
+    if is_partial:
+        size = size + floor(model.hidden_size * model.vocab_size * 105 / 128)
+    return size
+
+
+def host_buffer_bytes(model: ModelSizes, setting: Setting) -> int:
+    """llama.cpp's buffer on the host: mask and input of one batch."""
+    batch = min(setting.micro_batch, setting.num_context_tokens)
+    return 4 * batch * (setting.num_context_tokens + model.hidden_size)
+
+
+def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
+    """llama.cpp and what is built on it: layers on devices, the rest and the token table on the host."""
+    parts = []
+    shares = device_weights(model, quant, setting, devices)
+    host = shares[len(devices)]
+    is_partial = host["layers"] > 0
+    positions = setting.num_context_tokens * setting.num_parallel
+    has_device = False
+    is_vision_placed = False
+    for idx in range(len(devices)):
+        share = shares[idx]
+        if share["weights"] > 0:
+            has_device = True
+            parts.append(part("weights", share["weights"], idx, "exact"))
+            if setting.is_vision_on_device and not is_vision_placed:
+                is_vision_placed = True
+                parts.append(part("vision and projector", quant.vision_bytes, idx, "exact"))
+                parts.append(part("vision buffer", model.vision_buffer_bytes, idx, "logged"))
+            parts.append(part("key-value cache", kv_bytes(model, setting, share["layers"], positions), idx, "exact"))
+            parts.append(part("compute buffer", compute_buffer_bytes(model, setting, is_partial), idx, "logged"))
+            parts.append(part("driver context", context_bytes(devices[idx]), idx, "fitted"))
+    parts.append(part("weights", host["weights"] + quant.table_bytes, HOST, "exact"))
+    if not is_vision_placed:
+        parts.append(part("vision and projector", quant.vision_bytes, HOST, "exact"))
+        parts.append(part("vision buffer", model.vision_buffer_bytes, HOST, "logged"))
+    if host["layers"] > 0:
+        parts.append(part("key-value cache", kv_bytes(model, setting, host["layers"], positions), HOST, "exact"))
+    size = host_buffer_bytes(model, setting) if has_device else compute_buffer_bytes(model, setting, False)
+    parts.append(part("compute buffer", size, HOST, "logged"))
+    parts.append(part("program", 150 * MIB, HOST, "assumed"))
+    return parts
+
+
+def torch_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
+    """Plan transformers on one device: 16 bits, or 4 bits of bitsandbytes for all linear layers but the head.
+
+    A block of 64 weights in 4 bits has one float32 scale.
+    """
+    weights = 2 * model.num_reference_parameters
+    if setting.engine == "transformers-4bit":
+        weights = weights - floor(model.num_linear_parameters * (2 - 0.5 - 4 / 64))
+    positions = (prompt_tokens(model, setting) + setting.num_new_tokens) * setting.num_parallel
+    cache = 2 * kv_bytes_half(model, positions)
+    activations = (
+        2 * prompt_tokens(model, setting) * setting.num_parallel * (8 * model.hidden_size + 4 * model.intermediate_size)
+    )
+    place = HOST if device.kind == "cpu" else 0
+    return [
+        part("weights", weights, place, "exact"),
+        part("key-value cache", cache, place, "exact"),
+        part("activations", activations, place, "assumed"),
+        part("driver context and libraries", context_bytes(device) + 300 * MIB, place, "fitted"),
+    ]
+
+
+def kv_bytes_half(model: ModelSizes, positions: int) -> int:
+    """Keys, or values, of all layers in 16 bits."""
+    return 2 * model.num_layers * model.kv_width * positions
+
+
+def vllm_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
+    """VLLM on one device: what must fit before it fills nine tenths of the device with cache blocks of 16 positions.
+
+    Its profiling pass runs 2,048 tokens or the whole context and 256 rows of logits; its recorded graphs are assumed
+    to take 0.6 GiB.
+    """
+    batch = max(2048, setting.num_context_tokens)
+    activations = 2 * batch * (6 * model.hidden_size + 3 * model.intermediate_size) + 4 * 256 * model.vocab_size
+    blocks = floor((setting.num_context_tokens + 15) / 16) * setting.num_parallel
+    return [
+        part("weights", 2 * model.num_reference_parameters, 0, "exact"),
+        part("key-value cache", 2 * kv_bytes_half(model, 16 * blocks), 0, "exact"),
+        part("activations", activations, 0, "assumed"),
+        part("recorded graphs", 614 * MIB, 0, "assumed"),
+        part("driver context and libraries", context_bytes(device) + 300 * MIB, 0, "fitted"),
+        part("held back", floor(device.memory_bytes / 10), 0, "exact"),
+    ]
