@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS
-from benchmarks.planner_error import RUNS, Run, key_of, read_done, setting_of
+from benchmarks.planner_error import RUNS, Run, key_of, read_done, read_stored, setting_of
 from benchmarks.product_shares import ProductShares, fit_products
 from llavakit.diagnostics.plan_check import best_limits, machine_numbers, planned_seconds
 from llavakit.kernels.machine import MachineLimits
@@ -43,9 +42,9 @@ _LONG_RUN = ("llava:7b", "q4_k_m", 0, 3000, 4, "f16")
 _NOT_FITTED = ("q2_k", "f16")
 # Before any run is seen, and how far it may be off, as a logarithm.
 _PRIORS = {
-    "read_efficiency": (0.9, 0.1), "row_factor": (1.0, 0.1), "decode_layer_s": (1e-4, 0.7), "half_cache_operations": (6.0, 0.7),
-    "small_cache_operations": (6.0, 0.7), "quant_prompt_efficiency": (0.6, 0.5), "vision_efficiency": (0.6, 0.5),
-    "attention_efficiency": (0.5, 0.5), "prompt_layer_s": (1e-3, 0.7),
+    "read_efficiency": (0.9, 0.1), "row_factor": (1.0, 0.1), "decode_layer_s": (1e-4, 0.7),
+    "half_cache_operations": (6.0, 0.7), "small_cache_operations": (6.0, 0.7), "quant_prompt_efficiency": (0.6, 0.5),
+    "vision_efficiency": (0.6, 0.5), "attention_efficiency": (0.5, 0.5), "prompt_layer_s": (1e-3, 0.7),
 }  # fmt: skip
 _ROW_SPREAD = 0.05
 
@@ -99,15 +98,6 @@ def fit_runs(done: dict[str, Any], products: ProductShares) -> EngineFit:
         slopes = np.array([(errors(values + step * unit) - at) / step for unit in np.eye(len(prior))]).T
         values = values + np.clip(np.linalg.lstsq(slopes, -at, rcond=None)[0], -0.3, 0.3)
     return make_fit(values, name, products)
-
-
-def read_stored() -> dict[str, Any]:
-    """Return the runs of the newest record that has any."""
-    for line in reversed((RESULTS / "planner_error.jsonl").read_text(encoding="utf-8").splitlines()):
-        found = {row["run"]: row["measured"] for row in json.loads(line)["rows"] if "run" in row}
-        if found:
-            return found
-    return {}
 
 
 def print_errors(done: dict[str, Any], fit: EngineFit) -> None:

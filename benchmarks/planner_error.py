@@ -1,6 +1,6 @@
 """How wrong the planner is, beside other rules: sizes, speeds of left-out devices, this machine.
 
-    python -m benchmarks.planner_error                      tables from data, in seconds
+    python -m benchmarks.planner_error                      tables from data and stored runs, in seconds
     python -m benchmarks.planner_error --machine FOLDER     and runs of this package on this machine; random weights of
                                                             the real shapes are written to FOLDER and stay there
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common import make_manifest, make_table, write_result
+from benchmarks.common import RESULTS, make_manifest, make_table, write_result
 from llavakit.diagnostics.plan_check import compare, measure_run
 from llavakit.kernels.machine import count_cpus
 from llavakit.planner.calibrate import decode_work, leave_one_out, list_rows
@@ -124,9 +124,18 @@ def measure_runs(folder: Path, done: Path, most: int | None) -> None:
                 file.unlink()
 
 
-def compare_runs(done: Path) -> list[dict[str, Any]]:
+def read_stored() -> dict[str, Any]:
+    """Return the runs of the newest record that has any."""
+    for line in reversed((RESULTS / "planner_error.jsonl").read_text(encoding="utf-8").splitlines()):
+        found = {row["run"]: row["measured"] for row in json.loads(line)["rows"] if "run" in row}
+        if found:
+            return found
+    return {}
+
+
+def compare_runs(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Set what was measured beside what is predicted now."""
-    found, rows = read_done(done), []
+    rows = []
     for run in RUNS:
         if key_of(run) not in found:
             continue
@@ -169,7 +178,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     if options.machine is not None:
         measure_runs(options.machine, options.machine / "runs.json", options.most)
-        runs = compare_runs(options.machine / "runs.json")
+        runs = compare_runs(read_done(options.machine / "runs.json"))
         if len(runs) < len(RUNS):
             print(f"{len(runs)} of {len(RUNS)} runs are done; nothing is stored yet.")
             return
@@ -178,8 +187,8 @@ def main() -> None:
     print(make_table(speeds, list(speeds[0])))
     left_out = list_left_out()
     print(make_table(left_out, list(left_out[0])))
-    if runs:
-        print(make_table(runs, ["run", "reads GB/s", "peak memory", "vision tower", "prompt", "one further token"]))
+    if shown := runs or compare_runs(read_stored()):  # stored runs are compared with today's planner, not stored again
+        print(make_table(shown, ["run", "reads GB/s", "peak memory", "vision tower", "prompt", "one further token"]))
     print(write_result("planner_error", make_manifest(num_threads=count_cpus()), [*memory, *speeds, *left_out, *runs]))
 
 

@@ -1,4 +1,4 @@
-"""What single products say of each type: operations to unpack a weight, from records of `benchmarks.quantized_products`.
+"""What single products say of each type: operations of a weight, from records of `benchmarks.quantized_products`.
 
 One row takes the slower of reading its weights and of unpacking and multiplying them; many rows take one unpacking and
 then their operations. The newest record that has a type counts, for kernels change. Operations are counted in the

@@ -102,7 +102,10 @@ def fits(options: argparse.Namespace, console: Console) -> int:
             notes.append(f"only {machine.available_bytes / 1e9:.1f} GB of memory are free just now")
     else:
         host = generic_host(_positive(options.host_memory_gb, "host-memory-gb") or 32.0)
-    if options.host_memory_gb is not None and not options.gpu:
+        if devices[0].backend == "cpu":  # a processor is the host, and has no device beside it
+            host, devices = devices[0], []
+            setting = setting if options.engine else replace(setting, engine="llavakit")
+    if options.host_memory_gb is not None and not devices:
         host = replace(host, memory_gib=options.host_memory_gb)
     found = make_plan(model, options.quant, setting, devices, host)
     found = replace(found, warnings=(*found.warnings, *notes))
@@ -143,7 +146,10 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
             raise ConfigError(
                 "--gpu names a device and --memory-gb or --bandwidth-gb-s describes one; give one of them."
             )
-        return find_devices(options.gpu), []
+        found = find_devices(options.gpu)
+        if len(found) > 1 and any(device.backend == "cpu" for device in found):
+            raise ConfigError("a processor runs a model alone, or the layers that GPUs leave: name one, or only GPUs.")
+        return found, []
     if memory is None and bandwidth is None:
         return None, []
     if memory is None or bandwidth is None:

@@ -202,6 +202,9 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
 
 
 def _nothing(candidates: Sequence[Candidate], need: Need) -> str:
+    candidates = filter_candidates(candidates, Need(kinds=need.kinds, vendors=need.vendors))
+    if candidates and need.budget_usd is not None and not any(c.price_usd for c in candidates):
+        return "no device of this kind has a list price; say what one costs with --price, or leave --budget out."
     cheapest = min((c for c in candidates if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
     if need.budget_usd is not None and cheapest is not None and (cheapest.price_usd or 0) > need.budget_usd:
         return f"the cheapest device that runs it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."

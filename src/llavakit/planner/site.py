@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,7 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
     title = f"{model.facts['title']} on {device.name}"
     words = {"fits": "It fits.", "tight": "Barely.", "partly": "Only partly.", "no": "It does not fit."}
     rows = [_pair_row(plan) for plan in plans]
+    own = _own_section(model, setting, device) if is_processor else ""
     parts = [
         (part.name, _gb(part.bytes), part.basis, "host" if part.place < 0 and devices else device.name)
         for part in main.parts
@@ -234,14 +235,14 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
         f"{words[main.verdict]}</span> {memory}.</div>\n"
         f"{advice}"
         f'<p><a href="../index.html#?{_query(model, device)}">Try other settings</a></p>'
-        f"<section><h2>Quantizations</h2>"
+        f"<section><h2>Quantizations, with llama.cpp</h2>"
         + _table(
             ("Type", "Needed", "Verdict", "Largest context", "Layers here", "Tokens/s, nine in ten", "First token"),
             rows,
             numbers=(1, 3, 4, 5, 6),
             label="Quantizations",
         )
-        + "</section><section><h2>Memory at Q4_K_M</h2>"
+        + f"</section>{own}<section><h2>Memory at Q4_K_M, llama.cpp</h2>"
         + _table(("What", "Bytes", "How it is known", "Where"), parts, numbers=(1,), label="Memory")
         + f"</section><section><h2>The device</h2><p>{device.memory_gib:g} GiB of {html.escape(device.memory_kind)}, "
         f"{device.bandwidth_gb_s:g} GB/s, {device.watts or 0:g} W, {device.year}{price}. Source: "
@@ -249,6 +250,24 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
         f"{html.escape(note)}</p></section>"
     )
     return _document(title, body, root="../")
+
+
+def _own_section(model: PlannedModel, setting: Setting, host: Device) -> str:
+    """Say what llavakit's own engine makes of a processor."""
+    own = replace(setting, engine="llavakit")
+    rows = [_pair_row(make_plan(model, quant, own, [], host, has_advice=False)) for quant in _PAIR_QUANTS]
+    shown = [(*row[:4], *row[5:]) for row in rows]
+    return (
+        "<section><h2>Quantizations, with llavakit</h2><p>A guess, made of the makers' bandwidth, cores and clocks; "
+        "<code>llavakit fits</code> on the machine itself measures first.</p>"
+        + _table(
+            ("Type", "Needed", "Verdict", "Largest context", "Tokens/s, nine in ten", "First token"),
+            shown,
+            numbers=(1, 3, 4, 5),
+            label="Quantizations, with llavakit",
+        )
+        + "</section>"
+    )
 
 
 def _query(model: PlannedModel, device: Device) -> str:
@@ -272,33 +291,33 @@ def _pair_row(plan: Plan) -> tuple[str, ...]:
 
 def _engine_section() -> str:
     """Say what llavakit's own engine on a processor is planned with."""
-    rows = []
-    for fit in (engine_fit("avx512_bf16"), engine_fit("avx2")):
-        by_type = "; ".join(
-            f"{name} {row:.1f}, {fit.pass_operations[name]:.1f}" for name, row in sorted(fit.row_operations.items())
+    fits = (engine_fit("avx512_bf16"), engine_fit("avx2"))
+    rows = [
+        (
+            fit.family.removeprefix("llavakit, "),
+            f"{fit.read_efficiency:.2f}",
+            f"{fit.half_cache_operations:.1f}, {fit.small_cache_operations:.1f}",
+            f"{fit.quant_prompt_efficiency:.2f}, {fit.half_prompt_efficiency:.2f}",
+            f"{fit.vision_efficiency:.2f}",
+            f"{fit.attention_efficiency:.2f}",
+            f"{fit.decode_layer_s * 1e6:.0f} us, {fit.prompt_layer_s * 1e6:.0f} us",
         )
-        rows.append(
-            (
-                fit.family,
-                f"{fit.read_efficiency:.2f}",
-                by_type,
-                f"{fit.half_cache_operations:.1f}, {fit.small_cache_operations:.1f}",
-                f"{fit.quant_prompt_efficiency:.2f}, {fit.half_prompt_efficiency:.2f}",
-                f"{fit.vision_efficiency:.2f}",
-                f"{fit.attention_efficiency:.2f}",
-                f"{fit.decode_layer_s * 1e6:.0f} us, {fit.prompt_layer_s * 1e6:.0f} us",
-            )
-        )
+        for fit in fits
+    ]
     head = (
         "Instructions",
         "Bandwidth reached",
-        "Operations per weight by type: one row, one pass",
         "Operations per cached number: 16 bits, 8 bits",
         "Rate reached: 8 bits, 16 bits",
         "Tower",
         "Attention",
         "Time per layer: token, prompt",
     )
+    types = [
+        (name, *(f"{value[name]:.1f}" for fit in fits for value in (fit.row_operations, fit.pass_operations)))
+        for name in sorted(fits[0].row_operations)
+    ]
+    of = ("Type", "AVX-512: one row", "a prompt", "AVX2: one row", "a prompt")
     return (
         "<section><h2>llavakit on a processor</h2><p>Shares of what the machine was measured to do. For every type of "
         "weights, a token takes the slower of reading them and of unpacking them with plain operations; the cache "
@@ -306,7 +325,10 @@ def _engine_section() -> str:
         "attention at a share of the plain rate, and a time per layer. A processor of the table was not measured: its "
         "rates are cores times base clock times what its instructions do in a cycle, its bandwidth 78 % of the nominal "
         "one, and its interval is three times as wide.</p>"
-        + _table(head, rows, numbers=(1, 5, 6), label="llavakit on a processor")
+        + _table(head, rows, numbers=range(1, 7), label="llavakit on a processor")
+        + "<p>Plain operations to unpack and multiply a weight for one row, and to unpack it once for a prompt. With "
+        "AVX2 only Q4_K was measured, and its unpacking is within the rate of a prompt.</p>"
+        + _table(of, types, numbers=range(1, 5), label="Operations of a weight")
         + "</section>"
     )
 

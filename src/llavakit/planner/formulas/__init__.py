@@ -5,8 +5,8 @@ range or a list, arithmetic, comparisons, attributes of records, lists and dicts
 len, range, floor, sqrt and with_field. No state. Names are those of one program: no two modules share one.
 
 Records (`llavakit.planner.records`): ``model`` is a `ModelSizes`, ``quant`` a `QuantSizes`, ``setting`` a `Setting`,
-``device`` and ``host`` are `DeviceNumbers`, ``fit`` is a `SpeedFit`, or an `EngineFit` for this package's own engine on a
-processor. Bytes are bytes, times seconds, rates per second. A part is a dict of name, bytes, place (number of the
+``device`` and ``host`` are `DeviceNumbers`, ``fit`` is a `SpeedFit`, or an `EngineFit` for this package's own engine on
+a processor. Bytes are bytes, times seconds, rates per second. A part is a dict of name, bytes, place (number of the
 device, or -1 for the host) and basis: "exact" follows from shapes, "logged" reproduces logged figures, "fitted",
 "measured" and "assumed" are what they say.
 """

@@ -5,12 +5,14 @@ const D = window.PLANNER;
 const PARTS = {
   "weights": "weights", "vision and projector": "vision", "vision buffer": "vision", "key-value cache": "cache",
   "compute buffer": "buffer", "activations": "buffer", "recorded graphs": "buffer", "driver context": "context",
-  "driver context and libraries": "context", "held back": "context", "program": "program",
+  "driver context and libraries": "context", "held back": "context", "program": "program", "vocabulary": "program",
 };
 const BASIS = {
   exact: "from shapes", logged: "formula of logged sizes", fitted: "fitted", measured: "measured", assumed: "assumed",
 };
-const isGuess = (device) => device.fit.num_devices <= D.minOtherDevices;
+const isProcessor = (device) => device.numbers.kind === "cpu";
+const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
+const isGuess = (device) => isOwn(device, state.engine) || device.fit.num_devices <= D.minOtherDevices;
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
 const ENGINES = ["llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm"];
 const LAYERED = ["llama.cpp", "ollama"];
@@ -84,17 +86,17 @@ function settingOf() {
 // One plan: the same steps as planner/plans.py, with the same formulas.
 function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
-  const isProcessor = device.numbers.kind === "cpu";
-  const isHalf = HALF_ONLY.includes(setting.engine) || (setting.engine === "llavakit" && !isProcessor);
+  const isHost = isProcessor(device);
+  const isHalf = HALF_ONLY.includes(setting.engine) || (setting.engine === "llavakit" && !isHost);
   const quant = D.models[state.model].quants[isHalf ? "f16" : quantName];
-  const own = isProcessor && setting.engine === "llavakit" ? device.own : device;
-  const host = isProcessor ? own.numbers : hostFor(device);
-  let devices = isProcessor ? [] : Array(count).fill(device.numbers);
+  const own = isOwn(device, setting.engine) ? device.own : device;
+  const host = isHost ? own.numbers : hostFor(device);
+  let devices = isHost ? [] : Array(count).fill(device.numbers);
   if (!LAYERED.includes(setting.engine)) devices = devices.slice(0, 1);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
   const fit = own.fit;
   const fits = devices.map(() => fit);
-  const hostFit = isProcessor ? fit : D.hostFit;
+  const hostFit = isHost ? fit : D.hostFit;
   const program = D.programBytes;
   const verdict = verdict_of(model, quant, setting, devices, host, program);
   const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
@@ -137,6 +139,7 @@ function bytes(value) { return value >= 99.95e6 ? (value / 1e9).toFixed(2) + " G
 function seconds(value) { return value < 1 ? Math.round(value * 1000) + " ms" : value.toFixed(value < 100 ? 1 : 0) + " s"; }
 function rate(value) { return value.toFixed(value < 20 ? 1 : 0); }
 function range(value, factor) { return `${rate(value)} (${rate(value / factor)} to ${rate(value * factor)})`; }
+function priced(device) { return `$${device.price.toLocaleString("en")} (list price of ${device.price_year})`; }
 function dollars(device) {
   return device.price === null ? "-" : `${device.price.toLocaleString("en")} (${device.price_year})`;
 }
@@ -213,8 +216,10 @@ function showAll() {
   const setting = settingOf();
   const needed = prompt_tokens(D.models[state.model].sizes, setting) + 1;
   const plan = planFor(device, state.count, state.quant, setting);
+  $("count").disabled = isProcessor(device);
+  for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = setting.has_flash_attention;
-  $("flash").disabled = setting.has_flash_attention && state.flash === 0; // quantized values need it
+  $("flash").disabled = !LAYERED.includes(state.engine) || (setting.has_flash_attention && state.flash === 0); // quantized values need it
   showVerdict(device, plan, needed);
   showMemory(device, plan);
   showSpeed(plan);
@@ -226,7 +231,7 @@ function showAll() {
 function showVerdict(device, plan, needed) {
   const box = $("verdict");
   const sizes = plan.model;
-  const name = (state.count > 1 ? `${state.count} x ` : "") + device.name;
+  const name = (state.count > 1 && !isProcessor(device) ? `${state.count} x ` : "") + device.name;
   if (needed > state.context) {
     box.className = "verdict no";
     box.replaceChildren(`A prompt of ${needed - 1} tokens is longer than the context of ${state.context}. Take fewer pictures or more context.`);
@@ -244,7 +249,8 @@ function showVerdict(device, plan, needed) {
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
     text += context >= needed ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
   }
-  if (isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
+  if (isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
+  else if (isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
   const link = el("a", { href: pairLink(device) }, "All quantizations on this device");
   box.replaceChildren(word, text + " ", link);
 }
@@ -376,7 +382,7 @@ function showBest(rows) {
   if (!meeting.length) {
     const cheapest = rows.filter((row) => row.device.price).sort((a, b) => a.device.price - b.device.price)[0];
     box.className = "verdict no";
-    box.replaceChildren(cheapest ? `Nothing meets this. The cheapest device that runs it is ${cheapest.device.name} at ${dollars(cheapest.device)} dollars with ${rate(cheapest.plan.speed.decode)} tokens a second.` : "No single device runs it as set.");
+    box.replaceChildren(cheapest ? `Nothing meets this. The cheapest device that runs it is ${cheapest.device.name} at ${priced(cheapest.device)}, with ${rate(cheapest.plan.speed.decode)} tokens a second.` : "No single device runs it as set.");
     return;
   }
   const fastest = Math.max(...meeting.map((row) => row.plan.speed.decode));
@@ -385,8 +391,8 @@ function showBest(rows) {
   const others = meeting.filter((row) => row !== best).sort((a, b) => b.plan.speed.decode / b.device.price - a.plan.speed.decode / a.device.price).slice(0, 3);
   box.className = "verdict fits";
   box.replaceChildren(el("span", { class: "word fits" }, best.device.name + ". "),
-    `${dollars(best.device)} dollars, ${range(best.plan.speed.decode, best.plan.speed.factor)} tokens a second. Answers are bound by its ${best.device.numbers.bandwidth / 1e9} GB/s of memory bandwidth; of the ${meeting.length} devices that meet this it is the cheapest within 10 % of the fastest.`,
-    others.length ? ` After it: ${others.map((row) => `${row.device.name} (${dollars(row.device)}, ${rate(row.plan.speed.decode)})`).join(", ")}.` : "");
+    `${priced(best.device)}, ${range(best.plan.speed.decode, best.plan.speed.factor)} tokens a second. Answers are bound by its ${best.device.numbers.bandwidth / 1e9} GB/s of memory bandwidth; of the ${meeting.length} devices that meet this it is the cheapest within 10 % of the fastest.`,
+    others.length ? ` After it: ${others.map((row) => `${row.device.name} at $${row.device.price.toLocaleString("en")} with ${rate(row.plan.speed.decode)}`).join(", ")}.` : "");
 }
 
 function svg(tag, attributes, ...children) {
@@ -397,15 +403,16 @@ function svg(tag, attributes, ...children) {
 }
 
 function showPlot(rows) {
-  const [width, height, left, bottom] = [760, 380, 52, 44];
   const area = $("plot-area");
+  const width = Math.min(760, Math.max(300, area.clientWidth)); // drawn at its size, so that its words stay readable
+  const [height, left, bottom] = [380, 52, 44];
   if (!rows.length) { area.replaceChildren(el("p", { class: "soft" }, "No device with a price runs it as set.")); return; }
   const logs = (values, low, high) => (value) => low + ((Math.log(value) - Math.log(Math.min(...values))) / (Math.log(Math.max(...values)) - Math.log(Math.min(...values)) || 1)) * (high - low);
   const x = logs(rows.map((row) => row.device.price), left + 12, width - 16);
   const y = logs(rows.map((row) => row.plan.speed.decode), height - bottom - 12, 16);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": "Price against speed" });
   picture.append(svg("path", { class: "axis", d: `M${left} 8V${height - bottom}H${width}`, fill: "none" }));
-  const ticks = [100, 200, 500, 1000, 2000, 5000, 10000];
+  const ticks = width < 500 ? [100, 500, 2000, 10000] : [100, 200, 500, 1000, 2000, 5000, 10000];
   for (const price of ticks) if (x(price) >= left && x(price) <= width) picture.append(svg("text", { x: x(price), y: height - bottom + 18, "text-anchor": "middle" }, `$${price}`));
   for (const speed of [1, 2, 5, 10, 20, 50, 100, 200, 500]) if (y(speed) >= 8 && y(speed) <= height - bottom) picture.append(svg("text", { x: left - 6, y: y(speed) + 4, "text-anchor": "end" }, String(speed)));
   picture.append(svg("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, "list price"), svg("text", { x: 6, y: 14 }, "tokens/s"));
@@ -414,7 +421,7 @@ function showPlot(rows) {
   for (const row of ordered) if (!front.length || row.plan.speed.decode > front[front.length - 1].plan.speed.decode) front.push(row);
   picture.append(svg("path", { class: "front", d: front.map((row, idx) => `${idx ? "L" : "M"}${x(row.device.price)} ${y(row.plan.speed.decode)}`).join("") }));
   for (const row of ordered) {
-    const text = `${row.device.name}: ${dollars(row.device)} dollars, ${range(row.plan.speed.decode, row.plan.speed.factor)} tokens a second${front.includes(row) ? ", on the line" : ""}`;
+    const text = `${row.device.name}: ${priced(row.device)}, ${range(row.plan.speed.decode, row.plan.speed.factor)} tokens a second${front.includes(row) ? ", on the line" : ""}`;
     const dot = svg("circle", { class: `dot ${row.plan.verdict}`, cx: x(row.device.price), cy: y(row.plan.speed.decode), r: row.device.name === state.device ? 8 : 5, tabindex: 0, role: "img", "aria-label": text }, svg("title", {}, text));
     for (const event of ["focus", "mouseenter"]) dot.addEventListener(event, () => { $("plot-text").textContent = text; });
     picture.append(dot);
