@@ -416,7 +416,8 @@ def _method_page() -> str:
         "Speeds are fitted, and their error is that of devices the fit has not seen.</p>"
         "<section><h2>What speeds are made of</h2><p>An answer's token takes the bytes of weights and cache over the "
         "bandwidth that is reached, and a time per layer. A prompt takes its operations over the rate that is reached, "
-        "an energy per operation over the rated power, and a time per layer and batch.</p>"
+        "an energy per operation over the rated power, and a time per layer and batch. Where power is the limit, the "
+        "rate itself hardly shows and its share may come out above 1.</p>"
         + _table(head, fits, numbers=range(2, 12), label="Calibration")
         + "</section>"
         + _engine_section()

@@ -291,7 +291,7 @@ function showSpeed(plan) {
     el("div", { class: "speed", role: "img", "aria-label": `${range(decode, factor)} tokens a second` },
       el("div", { class: "range", style: `left:${low}%;width:${at(decode * factor) - low}%` }),
       el("div", { class: "mark", style: `left:calc(${at(decode)}% - 2px)` })),
-    el("div", { class: "scale", "aria-hidden": "true" }, ...[1, 3, 10, 30, 100, 500].map((value) => el("span", { style: `left:${at(value)}%` }, value === 500 ? "500 tokens/s" : String(value)))),
+    el("div", { class: "scale", "aria-hidden": "true" }, ...[1, 3, 10, 30, 100, 500].map((value) => el("span", { style: `left:${at(value)}%` }, String(value)))),
   );
   const speed = plan.speed;
   const entries = [
