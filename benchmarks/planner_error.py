@@ -22,9 +22,10 @@ from typing import Any
 from benchmarks.common import RESULTS, make_manifest, make_table, write_result
 from llavakit.diagnostics.plan_check import compare, measure_run
 from llavakit.kernels.machine import count_cpus
-from llavakit.planner.calibrate import decode_work, leave_one_out, list_rows
+from llavakit.planner.calibrate import leave_one_out
 from llavakit.planner.devices import find_device, read_rows
 from llavakit.planner.machine import generic_host
+from llavakit.planner.measured import decode_work, list_rows
 from llavakit.planner.models import find_model
 from llavakit.planner.plans import make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting

@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llavakit.planner import formulas
-from llavakit.planner.devices import Device, list_devices, read_rows
-from llavakit.planner.models import PlannedModel, published_config
-from llavakit.planner.records import QuantSizes, Setting, SpeedFit
+from llavakit.planner.measured import WORKS, MeasuredRow, Work, era_of, has_joules, list_rows
+from llavakit.planner.records import SpeedFit
 from llavakit.planner.speed import ERAS, MIN_OTHER_DEVICES
 
-__all__ = ["MeasuredRow", "Residual", "calibrate", "decode_work", "leave_one_out", "list_rows"]
+__all__ = ["Residual", "calibrate", "leave_one_out"]
 
 # Before any row is seen: efficiency, and its spread; time per layer, and its spread; spread of an era's factor.
 _PRIORS = {
@@ -53,22 +50,6 @@ _KIND_MAKERS = ("nvidia",)
 _KIND_SPREAD = 0.12
 _ROW_SPREAD = 0.06
 _DEVICE_SPREAD_FLOOR = 0.05
-
-
-@dataclass(frozen=True)
-class MeasuredRow:
-    """One measured speed: tokens per second of prompts and of answers; None where not measured."""
-
-    device: Device
-    model: str
-    quant: str
-    family: str
-    era: str
-    prompt_tokens: int
-    depth: int
-    prompt_speed: float | None
-    decode_speed: float | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -99,138 +80,7 @@ class Residual:
         return self.num_others >= MIN_OTHER_DEVICES
 
 
-@lru_cache(maxsize=8)
-def _text_model(name: str) -> PlannedModel:
-    """Return a language model of the measured rows, as a configuration of ours."""
-    if name == "LLaMA-3 8B":
-        config = published_config("llava:7b")
-        text = replace(config.text_config, vocab_size=128256, intermediate_size=14336, num_key_value_heads=8)
-    else:
-        config = published_config("llava:7b" if "7B" in name else "llava:13b")
-        text = replace(config.text_config, vocab_size=32000)
-    return PlannedModel(name, replace(config, text_config=text), {})
-
-
-@lru_cache(maxsize=1)
-def list_rows() -> tuple[MeasuredRow, ...]:
-    """Return the rows of ``data/speeds.csv`` that are used: one device, one known model."""
-    devices = {device.name: device for device in list_devices()}
-    rows = []
-    for row in read_rows("speeds.csv"):
-        if row["is_used"] != "yes" or row["num_devices"] != "1":
-            continue
-        device = devices[row["device"]]
-        if row["backend"] not in (device.backend, "vulkan"):
-            continue  # a GPU's machine measured on its processor
-        family = "vulkan on nvidia" if row["backend"] == "vulkan" and device.backend == "cuda" else device.family
-        rows.append(
-            MeasuredRow(
-                device,
-                row["model"],
-                row["quant"],
-                family,
-                min(max(row["era"][:4], ERAS[0]), ERAS[-1]),
-                int(row["prompt_tokens"] or 512),
-                int(row["mean_context_tokens"] or 128),
-                float(row["prompt_tokens_per_s"]) if row["prompt_tokens_per_s"] else None,
-                float(row["decode_tokens_per_s"]) if row["decode_tokens_per_s"] else None,
-                row["source"],
-            )
-        )
-    return tuple(rows)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A row as the fit sees it.
-
-    Attributes
-    ----------
-    ideal_s : float
-        What efficiency divides.
-    unpacking_s : float
-        What operations of a weight multiply; 0 where they are no limit.
-    per_watt, layers : float
-        What joules, and a time per layer, multiply.
-    kind : str
-        "half", "quant" or "k".
-    """
-
-    row: MeasuredRow
-    ideal_s: float
-    unpacking_s: float
-    per_watt: float
-    layers: float
-    measured_s: float
-    kind: str
-    family: str
-    era: str
-
-
-def decode_work(row: MeasuredRow) -> _Work | None:
-    """Return what a row's token reads; None where its speed was not measured."""
-    if row.decode_speed is None:
-        return None
-    model = _text_model(row.model)
-    quant = model.quantize(row.quant)
-    cache = formulas.kv_bytes(model.sizes, Setting(), model.sizes.num_layers, row.depth)
-    total = quant.head_bytes + sum(quant.layer_bytes) + cache
-    rate = row.device.numbers.shader_rate
-    return _Work(
-        row,
-        total / row.device.numbers.bandwidth,
-        (model.sizes.linear_flops + model.sizes.head_flops) / 2 / rate if rate > 0 else 0.0,
-        0.0,
-        model.sizes.num_layers + 1,
-        1 / row.decode_speed,
-        _kind_of(quant),
-        row.family,
-        _era_of(row.family, row.era),
-    )
-
-
-def _prompt_work(row: MeasuredRow) -> _Work | None:
-    if row.prompt_speed is None or row.prompt_tokens < 64:
-        return None
-    model = _text_model(row.model)
-    quant = model.quantize(row.quant)
-    tokens = row.prompt_tokens
-    sizes = model.sizes
-    flops = sizes.linear_flops * tokens + sizes.attention_flops * tokens * (tokens + 1) / 2 + sizes.head_flops
-    batches = -(-tokens // 512)
-    numbers = row.device.numbers
-    per_watt = flops * formulas.operation_cost(quant) / numbers.watts if _has_joules(row.family) else 0.0
-    return _Work(
-        row,
-        flops / formulas.prompt_rate(quant, numbers),
-        0.0,
-        per_watt,
-        sizes.num_layers * batches,
-        tokens / row.prompt_speed,
-        _kind_of(quant),
-        row.family,
-        _era_of(row.family, row.era),
-    )
-
-
-def _kind_of(quant: QuantSizes) -> str:
-    return "half" if quant.is_half else "k" if quant.is_k else "quant"
-
-
-def _has_joules(family: str) -> bool:
-    return family.startswith("nvidia")
-
-
-def _era_of(family: str, era: str) -> str:
-    """Eras are told apart where rows of several are there."""
-    maker = family.split()[0]
-    return f"{maker}, {era}" if maker in ("nvidia", "apple") else ""
-
-
-_WORKS: dict[str, Callable[[MeasuredRow], _Work | None]] = {"decode": decode_work, "prompt": _prompt_work}
-
-
-def _efficiency_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
+def _efficiency_terms(kind: str, work: Work) -> list[tuple[str, float]]:
     """Name the factors of a row's efficiency, with the spread that each has before any row is seen."""
     own = "half" if work.kind == "half" else "quantized"
     width = _FAR_SPREAD if work.family in _FAR_FAMILIES else _FAMILY_SPREAD[kind]
@@ -247,7 +97,7 @@ def _efficiency_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
     return terms
 
 
-def _layer_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
+def _layer_terms(kind: str, work: Work) -> list[tuple[str, float]]:
     """Name the factors of a row's time per layer, likewise."""
     families = [work.family, *_LEANS_ON.get(work.family, ())[1:]]
     terms = [(f"layer, {family}", _PRIORS[kind][3]) for family in families]
@@ -257,7 +107,7 @@ def _layer_terms(kind: str, work: _Work) -> list[tuple[str, float]]:
 class _Fit:
     """One joint fit of one kind of work."""
 
-    def __init__(self, kind: str, works: Sequence[_Work]) -> None:
+    def __init__(self, kind: str, works: Sequence[Work]) -> None:
         self.kind = kind
         efficiency, spread, layer_s, layer_spread, _ = _PRIORS[kind]
         # Names of parameters, their prior means and spreads; "all" is the parent of every family.
@@ -276,7 +126,7 @@ class _Fit:
         self._index = {name: idx for idx, name in enumerate(self._names)}
         self.values = self._solve(works)
 
-    def _solve(self, works: Sequence[_Work]) -> np.ndarray:
+    def _solve(self, works: Sequence[Work]) -> np.ndarray:
         values = self._prior.copy()
         if not works:
             return values
@@ -296,7 +146,7 @@ class _Fit:
                 break
         return values
 
-    def _linearize(self, works: Sequence[_Work], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _linearize(self, works: Sequence[Work], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of times (N,), and their derivatives (N, parameters)."""
         of_efficiency, of_layers, of_operations = np.zeros((3, len(works), len(values)))
         for idx, work in enumerate(works):
@@ -322,7 +172,7 @@ class _Fit:
         names = (parent, *(name for name, _ in terms))
         return [self._index[name] for name in names if name in self._index]
 
-    def predict_s(self, work: _Work) -> float:
+    def predict_s(self, work: Work) -> float:
         """Time of a row."""
         return math.exp(float(self._linearize([work], self.values)[0][0]))
 
@@ -339,7 +189,7 @@ class _Fit:
 
     def terms(self, kind: str, family: str, era: str) -> tuple[float, float]:
         """Efficiency, and time per layer."""
-        work = _Work(None, 1.0, 0.0, 0.0, 1.0, 1.0, kind, family, era)  # type: ignore[arg-type]
+        work = Work(None, 1.0, 0.0, 0.0, 1.0, 1.0, kind, family, era)  # type: ignore[arg-type]
         return (
             math.exp(float(self.values[self._indices("efficiency, all", _efficiency_terms(self.kind, work))].sum())),
             math.exp(float(self.values[self._indices("layer, all", _layer_terms(self.kind, work))].sum())),
@@ -355,7 +205,7 @@ def leave_one_out(kind: str, rows: Sequence[MeasuredRow] | None = None) -> list[
     rows : sequence of MeasuredRow, optional
         By default those of the table.
     """
-    works = [work for row in (list_rows() if rows is None else rows) if (work := _WORKS[kind](row)) is not None]
+    works = [work for row in (list_rows() if rows is None else rows) if (work := WORKS[kind](row)) is not None]
     residuals = []
     for device in sorted({work.row.device.name for work in works}):
         seen = [work for work in works if work.row.device.name != device]
@@ -385,14 +235,14 @@ def _spread_of(residuals: Sequence[Residual], family: str) -> float:
 
 def calibrate() -> dict[str, Any]:
     """Fit everything and return what is stored."""
-    works = {kind: [w for row in list_rows() if (w := make(row)) is not None] for kind, make in _WORKS.items()}
+    works = {kind: [w for row in list_rows() if (w := make(row)) is not None] for kind, make in WORKS.items()}
     fits = {kind: _Fit(kind, found) for kind, found in works.items()}
     residuals = {kind: leave_one_out(kind) for kind in works}
     families = sorted({row.family for row in list_rows()})
     stored = []
     for family in families:
         for era in ERAS:
-            key = _era_of(family, era)
+            key = era_of(family, era)
             decode_efficiency, decode_layer_s = fits["decode"].terms("quant", family, key)
             half_decode_efficiency, _ = fits["decode"].terms("half", family, key)
             half, prompt_layer_s = fits["prompt"].terms("half", family, key)
@@ -407,7 +257,7 @@ def calibrate() -> dict[str, Any]:
                     half_operations=_round(fits["decode"].operations("half", family)),
                     quant_operations=_round(fits["decode"].operations("quant", family)),
                     k_operations=_round(fits["decode"].operations("k", family)),
-                    prompt_joules=_round(fits["prompt"].joules) if _has_joules(family) else 0.0,
+                    prompt_joules=_round(fits["prompt"].joules) if has_joules(family) else 0.0,
                     decode_layer_s=_round(decode_layer_s),
                     decode_spread=_round(_spread_of(residuals["decode"], family)),
                     half_prompt_efficiency=_round(half),

@@ -8,9 +8,10 @@ import pytest
 
 from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import read_rows
-from llavakit.planner.calibrate import calibrate, list_rows
+from llavakit.planner.calibrate import calibrate
 from llavakit.planner.devices import find_device, find_devices, list_devices
 from llavakit.planner.machine import detect_machine
+from llavakit.planner.measured import list_rows
 from llavakit.planner.speed import ERAS, engine_fit, fit_for, load_calibration
 
 _KINDS = {"consumer", "workstation", "datacentre", "unified", "embedded", "cpu"}
