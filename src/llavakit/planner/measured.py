@@ -126,7 +126,7 @@ def decode_work(row: MeasuredRow) -> Work | None:
 
 
 def prompt_work(row: MeasuredRow) -> Work | None:
-    """Return the operations of a x prompt; None where it was not measured or is too short to tell."""
+    """Return the operations of a row's prompt; None where it was not measured or is too short to tell."""
     if row.prompt_speed is None or row.prompt_tokens < 64:
         return None
     model = _text_model(row.model)
