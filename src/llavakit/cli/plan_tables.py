@@ -64,11 +64,14 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
     setting = plan.setting
+    flash = ""
+    if setting.engine in ("llama.cpp", "ollama"):
+        flash = f", flash attention {'on' if setting.has_flash_attention else 'off'}"
     pairs = [
         (
             "setting",
             f"{plan.quant.name.upper()}, {setting.engine}, context {setting.num_context_tokens:,}, "
-            f"{setting.num_parallel} at a time, flash attention {'on' if setting.has_flash_attention else 'off'}",
+            f"{setting.num_parallel} at a time{flash}",
         ),
         ("largest context", f"{plan.largest_context:,} tokens" if plan.largest_context else "none fits"),
     ]

@@ -144,3 +144,26 @@ def test_bad_input_gets_a_clear_answer(arguments: tuple[str, ...], status: int, 
     assert (found, out) == (status, "")
     assert problem in notes
     assert "Traceback" not in notes
+
+
+def test_a_processor_that_is_named_is_the_host() -> None:
+    """With its own bandwidth, this package's engine, and the file's type: not a GPU in 16 bits beside another host."""
+    name = "CPU: dual-channel DDR5-6400 desktop"
+    status, plan = _json("fits", "llava:7b", "--gpu", name)
+    assert status == 0
+    assert (plan["host"], plan["devices"], plan["quant"]) == (name, [], "q4_k_m")
+    assert plan["setting"]["engine"] == "llavakit"
+    assert any("cores and clocks" in warning for warning in plan["warnings"])
+    _, rows, _ = _run("gpus", "llava:7b", "--kind", "cpu", "--engine", "llavakit", "--json")
+    listed = next(row for line in rows.splitlines() if (row := json.loads(line))["device"] == name)
+    assert listed["tokens_per_s"] == plan["speed"]["decode"]["value"]
+    status, _, notes = _run("fits", "llava:7b", "--gpu", f"2x {name}")
+    assert status == 2
+    assert "a processor runs a model alone" in notes
+
+
+def test_a_kind_without_prices_says_so() -> None:
+    status, choice = _json("best", "llava:13b", "--budget", "3000", "--kind", "cpu", "--engine", "llavakit")
+    assert status == 1
+    assert "--price" in choice["advice"]
+    assert "MI300X" not in choice["advice"]
