@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# An editable installation knows the modules that were there: with another list it is made anew.
+INSTALLED := $(VENV)/.installed-$(shell find src -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 PYTEST_ARGS ?=
 
 .PHONY: help setup demo test test-all check sanitize fmt bench docs tiny clean
@@ -17,6 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) s
 	@test -n "$(PYTHON)" || { echo "llavakit needs Python 3.11 or newer; none was found. Name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,recipes,verify]'
+	@rm -f $(VENV)/.installed*
 	@touch $(INSTALLED)
 
 setup: $(INSTALLED) ## create .venv with the tested versions and install llavakit there, editable

@@ -20,7 +20,7 @@ from llavakit.kernels.library import has_library
 from llavakit.model.layers import Embedding, Linear, RMSNorm
 from llavakit.model.llava import Llava
 from llavakit.model.stored_matrix import StoredMatrix
-from llavakit.model.threads import prefer_large_pages
+from llavakit.model.threads import keep_freed_memory, prefer_large_pages
 
 __all__ = ["StoredTensor", "build_meta_model", "load_model"]
 
@@ -102,6 +102,7 @@ def load_model(
         If ``tensors`` lacks a parameter.
     """
     prefer_large_pages()
+    keep_freed_memory()
     model = build_meta_model(config)
     names = [name for name, _ in model.named_parameters()]
     if missing := [name for name in names if name not in tensors]:
