@@ -37,7 +37,7 @@ class DiskStore:
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
@@ -80,7 +80,7 @@ class DiskStore:
     def put(self, name: str, data: bytes) -> None:
         """Write an entry soon; one that is there already, or comes faster than the disk, is left out."""
         with self._lock:
-            if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self._max_bytes:
+            if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self.max_bytes:
                 return
             self._queued.add(name)
         try:
@@ -146,7 +146,7 @@ class DiskStore:
             self._num_bytes += len(data) + _DIGEST_BYTES
 
     def _make_room(self, num_bytes: int) -> None:
-        while self._sizes and self._num_bytes + num_bytes > self._max_bytes:
+        while self._sizes and self._num_bytes + num_bytes > self.max_bytes:
             with self._lock:
                 name = next(iter(self._sizes))
             self._drop(name)

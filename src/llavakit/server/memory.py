@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+from pathlib import Path
 
-__all__ = ["use_one_heap"]
+__all__ = ["read_resident_bytes", "use_one_heap"]
 
 _M_ARENA_MAX = -8  # malloc.h of the GNU C library
 
@@ -21,3 +23,11 @@ def use_one_heap() -> bool:
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1))
     return False
+
+
+def read_resident_bytes() -> int | None:
+    """Memory of this process that is in use now, mapped files included; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
