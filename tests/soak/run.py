@@ -2,8 +2,8 @@
 
 Every picture is another one, and every answer is compared with that of the same model asked alone in this process. At
 the end nothing may be left: no request, no block, no file handle, no thread, and no memory beyond what was there after
-the warm-up. The warm-up lasts until every cache of the server is full, by what the server says of itself: a cache
-that fills is none that leaks, and with one that is not full there would be no telling.
+the warm-up. The warm-up lasts until every cache in the server's memory is full, by what the server says of itself: a
+cache that fills is none that leaks, and with one that is not full there would be no telling.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_TOKENS = 40
 _TIE = 1e-3
 _MAX_GROWTH = 0.01
 _SAMPLE_S = 10
-_CACHES = ("image", "kv", "disk")
+_CACHES = ("image", "kv")  # those in memory
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Soak:
         self._url = url
         self._num_clients = num_clients
         self._seed = seed
-        self._model = llavakit.load("llava:tiny")
+        self._model = llavakit.load("llava:tiny", threads=1)
         self._asked = 0
         self._checks: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
         self.outcome = Outcome()
@@ -238,7 +238,7 @@ def are_full(caches: dict[str, float]) -> bool:
 
 
 def warm_up(run: Soak, url: str, seconds: float, *, max_seconds: float) -> dict[str, float]:
-    """Let the clients ask for so long, and on until every cache is full, at most ``max_seconds``; return their filling."""
+    """Let the clients ask for so long, and on until every cache is full, at most ``max_seconds``; return their fill."""
     started = time.monotonic()
     asyncio.run(run.run(seconds))
     while True:
@@ -257,10 +257,11 @@ def soak(
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        # Small caches, so that they are full after the warm-up: what grows afterwards is no cache that fills.
+        # Small caches, so that they are full after the warm-up: what grows afterwards is no cache that fills. One
+        # thread for each side: two that wait for one another answer a tenth as much where other programs run as well.
         process = subprocess.Popen(
             [sys.executable, "-m", "llavakit", "serve", "llava:tiny", "--port", str(port), "--no-state-file",
-             "--cache-dir", f"{folder}/cache", "--disk-cache-gib", "0.05", "--kv-cache-gib", "0.1",
+             "--threads", "1", "--cache-dir", f"{folder}/cache", "--disk-cache-gib", "0.05", "--kv-cache-gib", "0.1",
              "--picture-cache-gib", "0.02"],
             stdout=log, stderr=log,
         )  # fmt: skip

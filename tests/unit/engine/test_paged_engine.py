@@ -108,6 +108,25 @@ def test_the_five_invariants(seed: int) -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
 
 
+def test_the_engine_says_how_full_its_caches_are_and_none_passes_its_bound() -> None:
+    width = _MODEL.config.text_config.hidden_size * _MODEL.config.num_image_tokens * 4
+    engine = _engine(num_blocks=32, max_picture_bytes=2 * width)
+    block_bytes = BlockPool.block_bytes(_MODEL.config.text_config, _MODEL.kv_dtype)
+    stats = engine.stats()
+    assert (stats.num_image_cache_bytes, stats.num_kv_cache_bytes, stats.num_disk_cache_bytes) == (0, 0, 0)
+    assert (stats.max_image_cache_bytes, stats.max_kv_cache_bytes) == (2 * width, 32 * block_bytes)
+    found = []
+    for seed in range(12):
+        engine.add(make_prompt(_MODEL, num_images=1, seed=seed, num_words=40), SamplingParams(max_new_tokens=4))
+        _drain(engine)
+        stats = engine.stats()
+        assert stats.num_image_cache_bytes == min(seed + 1, 2) * width
+        found.append(stats.num_kv_cache_bytes)
+    assert 0 < found[0] < found[1]
+    assert found == sorted(found)
+    assert found[-1] == 32 * block_bytes
+
+
 def test_a_second_question_about_a_picture_computes_only_its_words_and_no_picture() -> None:
     prompt = make_prompt(_MODEL, num_images=3, seed=1, num_words=30)
     other = replace(prompt, token_ids=(*prompt.token_ids[:-4], 5, 6, 7, 8))
