@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from PIL import Image, ImageDraw
 
 import llavakit
@@ -99,7 +100,8 @@ class Soak:
         self._url = url
         self._num_clients = num_clients
         self._seed = seed
-        self._model = llavakit.load("llava:tiny", threads=1)
+        torch.set_num_threads(1)
+        self._model = llavakit.load("llava:tiny")
         self._asked = 0
         self._checks: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
         self.outcome = Outcome()
