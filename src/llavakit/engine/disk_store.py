@@ -20,7 +20,7 @@ __all__ = ["DiskStore"]
 
 _LOG = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
-_MAX_QUEUED = 64
+_MAX_QUEUED_BYTES = 64 << 20  # of memory, where the disk is slower than pictures come
 _PARTIAL = ".part"
 
 
@@ -41,8 +41,9 @@ class DiskStore:
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
-        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(_MAX_QUEUED)
+        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
         self._queued: set[str] = set()
+        self._num_queued_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._find_entries()
         self._writer = threading.Thread(target=self._write_queued, name="disk store", daemon=True)
@@ -82,17 +83,16 @@ class DiskStore:
         with self._lock:
             if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self.max_bytes:
                 return
+            if self.is_full:
+                return
             self._queued.add(name)
-        try:
-            self._queue.put_nowait((name, data))
-        except queue.Full:
-            with self._lock:
-                self._queued.discard(name)
+            self._num_queued_bytes += len(data)
+        self._queue.put((name, data))
 
     @property
     def is_full(self) -> bool:
         """Whether more is queued than the disk keeps up with, so that `put` would leave an entry out."""
-        return self._queue.full()
+        return self._num_queued_bytes >= _MAX_QUEUED_BYTES
 
     def flush(self) -> None:
         """Wait until everything queued is written."""
@@ -127,6 +127,7 @@ class DiskStore:
             finally:
                 with self._lock:
                     self._queued.discard(name)
+                    self._num_queued_bytes -= len(data)
                 self._queue.task_done()
         self._queue.task_done()
 

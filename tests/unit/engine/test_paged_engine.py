@@ -7,6 +7,7 @@ one end per accepted request.
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -344,6 +345,28 @@ def test_the_disk_store_stays_within_its_bound_and_keeps_what_was_used_last(tmp_
     store.flush()
     assert "large" not in store
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == store.num_bytes
+
+
+def test_what_waits_for_a_slow_disk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_ready = threading.Event()
+    write = DiskStore._write
+
+    def write_slowly(store: DiskStore, name: str, data: bytes) -> None:
+        is_ready.wait(timeout=60)
+        write(store, name, data)
+
+    monkeypatch.setattr(DiskStore, "_write", write_slowly)
+    store = DiskStore(tmp_path, max_bytes=1 << 30)
+    for idx in range(20):
+        store.put(f"entry {idx}", bytes(10 << 20))
+    assert store.is_full
+    is_ready.set()
+    store.flush()
+    assert not store.is_full
+    assert 60 << 20 < store.num_bytes < 80 << 20
+    store.put("another", b"x")
+    store.close()
+    assert "another" in store
 
 
 def test_the_disk_store_survives_a_folder_that_cannot_be_written(
