@@ -1,12 +1,15 @@
-"""A server takes its memory from one heap."""
+"""A server takes its memory from one heap, says how much it has, and looks through no library for garbage."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llavakit.server.memory import read_resident_bytes
 
 _COUNT = """
 import ctypes, sys, threading
@@ -38,3 +41,32 @@ def _count_heaps(kind: str, path: Path) -> int:
 def test_threads_share_one_heap(tmp_path: Path) -> None:
     assert _count_heaps("many", tmp_path / "many.xml") > 1
     assert _count_heaps("one", tmp_path / "one.xml") == 1
+
+
+_START = """
+import gc, json, sys
+from llavakit.server.lifecycle import DrainingServer
+def run(self, sockets):
+    print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), "torch" in sys.modules]))
+DrainingServer.run = run
+from llavakit.cli.main import main
+sys.argv[1:] = ["serve", "llava:tiny", "--port", "0", "--no-state-file"]
+sys.exit(main())
+"""
+
+
+def test_a_server_looks_through_no_library_for_garbage() -> None:
+    done = subprocess.run([sys.executable, "-c", _START], check=True, timeout=60, capture_output=True, text=True)
+    num_frozen, num_others, has_torch = json.loads(done.stdout.splitlines()[-1])
+    assert has_torch  # the largest of them is there by then
+    assert num_frozen > 100 * num_others
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_resident_memory_counts_what_is_written() -> None:
+    before = read_resident_bytes()
+    block = b"x" * (64 << 20)
+    after = read_resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert 0.9 * len(block) < after - before < 1.5 * len(block)

@@ -62,7 +62,7 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
     from llavakit.server.lifecycle import DrainingServer
-    from llavakit.server.memory import use_one_heap
+    from llavakit.server.memory import freeze_modules, use_one_heap
 
     use_one_heap()
     _log_to(console)
@@ -101,6 +101,7 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
         await host.close(grace_s=grace_s)
 
     server = DrainingServer(config, drain, grace_s=settings.grace_s)
+    freeze_modules()
     console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
     console.stdout.flush()
     if not options.no_state_file:

@@ -136,6 +136,11 @@ class EngineStats:
     num_images_encoded: int = 0
     num_image_hits: int = 0
     num_image_cache_bytes: int = 0  # now
+    max_image_cache_bytes: int = 0
+    num_kv_cache_bytes: int = 0  # now: blocks that were used at least once
+    max_kv_cache_bytes: int = 0
+    num_disk_cache_bytes: int = 0  # now
+    max_disk_cache_bytes: int = 0
     num_preemptions: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0

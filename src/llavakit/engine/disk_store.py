@@ -20,7 +20,7 @@ __all__ = ["DiskStore"]
 
 _LOG = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
-_MAX_QUEUED = 64
+_MAX_QUEUED_BYTES = 64 << 20  # of memory, where the disk is slower than pictures come
 _PARTIAL = ".part"
 
 
@@ -37,12 +37,13 @@ class DiskStore:
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
-        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(_MAX_QUEUED)
+        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
         self._queued: set[str] = set()
+        self._num_queued_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._find_entries()
         self._writer = threading.Thread(target=self._write_queued, name="disk store", daemon=True)
@@ -80,19 +81,18 @@ class DiskStore:
     def put(self, name: str, data: bytes) -> None:
         """Write an entry soon; one that is there already, or comes faster than the disk, is left out."""
         with self._lock:
-            if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self._max_bytes:
+            if name in self._sizes or name in self._queued or len(data) + _DIGEST_BYTES > self.max_bytes:
+                return
+            if self.is_full:
                 return
             self._queued.add(name)
-        try:
-            self._queue.put_nowait((name, data))
-        except queue.Full:
-            with self._lock:
-                self._queued.discard(name)
+            self._num_queued_bytes += len(data)
+        self._queue.put((name, data))
 
     @property
     def is_full(self) -> bool:
         """Whether more is queued than the disk keeps up with, so that `put` would leave an entry out."""
-        return self._queue.full()
+        return self._num_queued_bytes >= _MAX_QUEUED_BYTES
 
     def flush(self) -> None:
         """Wait until everything queued is written."""
@@ -127,6 +127,7 @@ class DiskStore:
             finally:
                 with self._lock:
                     self._queued.discard(name)
+                    self._num_queued_bytes -= len(data)
                 self._queue.task_done()
         self._queue.task_done()
 
@@ -146,7 +147,7 @@ class DiskStore:
             self._num_bytes += len(data) + _DIGEST_BYTES
 
     def _make_room(self, num_bytes: int) -> None:
-        while self._sizes and self._num_bytes + num_bytes > self._max_bytes:
+        while self._sizes and self._num_bytes + num_bytes > self.max_bytes:
             with self._lock:
                 name = next(iter(self._sizes))
             self._drop(name)

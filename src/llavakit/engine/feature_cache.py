@@ -16,7 +16,7 @@ class FeatureCache:
     """
 
     def __init__(self, *, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._num_bytes = 0
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -33,7 +33,7 @@ class FeatureCache:
             return
         self._entries[key] = features
         self._num_bytes += features.nbytes
-        while self._num_bytes > self._max_bytes and len(self._entries) > 1:
+        while self._num_bytes > self.max_bytes and len(self._entries) > 1:
             _, dropped = self._entries.popitem(last=False)
             self._num_bytes -= dropped.nbytes
 

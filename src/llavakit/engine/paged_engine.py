@@ -240,6 +240,7 @@ class PagedEngine:
     def stats(self) -> EngineStats:
         """Say what the engine is doing."""
         blocks = self._scheduler.blocks
+        block_bytes = BlockPool.block_bytes(self.model.config.text_config, self.model.kv_dtype)
         return EngineStats(
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
@@ -249,6 +250,11 @@ class PagedEngine:
             num_images_encoded=self._pictures.num_encoded,
             num_image_hits=self._pictures.num_hits,
             num_image_cache_bytes=self._pictures.num_bytes,
+            max_image_cache_bytes=self._pictures.max_bytes,
+            num_kv_cache_bytes=blocks.num_written * block_bytes,
+            max_kv_cache_bytes=blocks.num_blocks * block_bytes,
+            num_disk_cache_bytes=self._disk.num_bytes if self._disk else 0,
+            max_disk_cache_bytes=self._disk.max_bytes if self._disk else 0,
             **self._counts,
         )
 

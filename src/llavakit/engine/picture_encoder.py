@@ -48,6 +48,11 @@ class PictureEncoder:
         """Of features in memory."""
         return self._features.num_bytes
 
+    @property
+    def max_bytes(self) -> int:
+        """Of features in memory, at most."""
+        return self._features.max_bytes
+
     def find(self, key: str) -> Tensor | None:
         """Return the features (num_image_tokens, D) of a picture that was seen before."""
         features = self._features.get(key)

@@ -57,6 +57,7 @@ class BlockManager:
         self._followers: dict[bytes, list[int]] = {}  # findable ones by the digest before them
         self._blank: deque[int] = deque(range(num_blocks))
         self._kept: OrderedDict[int, None] = OrderedDict()
+        self._num_written = 0
 
     @property
     def num_free(self) -> int:
@@ -67,6 +68,11 @@ class BlockManager:
     def num_kept(self) -> int:
         """Blocks that nobody uses but that can be found again."""
         return len(self._kept)
+
+    @property
+    def num_written(self) -> int:
+        """Blocks that were handed out at least once, whose memory is therefore taken."""
+        return self._num_written
 
     def match(self, digests: Iterable[bytes]) -> list[int]:
         """Return the blocks that hold the longest known beginning of a chain."""
@@ -110,7 +116,9 @@ class BlockManager:
         blocks = []
         for _ in range(num):
             if self._blank:
+                # Blank ones that were never used come first, since what is given back goes to the end.
                 block = self._blank.popleft()
+                self._num_written = min(self._num_written + 1, self.num_blocks)
             else:
                 block, _ = self._kept.popitem(last=False)
                 self._forget(block)

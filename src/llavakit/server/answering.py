@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from llavakit.core.errors import ImageSourceError, LlavakitError, OverloadedError
 from llavakit.core.requests import Answer, EngineClient, GenerateRequest
 from llavakit.core.types import FinishReason, GenerationResult, TokenEvent
+from llavakit.server.log_lines import log_fields
 from llavakit.server.metrics import Metrics
 
 __all__ = ["Job", "gather", "start", "stream"]
@@ -133,8 +133,7 @@ async def _watched(job: Job, answer: Answer) -> AsyncIterator[TokenEvent]:
             if is_done:
                 job.metrics.observe("e2e_request_latency_seconds", now_s - job.started_s)
                 job.metrics.observe("request_queue_time_seconds", max(0.0, answer.result.timings.queue_s))
-                line = {"request": job.request_id, "answer": _describe(answer.result)}
-                _LOG.info("%s", json.dumps(line), extra={"fields": line})
+                log_fields(_LOG, {"request": job.request_id, "answer": _describe(answer.result)})
             yield event
     except LlavakitError:
         raise

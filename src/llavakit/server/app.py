@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -24,6 +23,7 @@ from llavakit.core.version import __version__
 from llavakit.server import ollama, openai, schemas
 from llavakit.server.context import Context, failure_response, read, until_gone
 from llavakit.server.failures import status_of
+from llavakit.server.log_lines import log_fields
 from llavakit.server.metrics import Metrics
 from llavakit.server.openai import body_schema
 from llavakit.server.requests import from_chat
@@ -237,9 +237,11 @@ class _Entrance:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._context.metrics.count_request(route, status)
-            line = {"request": request_id, "method": scope["method"], "route": route, "status": status,
-                    "seconds": round(time.perf_counter() - started_s, 4)}  # fmt: skip
-            _LOG.info("%s", json.dumps(line), extra={"fields": line})
+            log_fields(
+                _LOG,
+                {"request": request_id, "method": scope["method"], "route": route, "status": status,
+                 "seconds": round(time.perf_counter() - started_s, 4)},
+            )  # fmt: skip
 
 
 _PREFLIGHT = {

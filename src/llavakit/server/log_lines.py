@@ -6,7 +6,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-__all__ = ["JsonLines"]
+__all__ = ["JsonLines", "log_fields"]
 
 
 class JsonLines(logging.Formatter):
@@ -21,3 +21,18 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class _Fields:
+    """Fields whose text is written when somebody reads it: `JsonLines` writes its own."""
+
+    def __init__(self, fields: dict[str, object]) -> None:
+        self._fields = fields
+
+    def __str__(self) -> str:
+        return json.dumps(self._fields, default=str)
+
+
+def log_fields(logger: logging.Logger, fields: dict[str, object]) -> None:
+    """Log the fields of a request as one line."""
+    logger.info("%s", _Fields(fields), extra={"fields": fields})

@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from llavakit.core.requests import EngineClient
+from llavakit.server.memory import read_resident_bytes
 
 __all__ = ["Metrics"]
 
+_RESIDENT = "process_resident_memory_bytes"  # the name that Prometheus' own clients use
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -65,6 +67,9 @@ class Metrics:
                 f'llavakit_{name}{{model="{_escape(engine.name)}"}} {getattr(engine.stats(), field)}'
                 for engine in engines
             ]
+        if (resident_bytes := read_resident_bytes()) is not None:
+            about = "Resident memory size in bytes."
+            lines += [f"# HELP {_RESIDENT} {about}", f"# TYPE {_RESIDENT} gauge", f"{_RESIDENT} {resident_bytes}"]
         return "\n".join(lines) + "\n"
 
 
@@ -80,6 +85,11 @@ _ENGINE = (
     ("images_encoded_total", "counter", "Pictures that passed the vision tower.", "num_images_encoded"),
     ("image_cache_hits_total", "counter", "Pictures whose features were at hand.", "num_image_hits"),
     ("image_cache_bytes", "gauge", "Memory of pictures' features.", "num_image_cache_bytes"),
+    ("image_cache_max_bytes", "gauge", "Its bound.", "max_image_cache_bytes"),
+    ("kv_cache_bytes", "gauge", "Memory of blocks that were used at least once.", "num_kv_cache_bytes"),
+    ("kv_cache_max_bytes", "gauge", "Its bound.", "max_kv_cache_bytes"),
+    ("disk_cache_bytes", "gauge", "What is kept on the disk.", "num_disk_cache_bytes"),
+    ("disk_cache_max_bytes", "gauge", "Its bound.", "max_disk_cache_bytes"),
     ("num_preemptions_total", "counter", "Requests sent back to wait for blocks.", "num_preemptions"),
     ("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed.", "num_drafted_tokens"),
     ("spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", "num_accepted_tokens"),

@@ -7,6 +7,7 @@ one end per accepted request.
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,25 @@ def test_the_five_invariants(seed: int) -> None:
         assert tuple(token for token in streamed if token is not None) == found[request_id]
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+
+
+def test_the_engine_says_how_full_its_caches_are_and_none_passes_its_bound() -> None:
+    width = _MODEL.config.text_config.hidden_size * _MODEL.config.num_image_tokens * 4
+    engine = _engine(num_blocks=32, max_picture_bytes=2 * width)
+    block_bytes = BlockPool.block_bytes(_MODEL.config.text_config, _MODEL.kv_dtype)
+    stats = engine.stats()
+    assert (stats.num_image_cache_bytes, stats.num_kv_cache_bytes, stats.num_disk_cache_bytes) == (0, 0, 0)
+    assert (stats.max_image_cache_bytes, stats.max_kv_cache_bytes) == (2 * width, 32 * block_bytes)
+    found = []
+    for seed in range(12):
+        engine.add(make_prompt(_MODEL, num_images=1, seed=seed, num_words=40), SamplingParams(max_new_tokens=4))
+        _drain(engine)
+        stats = engine.stats()
+        assert stats.num_image_cache_bytes == min(seed + 1, 2) * width
+        found.append(stats.num_kv_cache_bytes)
+    assert 0 < found[0] < found[1]
+    assert found == sorted(found)
+    assert found[-1] == 32 * block_bytes
 
 
 def test_a_second_question_about_a_picture_computes_only_its_words_and_no_picture() -> None:
@@ -325,6 +345,28 @@ def test_the_disk_store_stays_within_its_bound_and_keeps_what_was_used_last(tmp_
     store.flush()
     assert "large" not in store
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == store.num_bytes
+
+
+def test_what_waits_for_a_slow_disk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_ready = threading.Event()
+    write = DiskStore._write
+
+    def write_slowly(store: DiskStore, name: str, data: bytes) -> None:
+        is_ready.wait(timeout=60)
+        write(store, name, data)
+
+    monkeypatch.setattr(DiskStore, "_write", write_slowly)
+    store = DiskStore(tmp_path, max_bytes=1 << 30)
+    for idx in range(20):
+        store.put(f"entry {idx}", bytes(10 << 20))
+    assert store.is_full
+    is_ready.set()
+    store.flush()
+    assert not store.is_full
+    assert 60 << 20 < store.num_bytes < 80 << 20
+    store.put("another", b"x")
+    store.close()
+    assert "another" in store
 
 
 def test_the_disk_store_survives_a_folder_that_cannot_be_written(
