@@ -170,6 +170,8 @@ def quantize_decoder(
         if on_quantized is not None:
             on_quantized(f"{full_name}.weight")
     model.to(device)
+    if device.type == "cpu":
+        model.language_model.use_native()
 
 
 def _quantize_in_place(linear: Linear, config: BitsAndBytesConfig) -> None:

@@ -180,7 +180,10 @@ class LlamaModel(nn.Module):
         self.rotary_emb = RotaryEmbedding(config.head_dim, rope_theta=config.rope_theta)
 
     def use_native(self) -> None:
-        """Leave passes to the native library from now on, if all layers' matrices are as a file stores them."""
+        """Leave norms to the native library from now on, and passes too if all layers' matrices are stored ones."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.is_native = True
         layers = list(self.layers)
         if NativeDecoder.can_run(layers, self.norm):
             self.native = NativeDecoder(self.config, layers, self.norm)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import MissingTensorError, NonFiniteError
 from llavakit.kernels.library import has_library
-from llavakit.model.layers import Embedding, Linear, RMSNorm
+from llavakit.model.layers import Embedding, Linear
 from llavakit.model.llava import Llava
 from llavakit.model.stored_matrix import StoredMatrix
 from llavakit.model.threads import keep_freed_memory, prefer_large_pages
@@ -113,9 +113,6 @@ def load_model(
         if on_progress is not None:
             on_progress(done, len(names))
     if is_kept and has_library():
-        for module in model.modules():
-            if isinstance(module, RMSNorm):
-                module.is_native = True
         model.language_model.use_native()
     if config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight

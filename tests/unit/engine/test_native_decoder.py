@@ -10,6 +10,7 @@ from torch import Tensor
 
 import llavakit
 from llavakit.core.errors import ConfigError
+from llavakit.dropin.quantization import BitsAndBytesConfig, quantize_decoder
 from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.engine.paged_cache import BlockPool, PackedPass, Piece
 from llavakit.kernels.structures import DecoderCall
@@ -18,7 +19,7 @@ from llavakit.model.llama import LlamaModel
 from llavakit.model.native_decoder import NativeDecoder
 from llavakit.model.threads import load_shared_library
 from tests.tiny.gguf_pair import write_pair
-from tests.tiny.random_model import make_config
+from tests.tiny.random_model import make_config, make_model
 
 _CPU = torch.device("cpu")
 
@@ -97,6 +98,20 @@ def test_weights_that_move_are_not_read_where_they_were(tmp_path: Path) -> None:
     assert model.language_model.native is not None
     model.to(torch.float64)
     assert model.language_model.native is None
+
+
+def test_a_decoder_that_was_quantized_while_loading_is_computed_at_once() -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+    for skipped, is_native in ((None, True), (["down_proj"], False)):
+        model = make_model(config=make_config(**sizes))
+        config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
+        quantize_decoder(model, config, _CPU)
+        assert (model.language_model.native is not None) == is_native
+        cache = KVCache(model.config.text_config, num_rows=1, max_len=8, dtype=torch.float32, device=_CPU)
+        with torch.inference_mode():
+            view = PrefillView(cache, row=0, start=0)
+            out = model.language_model(_random(model.language_model, 1, 5), torch.arange(5)[None], cache=view)
+        assert bool(out.isfinite().all())
 
 
 def test_a_pass_whose_groups_are_not_its_tokens_is_refused(decoder: LlamaModel) -> None:
