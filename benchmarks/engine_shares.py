@@ -89,7 +89,7 @@ def has_fast_reads(run: Run, done: dict[str, Any]) -> bool:
     answer, a token seems to have used more than all of the bandwidth, so that nothing can be told of shares.
     """
     reads = {key: max(limits["read_gb_per_s"] for limits in found["limits"]) for key, found in done.items()}
-    return reads[key_of(run)] >= _FAST_SHARE * max(reads.values())
+    return bool(reads[key_of(run)] >= _FAST_SHARE * max(reads.values()))
 
 
 def fit_runs(done: dict[str, Any], products: ProductShares) -> EngineFit:
