@@ -264,7 +264,7 @@ def soak(
         process = subprocess.Popen(
             [sys.executable, "-m", "llavakit", "serve", "llava:tiny", "--port", str(port), "--no-state-file",
              "--threads", "1", "--cache-dir", f"{folder}/cache", "--disk-cache-gib", "0.05", "--kv-cache-gib", "0.1",
-             "--picture-cache-gib", "0.02"],
+             "--picture-cache-gib", "0.02", "--keep-alive", "-1"],
             stdout=log, stderr=log,
         )  # fmt: skip
         try:
