@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int64_t kMaxSize = int64_t{1} << 30;
+constexpr int64_t kMaxScratch = int64_t{1} << 40;
 
 bool is_count(int64_t value, int64_t most) { return value >= 1 && value <= most; }
 
@@ -24,8 +25,9 @@ bool is_valid(const llk_decoder_call &call) {
   int64_t num_grouped = 0;
   for (int64_t i = 0; i < call.num_groups; ++i) {
     const llk_token_group &group = call.groups[i];
+    const int64_t left = call.num_tokens - num_grouped;
     if (group.first_token != num_grouped || group.batch < 0 || group.num_queries < 0) return false;
-    if (group.batch > kMaxSize || group.num_queries > kMaxSize) return false;
+    if (group.batch != 0 && group.num_queries > left / group.batch) return false;  // the product might not fit a number
     num_grouped += group.batch * group.num_queries;
   }
   return num_grouped == call.num_tokens;
@@ -69,7 +71,7 @@ class Pass {
       add_and_norm(layer.mlp_norm, normed_);
       multiply(layer.gate, normed_, gate_);
       multiply(layer.up, normed_, up_);
-      then(llk_swiglu(isa_, gate_, up_, call_.num_tokens * layout_.mlp, gate_, num_threads_));
+      swiglu();
       multiply(layer.down, gate_, normed_);
       const bool is_last = i + 1 == call_.num_layers;
       add_and_norm(is_last ? call_.last_norm : call_.layers[i + 1].attention_norm, is_last ? call_.x : normed_);
@@ -95,6 +97,11 @@ class Pass {
     if (status_ != LLK_OK) return;
     then(llk_matmul(isa_, matrix.type, matrix.weights, matrix.num_columns, matrix.k, x, call_.num_tokens, nullptr,
                     LLK_ACTIVATION_NONE, out, matrix.num_columns, num_threads_));
+  }
+
+  void swiglu() {
+    if (status_ != LLK_OK) return;
+    then(llk_swiglu(isa_, gate_, up_, call_.num_tokens * layout_.mlp, gate_, num_threads_));
   }
 
   void rotate(const llk_matrix &matrix, const float *x, int64_t num_heads, float *out) {
@@ -173,11 +180,13 @@ bool have_shapes(const llk_decoder_call &call) {
 extern "C" {
 
 int64_t llk_decoder_scratch(const llk_decoder_call *call) {
-  return is_valid(*call) ? call->num_tokens * Layout(*call).of_token() : -1;
+  if (!is_valid(*call)) return -1;
+  const int64_t of_token = Layout(*call).of_token();
+  return call->num_tokens <= kMaxScratch / of_token ? call->num_tokens * of_token : -1;
 }
 
 int32_t llk_decode(int32_t isa, const llk_decoder_call *call, int32_t num_threads) {
-  if (!is_valid(*call) || !have_shapes(*call)) return LLK_BAD_ARGUMENT;
+  if (llk_decoder_scratch(call) < 0 || !have_shapes(*call)) return LLK_BAD_ARGUMENT;
   return call->num_tokens == 0 ? LLK_OK : Pass(isa, *call, num_threads).run();
 }
 

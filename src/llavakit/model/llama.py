@@ -188,6 +188,10 @@ class LlamaModel(nn.Module):
         if NativeDecoder.can_run(layers, self.norm):
             self.native = NativeDecoder(self.config, layers, self.norm)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has memory of its own.
+        return {**self.__dict__, "native": None}
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.native = None  # what it points to may move
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

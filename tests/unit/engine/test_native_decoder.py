@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.dropin.quantization import BitsAndBytesConfig, quantize_decoder
 from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.engine.paged_cache import BlockPool, PackedPass, Piece
-from llavakit.kernels.structures import DecoderCall
+from llavakit.kernels.structures import DecoderCall, TokenGroup
 from llavakit.model.kv_blocks import BLOCKS
 from llavakit.model.llama import LlamaModel
 from llavakit.model.native_decoder import NativeDecoder
@@ -112,6 +115,37 @@ def test_a_decoder_that_was_quantized_while_loading_is_computed_at_once() -> Non
             view = PrefillView(cache, row=0, start=0)
             out = model.language_model(_random(model.language_model, 1, 5), torch.arange(5)[None], cache=view)
         assert bool(out.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_tokens": 1 << 30, "width": 1 << 30, "groups": [(0, 1, 1 << 30)]},
+        {"num_tokens": 3, "groups": [(0, 1 << 62, 4)]},
+        {"num_tokens": 3, "groups": [(0, 1, 2), (1, 1, 1)]},
+        {"num_tokens": 3, "groups": [(0, 1, 4)]},
+        {"num_tokens": -1, "groups": []},
+        {"num_tokens": 3, "head_dim": 0, "groups": [(0, 1, 3)]},
+    ],
+    ids=["scratch", "product", "gap", "more", "negative", "zero"],
+)
+def test_sizes_that_cannot_be_are_refused(sizes: dict[str, Any]) -> None:
+    given = {"num_layers": 1, "width": 8, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8, "mlp_width": 8} | sizes
+    found = given.pop("groups")
+    groups = (TokenGroup * len(found))(*(TokenGroup(*group) for group in found))
+    call = DecoderCall(groups=ctypes.addressof(groups), num_groups=len(found), **given)
+    with pytest.raises(ConfigError, match="out of range"):
+        load_shared_library().count_decoder_scratch(call)
+    with pytest.raises(ConfigError, match="out of range"):
+        load_shared_library().decode(call, num_threads=1)
+
+
+def test_a_copy_of_a_decoder_does_not_point_into_the_first(decoder: LlamaModel) -> None:
+    copied = copy.deepcopy(decoder)
+    assert copied.native is None
+    with torch.inference_mode():
+        at_once, in_turn = (_rows(model, torch.float16) for model in (decoder, copied))
+    assert all(torch.equal(one, other) for one, other in zip(at_once, in_turn, strict=True))
 
 
 def test_a_pass_whose_groups_are_not_its_tokens_is_refused(decoder: LlamaModel) -> None:
