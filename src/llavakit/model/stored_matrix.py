@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,6 +48,10 @@ class StoredMatrix:
         self.shape = (num_rows, num_columns)
         self.address: int = data.ctypes.data
         self._row_bytes = data.nbytes // num_rows
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.address = self.data.ctypes.data  # a copy has bytes of its own
 
     @classmethod
     def quantize(cls, weight: Tensor, dtype: str) -> StoredMatrix:

@@ -18,6 +18,7 @@ from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.engine.paged_cache import BlockPool, PackedPass, Piece
 from llavakit.kernels.structures import DecoderCall, TokenGroup
 from llavakit.model.kv_blocks import BLOCKS
+from llavakit.model.layers import Linear
 from llavakit.model.llama import LlamaModel
 from llavakit.model.native_decoder import NativeDecoder
 from llavakit.model.threads import load_shared_library
@@ -143,6 +144,9 @@ def test_sizes_that_cannot_be_are_refused(sizes: dict[str, Any]) -> None:
 def test_a_copy_of_a_decoder_does_not_point_into_the_first(decoder: LlamaModel) -> None:
     copied = copy.deepcopy(decoder)
     assert copied.native is None
+    for module in copied.modules():
+        if isinstance(module, Linear) and module.matrix is not None:
+            assert module.matrix.address == module.matrix.data.ctypes.data
     with torch.inference_mode():
         at_once, in_turn = (_rows(model, torch.float16) for model in (decoder, copied))
     assert all(torch.equal(one, other) for one, other in zip(at_once, in_turn, strict=True))
