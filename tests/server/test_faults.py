@@ -210,3 +210,33 @@ def test_an_answer_longer_than_the_grace_period_ends_with_an_error() -> None:
     assert not thread.is_alive()
     assert "stopping" in text
     assert "[DONE]" not in text
+
+
+def test_bodies_of_all_requests_together_are_bounded() -> None:
+    with serving(ScriptedHost(ScriptedEngine()), max_body_mib=1, max_bodies_mib=1) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as slow:
+            head = f"POST {_CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n".encode()
+            slow.sendall(head + b"{" + b" " * 700_000)
+            _wait_for_gauge(url, "llavakit_request_body_bytes", 700_001)
+            refused = httpx.post(f"{url}{_CHAT}", content=b" " * 500_000)
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "2"
+            assert "1048576 is the limit of all together" in refused.json()["error"]["message"]
+            assert httpx.post(f"{url}{_CHAT}", json=chat_body()).status_code == 200  # there is room for a small one
+        _wait_for_gauge(url, "llavakit_request_body_bytes", 0)
+        assert httpx.post(f"{url}{_CHAT}", content=b" " * 500_000).status_code == 400
+
+
+def test_a_body_counts_no_more_once_its_answer_begins() -> None:
+    engine = ScriptedEngine(words=["word "] * 1000, pause_s=0.02)
+    with serving(ScriptedHost(engine)) as url:
+        with httpx.stream("POST", f"{url}{_CHAT}", json=chat_body(stream=True)) as reply:
+            next(reply.iter_lines())
+            _wait_for_gauge(url, "llavakit_request_body_bytes", 0)
+
+
+def _wait_for_gauge(url: str, name: str, value: int) -> None:
+    deadline = time.monotonic() + 5
+    while f"\n{name} {value}\n" not in (text := httpx.get(f"{url}/metrics").text):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.02)

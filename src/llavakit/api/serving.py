@@ -32,6 +32,8 @@ _GPU_BUDGET = {"prompt_tokens": 4096, "mixed_tokens": 1024}
 _CPU_BUDGET = {"prompt_tokens": 256, "mixed_tokens": 32}
 # A step with prompts beside answers may take so many times as long as one with answers only.
 _MAX_SLOWDOWN = 5.0
+# Prepared pictures of requests that wait: so large a part of the memory that is free, within bounds.
+_MAX_PIXEL_SHARE, _MIN_PIXEL_BYTES, _MAX_PIXEL_BYTES = 1 / 8, 32 * 1024**2, 512 * 1024**2
 _GIB = 1024**3
 
 
@@ -95,10 +97,11 @@ class ServedModel:
         if settings.cache_dir is not None and settings.disk_cache_bytes > 0:
             self._disk = DiskStore(settings.cache_dir, max_bytes=settings.disk_cache_bytes)
         is_cpu = loaded.device.type == "cpu"
+        pixel_bytes = max(_MIN_PIXEL_BYTES, min(_MAX_PIXEL_BYTES, int(_MAX_PIXEL_SHARE * available_bytes)))
         engine = PagedEngine(
             loaded.model,
             make_decoder=lambda: StreamDecoder(loaded.tokenizer),
-            num_blocks=_count_blocks(loaded.model, settings, available_bytes),
+            num_blocks=_count_blocks(loaded.model, settings, available_bytes - pixel_bytes),
             suppressed_ids=never_generated(loaded.config, loaded.tokenizer),
             budget=Budget(
                 max_running=settings.num_parallel,
@@ -112,8 +115,9 @@ class ServedModel:
             disk=self._disk,
         )
         self._engine = AsyncEngine(
-            engine, max_open=settings.num_parallel + settings.max_waiting, name=f"engine of {name}"
-        )
+            engine, max_open=settings.num_parallel + settings.max_waiting, max_pixel_bytes=pixel_bytes,
+            name=f"engine of {name}",
+        )  # fmt: skip
         self._paged = engine
 
     @property

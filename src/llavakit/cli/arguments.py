@@ -329,6 +329,9 @@ def _serve() -> argparse.ArgumentParser:
         "--url-host", dest="url_hosts", action="append", metavar="NAME", help="with --allow-urls: only from this host"
     )
     network.add_argument("--max-body-mib", type=int, metavar="N", help="largest request, in MiB (default: 64)")
+    network.add_argument(
+        "--max-bodies-mib", type=int, metavar="N", help="all requests together while they arrive (default: 512)"
+    )
     network.add_argument("--max-images", type=int, metavar="N", help="pictures of a request (default: 16)")
     work = parser.add_argument_group("work")
     work.add_argument("--parallel", type=int, metavar="N", help="requests computed at a time (default: 8)")

@@ -141,6 +141,8 @@ class EngineStats:
     max_kv_cache_bytes: int = 0
     num_disk_cache_bytes: int = 0  # now
     max_disk_cache_bytes: int = 0
+    num_pixel_bytes: int = 0  # now: prepared pictures of requests that have not ended
+    max_pixel_bytes: int = 0
     num_preemptions: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0

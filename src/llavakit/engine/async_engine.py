@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError
@@ -45,6 +46,7 @@ class EngineAnswer:
         self._result: GenerationResult | None = None
         self._is_ended = False
         self.request_id: int | None = None
+        self.pixel_bytes = 0  # of its pictures, which wait for the vision tower
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         """Yield the events. Who stops listening before the end cancels the answer."""
@@ -101,16 +103,19 @@ class AsyncEngine:
         Nobody else may touch it from now on.
     max_open : int
         Accepted requests that have not ended; one more is refused.
+    max_pixel_bytes : int
+        Of their prepared pictures; one more is refused, unless it belongs to the only request.
     name : str
         Of the thread.
     """
 
-    def __init__(self, engine: PagedEngine, *, max_open: int, name: str = "engine") -> None:
+    def __init__(self, engine: PagedEngine, *, max_open: int, max_pixel_bytes: int, name: str = "engine") -> None:
         self._engine = engine
         self._max_open = max_open
+        self._max_pixel_bytes = max_pixel_bytes
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._answers: dict[int, EngineAnswer] = {}
-        self._num_open = 0  # touched on the event loops only under the lock
+        self._num_open = self._pixel_bytes = 0  # touched on the event loops only under the lock
         self._lock = threading.Lock()
         self._is_closing = False
         self._has_ended = False
@@ -131,10 +136,11 @@ class AsyncEngine:
         Raises
         ------
         OverloadedError
-            If too many requests are open, or the engine is closing.
+            If too many requests are open or their pictures take too much memory, or the engine is closing.
         """
-        self._reserve()
         answer = EngineAnswer(self)
+        answer.pixel_bytes = prompt.pixel_values.nbytes if prompt.pixel_values is not None else 0
+        self._reserve(answer)
 
         def add() -> int:
             request_id = self._engine.add(
@@ -148,10 +154,10 @@ class AsyncEngine:
         try:
             await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(self._forget_unwanted)
+            future.add_done_callback(lambda done: self._forget_unwanted(answer, done))
             raise
         except BaseException:
-            self._release()
+            self._release(answer)
             raise
         return answer
 
@@ -192,7 +198,7 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """Say what the engine is doing; counts may be a step old."""
-        return self._engine.stats()
+        return replace(self._engine.stats(), num_pixel_bytes=self._pixel_bytes, max_pixel_bytes=self._max_pixel_bytes)
 
     def close(self, *, grace_s: float) -> None:
         """Refuse new requests, wait ``grace_s`` seconds for those that run, cancel the rest, and end the thread."""
@@ -204,7 +210,7 @@ class AsyncEngine:
             self._calls.put(self._cancel_all)
             self._thread.join()
 
-    def _reserve(self) -> None:
+    def _reserve(self, answer: EngineAnswer) -> None:
         with self._lock:
             if self._is_closing:
                 raise OverloadedError("the model is being unloaded; try again in a moment.", retry_after_s=2)
@@ -214,16 +220,25 @@ class AsyncEngine:
                     "Try again later, or start the server with a longer queue.",
                     retry_after_s=max(1, self._num_open // 4),
                 )
+            needed = self._pixel_bytes + answer.pixel_bytes
+            if self._num_open and answer.pixel_bytes and needed > self._max_pixel_bytes:
+                raise OverloadedError(
+                    f"the pictures of {self._num_open} requests take {self._pixel_bytes} bytes, and with this one "
+                    f"{needed}, where {self._max_pixel_bytes} are set aside for them. Try again later.",
+                    retry_after_s=max(1, self._num_open // 4),
+                )
             self._num_open += 1
+            self._pixel_bytes = needed
 
-    def _release(self) -> None:
+    def _release(self, answer: EngineAnswer) -> None:
         with self._lock:
             self._num_open -= 1
+            self._pixel_bytes -= answer.pixel_bytes
 
-    def _forget_unwanted(self, future: Future[int]) -> None:
+    def _forget_unwanted(self, answer: EngineAnswer, future: Future[int]) -> None:
         """Whoever asked went away while the request was on its way in."""
         if future.cancelled() or future.exception() is not None:
-            self._release()
+            self._release(answer)
         else:
             self.cancel(future.result())
 
@@ -287,9 +302,9 @@ class AsyncEngine:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EngineAnswer, EngineEvent]]] = {}
         for event in events:
             answer = self._answers.get(event.request_id)
-            if event.result is not None or event.error is not None:
-                self._answers.pop(event.request_id, None)
-                self._release()
+            if answer is not None and (event.result is not None or event.error is not None):
+                del self._answers[event.request_id]
+                self._release(answer)
             if answer is not None:
                 by_loop.setdefault(answer.loop, []).append((answer, event))
         for loop, pairs in by_loop.items():

@@ -21,6 +21,7 @@ from llavakit.core.errors import ConfigError, LlavakitError, OverloadedError, Pr
 from llavakit.core.requests import ModelHost
 from llavakit.core.version import __version__
 from llavakit.server import ollama, openai, schemas
+from llavakit.server.bodies import Bodies
 from llavakit.server.context import Context, failure_response, read, until_gone
 from llavakit.server.failures import status_of
 from llavakit.server.log_lines import log_fields
@@ -62,7 +63,7 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     default_model : str, optional
         Loaded when the application starts; none is loaded without.
     """
-    context = Context(host, settings, Metrics())
+    context = Context(host, settings, Metrics(), Bodies(settings.max_bodies_mib << 20))
 
     @asynccontextmanager
     async def live(_app: FastAPI) -> AsyncIterator[None]:
@@ -120,7 +121,8 @@ def _own_router(context: Context) -> APIRouter:
     def metrics() -> Response:
         """Numbers for Prometheus."""
         return PlainTextResponse(
-            context.metrics.render(context.host.engines()), media_type="text/plain; version=0.0.4; charset=utf-8"
+            context.metrics.render(context.host.engines(), context.bodies),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 
     @router.get("/api/llavakit/info")
@@ -210,7 +212,8 @@ class _Entrance:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path, request_id, started_s = scope["path"], uuid.uuid4().hex[:16], time.perf_counter()
-        scope.setdefault("state", {})["request_id"] = request_id
+        held = self._context.bodies.hold()
+        scope.setdefault("state", {}).update(request_id=request_id, body=held)
         status = 500
         origin = headers.get("origin")
         may_read = origin is not None and self._gate.allows_origin(origin)
@@ -219,6 +222,7 @@ class _Entrance:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                held.release()  # a stream has let go of the request before it begins, any other answer is ready
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if may_read and origin is not None:
                     message["headers"] += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
@@ -235,6 +239,7 @@ class _Entrance:
             is_ollama = path.startswith("/api/") and not path.startswith("/api/llavakit/")
             await failure_response(error, is_ollama=is_ollama)(scope, receive, send_noted)
         finally:
+            held.release()
             route = getattr(scope.get("route"), "path", "other")
             self._context.metrics.count_request(route, status)
             log_fields(

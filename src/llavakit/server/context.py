@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from llavakit.core.errors import LlavakitError, PromptError, RefusedError, UnsupportedFieldError
 from llavakit.core.requests import EngineClient, ModelHost
 from llavakit.server.answering import Job
+from llavakit.server.bodies import Bodies, HeldBody
 from llavakit.server.failures import body_of, headers_of, status_of
 from llavakit.server.metrics import Metrics
 from llavakit.server.requests import Limits
@@ -39,6 +40,7 @@ class Context:
     host: ModelHost
     settings: ServerSettings
     metrics: Metrics
+    bodies: Bodies
     is_loaded: bool = False  # the model of the start; unloading it when nobody asks is no reason to send people away
     is_draining: bool = False
 
@@ -63,10 +65,12 @@ async def read(request: Request, kind: type[_Body], context: Context) -> _Body:
     ------
     RefusedError
         If it is too large.
+    OverloadedError
+        If all bodies together are.
     PromptError, UnsupportedFieldError
         If it is no JSON, lacks something, or has a field or value that is not done here.
     """
-    body = await _read_bytes(request, context.settings.max_body_mib << 20)
+    body = await _read_bytes(request, context.settings.max_body_mib << 20, request.state.body)
     content = parse_json(body) if len(body) < _SMALL_BYTES else await asyncio.to_thread(parse_json, body)
     try:
         return kind.model_validate(content)
@@ -74,7 +78,7 @@ async def read(request: Request, kind: type[_Body], context: Context) -> _Body:
         raise _explain(error) from error
 
 
-async def _read_bytes(request: Request, limit: int) -> bytes:
+async def _read_bytes(request: Request, limit: int, held: HeldBody) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
@@ -88,9 +92,10 @@ async def _read_bytes(request: Request, limit: int) -> bytes:
                 chunk = await anext(chunks, None)
             if chunk is None:
                 return bytes(body)
-            body += chunk
-            if len(body) > limit:
+            if len(body) + len(chunk) > limit:
                 raise _too_large(limit)
+            held.add(len(chunk))
+            body += chunk
     except TimeoutError as error:
         raise RefusedError(
             f"nothing of the body came for {_MAX_PAUSE_S:g} s. Send it again.", status=408, code="request"

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from llavakit.core.requests import EngineClient
+from llavakit.server.bodies import Bodies
 from llavakit.server.memory import read_resident_bytes
 
 __all__ = ["Metrics"]
@@ -52,7 +53,7 @@ class Metrics:
         """Add a duration to a histogram."""
         self._histograms[name][1].add(seconds)
 
-    def render(self, engines: Sequence[EngineClient]) -> str:
+    def render(self, engines: Sequence[EngineClient], bodies: Bodies) -> str:
         """Return everything in Prometheus' text format."""
         lines = _head("http_requests_total", "counter", "Answered HTTP requests.")
         lines += [
@@ -67,6 +68,11 @@ class Metrics:
                 f'llavakit_{name}{{model="{_escape(engine.name)}"}} {getattr(engine.stats(), field)}'
                 for engine in engines
             ]
+        for name, about, value in (
+            ("request_body_bytes", "Bodies of requests whose answers have not begun.", bodies.num_bytes),
+            ("request_body_max_bytes", "Their bound.", bodies.max_bytes),
+        ):
+            lines += [*_head(name, "gauge", about), f"llavakit_{name} {value}"]
         if (resident_bytes := read_resident_bytes()) is not None:
             about = "Resident memory size in bytes."
             lines += [f"# HELP {_RESIDENT} {about}", f"# TYPE {_RESIDENT} gauge", f"{_RESIDENT} {resident_bytes}"]
@@ -79,6 +85,8 @@ _ENGINE = (
     ("kv_blocks", "gauge", "Blocks of the key-value cache.", "num_blocks"),
     ("kv_blocks_in_use", "gauge", "Blocks used by running requests.", "num_blocks_in_use"),
     ("kv_blocks_cached", "gauge", "Blocks kept for later requests.", "num_blocks_cached"),
+    ("waiting_pixel_bytes", "gauge", "Prepared pictures of requests that have not ended.", "num_pixel_bytes"),
+    ("waiting_pixel_max_bytes", "gauge", "Its bound.", "max_pixel_bytes"),
     ("prompt_tokens_total", "counter", "Tokens of prompts.", "num_prompt_tokens"),
     ("prefix_cache_hit_tokens_total", "counter", "Tokens of prompts found in the cache.", "num_cached_tokens"),
     ("generation_tokens_total", "counter", "Tokens of answers.", "num_generated_tokens"),

@@ -42,6 +42,8 @@ class ServerSettings:
         With ``allow_urls``: hosts they may come from; empty for all public ones.
     max_body_mib, max_images : int
         Of one request.
+    max_bodies_mib : int
+        Of all requests together that are being received or prepared.
     parallel, queue : int
         Requests computed at a time, and further ones that wait.
     keep_alive_s : float
@@ -77,6 +79,7 @@ class ServerSettings:
     allow_urls: bool = False
     url_hosts: tuple[str, ...] = ()
     max_body_mib: int = 64
+    max_bodies_mib: int = 512
     max_images: int = 16
     parallel: int = 8
     queue: int = 256
@@ -102,7 +105,7 @@ class ServerSettings:
             raise ConfigError("keep_alive_s is no number; give seconds, or a negative number for ever.")
         for name, low, high in (
             ("port", 0, 65535), ("requests_per_minute", 0, 1_000_000), ("max_body_mib", 1, 4096),
-            ("max_images", 1, 1000), ("parallel", 1, 1024), ("queue", 0, 100_000), ("threads", 0, 4096),
+            ("max_bodies_mib", self.max_body_mib, 1 << 20), ("max_images", 1, 1000), ("parallel", 1, 1024), ("queue", 0, 100_000), ("threads", 0, 4096),
             ("kv_cache_gib", 0, 4096), ("picture_cache_gib", 0, 4096), ("disk_cache_gib", 0, 100_000),
             ("grace_s", 0, 86_400),
         ):  # fmt: skip

@@ -1,0 +1,91 @@
+"""What is taken on beside running answers is bounded, and what has ended counts no more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from llavakit.core.errors import OverloadedError
+from llavakit.core.requests import EngineStats
+from llavakit.core.types import FinishReason, SamplingParams, TokenEvent
+from llavakit.engine.async_engine import AsyncEngine
+from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    pixel_values: np.ndarray | None
+    token_ids: tuple[int, ...] = (1, 2)
+
+
+class _Engine:
+    """Answers when it is told to."""
+
+    has_chores = False
+
+    def __init__(self) -> None:
+        self.open: list[int] = []
+        self.may_end = threading.Event()
+        self._num_added = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.open)
+
+    def add(self, _prompt: _Prompt, _params: SamplingParams, **_options: Any) -> int:
+        self.open.append(self._num_added)
+        self._num_added += 1
+        return self.open[-1]
+
+    def cancel(self, request_id: int) -> list[EngineEvent]:
+        return self._end(request_id) if request_id in self.open else []
+
+    def step(self) -> list[EngineEvent]:
+        return [event for request_id in list(self.open) for event in self._end(request_id)] if self._may_end() else []
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def _may_end(self) -> bool:
+        return self.may_end.wait(0.001)
+
+    def _end(self, request_id: int) -> list[EngineEvent]:
+        self.open.remove(request_id)
+        event = TokenEvent(request_idx=0, text="", token_id=None, logprob=None, finish_reason=FinishReason.STOP)
+        return [EngineEvent(request_id=request_id, event=event, result=cast(Any, object()))]
+
+
+_PICTURE = np.zeros((1, 3, 4, 4), dtype=np.float32)  # 192 bytes
+
+
+def test_pictures_of_open_requests_are_bounded() -> None:
+    asyncio.run(_ask_with_pictures())
+
+
+async def _ask_with_pictures() -> None:
+    fake = _Engine()
+    engine = AsyncEngine(cast(PagedEngine, fake), max_open=100, max_pixel_bytes=400)
+
+    async def ask(pixels: np.ndarray | None) -> Any:
+        return await engine.submit(cast(Any, _Prompt(pixels)), SamplingParams())
+
+    first, second = await ask(_PICTURE), await ask(_PICTURE)
+    assert engine.stats().num_pixel_bytes == 2 * _PICTURE.nbytes
+    with pytest.raises(OverloadedError, match="take 384 bytes, and with this one 576, where 400"):
+        await ask(_PICTURE)
+    text = await ask(None)  # brings none
+    first.cancel()
+    assert [event.finish_reason async for event in first] == [FinishReason.STOP]
+    third = await ask(_PICTURE)
+    fake.may_end.set()
+    for answer in (second, text, third):
+        assert [event.finish_reason async for event in answer] == [FinishReason.STOP]
+    assert engine.stats().num_pixel_bytes == engine.num_open == 0
+    alone = await ask(np.zeros((5, 3, 4, 4), dtype=np.float32))  # more than the bound, but nobody else is there
+    assert [event.finish_reason async for event in alone] == [FinishReason.STOP]
+    engine.close(grace_s=1.0)
