@@ -1,5 +1,8 @@
 // A decode step dispatches hundreds of short products one after another, so workers stay awake for a moment after each
 // of them before they sleep: waking a thread takes longer than many a product.
+//
+// Nobody waits for a worker that has not begun: beside other programs a worker may be kept from its processor for
+// milliseconds, a hundred times as long as the product takes without it.
 #include "pool.h"
 
 #include <unistd.h>
@@ -22,6 +25,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kAwake = std::chrono::microseconds(100);
+// Looks at a counter, some tens of nanoseconds each, before the processor is offered to whom is waited for.
+constexpr int kPatience = 2048;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -42,21 +47,25 @@ class Pool {
       const std::lock_guard<std::mutex> guard(mutex_);
       body_ = body;
       context_ = context;
-      num_wanted_ = num_workers;
-      num_running_.store(num_workers, std::memory_order_relaxed);
+      num_ended_.store(0, std::memory_order_relaxed);
+      tickets_.store(num_workers, std::memory_order_release);
       round_.fetch_add(1, std::memory_order_release);
     }
     if (num_asleep_.load() > 0) wake_.notify_all();
     body(context, 0);
-    while (num_running_.load(std::memory_order_acquire) > 0) relax();
+    const int32_t num_left = tickets_.exchange(0, std::memory_order_acq_rel);
+    const int32_t num_begun = num_workers - (num_left > 0 ? num_left : 0);
+    for (int i = 0; num_ended_.load(std::memory_order_acquire) < num_begun; ++i) {
+      if (i < kPatience) relax();
+      else std::this_thread::yield();
+    }
   }
 
  private:
   int32_t grow(int32_t num_wanted) {
     while (static_cast<int32_t>(workers_.size()) < num_wanted) {
       try {
-        const int32_t idx = static_cast<int32_t>(workers_.size()) + 1;
-        workers_.emplace_back([this, idx, seen = round_.load()] { work(idx, seen); });
+        workers_.emplace_back([this, seen = round_.load()] { work(seen); });
       } catch (const std::system_error &) {
         break;
       } catch (const std::bad_alloc &) {
@@ -67,7 +76,7 @@ class Pool {
     return num_workers < num_wanted ? num_workers : num_wanted;
   }
 
-  void work(int32_t idx, uint64_t seen) {
+  void work(uint64_t seen) {
     for (;;) {
       const Clock::time_point sleepy = Clock::now() + kAwake;
       while (round_.load(std::memory_order_acquire) == seen) {
@@ -78,12 +87,12 @@ class Pool {
         wake_.wait(lock, [this, seen] { return round_.load(std::memory_order_acquire) != seen; });
         num_asleep_.fetch_sub(1);
       }
-      // A round cannot be replaced before every worker that it wants has ended it, so one is never missed; those it does
-      // not want may skip rounds.
       seen = round_.load(std::memory_order_acquire);
-      if (idx > num_wanted_) continue;
-      body_(context_, idx);
-      num_running_.fetch_sub(1, std::memory_order_release);
+      // Whoever has a ticket keeps its round from being replaced. It may be of a later round than the one just seen.
+      const int32_t ticket = tickets_.fetch_sub(1, std::memory_order_acq_rel);
+      if (ticket <= 0) continue;
+      body_(context_, ticket);
+      num_ended_.fetch_add(1, std::memory_order_release);
     }
   }
 
@@ -91,8 +100,9 @@ class Pool {
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
   std::atomic<uint64_t> round_{0};
-  std::atomic<int32_t> num_running_{0}, num_asleep_{0};
-  std::atomic<int32_t> num_wanted_{0};
+  std::atomic<int32_t> num_asleep_{0};
+  std::atomic<int32_t> tickets_{0};  // of workers that may still begin; below zero for those who came too late
+  std::atomic<int32_t> num_ended_{0};
   void (*body_)(void *, int32_t) = nullptr;
   void *context_ = nullptr;
 };

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from llavakit.core.version import __version__
+from llavakit.core.waiting import wait_briefly
 
 # Type checkers take this name for true. `typing` itself would be half of the import's time.
 TYPE_CHECKING = False
@@ -70,6 +71,8 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
+
+wait_briefly()
 
 
 def __getattr__(name: str) -> Any:

@@ -229,10 +229,12 @@ def test_bodies_of_all_requests_together_are_bounded() -> None:
 
 def test_a_body_counts_no_more_once_its_answer_begins() -> None:
     engine = ScriptedEngine(words=["word "] * 1000, pause_s=0.02)
-    with serving(ScriptedHost(engine)) as url:
-        with httpx.stream("POST", f"{url}{_CHAT}", json=chat_body(stream=True)) as reply:
-            next(reply.iter_lines())
-            _wait_for_gauge(url, "llavakit_request_body_bytes", 0)
+    with (
+        serving(ScriptedHost(engine)) as url,
+        httpx.stream("POST", f"{url}{_CHAT}", json=chat_body(stream=True)) as reply,
+    ):
+        next(reply.iter_lines())
+        _wait_for_gauge(url, "llavakit_request_body_bytes", 0)
 
 
 def _wait_for_gauge(url: str, name: str, value: int) -> None:

@@ -1,7 +1,8 @@
-"""What torch and the native library share: one set of threads, and memory for what lies between products.
+"""What torch and the native library share: the processors, and memory for what lies between products.
 
-torch's threads stay awake for some milliseconds after each operation, waiting for the next. A second set of threads
-would have to share the processors with them, and both would be half as fast.
+By default torch's threads stay awake for some milliseconds after each operation, waiting for the next. A second set of
+threads would have to share the processors with them, and both would be half as fast. Where they wait briefly
+(`llavakit.core.waiting`), the library has threads of its own, which nobody has to wait for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from llavakit.core.waiting import torch_waits_briefly
 from llavakit.kernels.library import KernelLibrary, load_library
 from llavakit.kernels.machine import count_cpus
 
@@ -25,7 +27,7 @@ _KEPT_BYTES = 128 << 20
 
 @functools.cache
 def load_shared_library() -> KernelLibrary:
-    """Load the native library and let it compute on torch's threads, where these are GNU OpenMP's.
+    """Load the native library, and let it compute on torch's threads where these are GNU OpenMP's and wait long.
 
     Raises
     ------
@@ -33,7 +35,11 @@ def load_shared_library() -> KernelLibrary:
         If the library is absent, cannot be loaded, or belongs to another release.
     """
     library = load_library()
-    if "OpenMP" in torch.__config__.parallel_info() and (team := _find_team()) is not None:
+    if (
+        not torch_waits_briefly()
+        and "OpenMP" in torch.__config__.parallel_info()
+        and (team := _find_team()) is not None
+    ):
         library.set_team(team)
     return library
 

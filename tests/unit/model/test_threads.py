@@ -1,15 +1,17 @@
-"""The native library computes on torch's threads, and where it cannot, on its own with the same results."""
+"""The native library computes on threads of its own, and where torch's wait long, on those with the same results."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from llavakit.kernels.library import load_library
 from llavakit.model import threads
 from llavakit.model.stored_matrix import StoredMatrix
 
@@ -26,15 +28,38 @@ def test_torchs_threads_are_found() -> None:
     assert threads._find_team() is not None
 
 
-def test_own_threads_compute_the_same() -> None:
-    library = threads.load_shared_library()
-    shared = _product()
-    library.set_team(None)
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are shared where torch brings GNU OpenMP")
+def test_torchs_threads_compute_the_same() -> None:
+    library, own = threads.load_shared_library(), _product()
+    library.set_team(threads._find_team())
     try:
-        assert torch.equal(_product(), shared)
+        assert torch.equal(_product(), own)
     finally:
-        threads.load_shared_library.cache_clear()
-        threads.load_shared_library()
+        library.set_team(None)
+
+
+def test_callers_that_meet_in_the_pool_get_their_own_results() -> None:
+    """Rounds end while workers are still on their way to them, and the next one begins."""
+    library = load_library()
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((4, 96, 32)).astype(np.float16)
+
+    def multiply(caller: int) -> bool:
+        x = np.full((1, 32), caller + 1, dtype=np.float32)
+        expected = (x @ weights[caller].astype(np.float32).T)[0]
+        out = np.empty((1, 96), dtype=np.float32)
+        for num_threads in [2, 5, 8, 3] * 250:
+            out.fill(np.nan)
+            library.matmul(
+                weights[caller].ctypes.data, 1, x.ctypes.data, out.ctypes.data, num_rows=1, num_columns=96, k=32,
+                num_threads=num_threads,
+            )  # fmt: skip
+            if not np.allclose(out[0], expected, rtol=1e-3, atol=1e-3):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(multiply, range(4)))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
