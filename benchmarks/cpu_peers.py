@@ -101,8 +101,13 @@ class Comparison:
         self.sides: dict[str, Side] = {}
         library, threads = load_library(), options.threads
         self.read_gb_per_s = library.measure_read(num_bytes=1 << 30, num_threads=threads, num_streams=1, seconds=1)
-        self.int8_gops = library.measure_rate(Rate.INT8_DOT, num_threads=threads, seconds=1) or float("nan")
-        self.bf16_gflops = library.measure_rate(Rate.BF16_DOT, num_threads=threads, seconds=1) or float("nan")
+        int8_gops = library.measure_rate(Rate.INT8_DOT, num_threads=threads, seconds=1)
+        if int8_gops is None:
+            raise SystemExit("this processor has no products of bytes; shares of its limit cannot be given.")
+        self.int8_gops: float = int8_gops
+        bf16_gflops = library.measure_rate(Rate.BF16_DOT, num_threads=threads, seconds=1)
+        # Without products of bfloat16 pictures go through those of 16-bit integers, half as many as of bytes.
+        self.word_gops: float = bf16_gflops if bf16_gflops is not None else int8_gops / 2
         self.peer_name = "transformers" if options.transformers else "llama.cpp"
         self.columns = ("measured", "llavakit", self.peer_name, "speed ratio", "share of the limit", "their share")
         self.model_bytes = options.model.stat().st_size
@@ -133,7 +138,7 @@ class Comparison:
             if options.pictures:
                 yield self._compare(
                     "picture through tower and projector", "picture", {"pixels": str(pixels), "size": size},
-                    limit_s=flops / (self.bf16_gflops * 1e9),
+                    limit_s=flops / (self.word_gops * 1e9),
                 )  # fmt: skip
         for num_tokens in options.prompts:
             ids = [1, *(100 + idx % 20000 for idx in range(num_tokens - 1))]
@@ -230,7 +235,7 @@ def main() -> None:
     comparison = Comparison(options)
     limits = {
         "read_gb_per_s": comparison.read_gb_per_s, "int8_gops": comparison.int8_gops,
-        "bf16_gflops": comparison.bf16_gflops,
+        "word_gops": comparison.word_gops,
     }  # fmt: skip
     label = options.label or options.model.stem
     print(f"{label}, {options.threads} threads, commit {manifest['commit']}, {limits}\n")

@@ -2,13 +2,15 @@
 
 The same engine, loaded once in this process, answers the same questions from 16 clients: called directly, and over HTTP
 with streams read to their end by another process, which does no more than that. The sides take turns; every round asks
-with words of its own.
+with words of its own, and with ``--pictures`` about a picture of its own, as this server is mostly asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import io
 import json
 import multiprocessing
 import re
@@ -23,31 +25,50 @@ import uvicorn
 from benchmarks.common import make_manifest, make_table, write_result
 from llavakit.api.host import make_host
 from llavakit.core.requests import EngineClient, GenerateRequest
-from llavakit.core.types import Message, Role, SamplingParams, TextPart
+from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart
+from llavakit.diagnostics.generated import make_picture
 from llavakit.kernels.machine import count_cpus
 from llavakit.processing.sources import SourcePolicy
 from llavakit.server.app import create_app
+from llavakit.server.lifecycle import make_config
 from llavakit.server.settings import ServerSettings
 
 _FIRST_TEXT = re.compile(rb'"content":"[^"]')
 _USAGE = re.compile(rb'"completion_tokens":([0-9]+)')
+Question = tuple[str, bytes | None]  # words, and a picture's file
 _COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms")
 
 
-async def _direct(engine: EngineClient, question: str, num_tokens: int) -> tuple[float, float, int]:
+def _make_question(idx: int, side: str, client: int, *, has_picture: bool) -> Question:
+    if not has_picture:
+        return f"Round {idx} {side}, number {client}: tell a story.", None
+    file = io.BytesIO()
+    seed = 1000 * idx + 2 * client + (side == "server")
+    make_picture(seed, width=160, height=120).save(file, "JPEG", quality=90)
+    return "Describe the picture.", file.getvalue()
+
+
+async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> tuple[float, float, int]:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
     sampling = SamplingParams(max_new_tokens=num_tokens, ignore_eos=False)
-    messages = (Message(Role.USER, (TextPart(question),)),)
+    text, picture = question
+    parts = (TextPart(text),) if picture is None else (ImagePart(picture), TextPart(text))
+    messages = (Message(Role.USER, parts),)
     async for _ in await engine.submit(GenerateRequest(messages=messages, sampling=sampling)):
         first_s = first_s or time.perf_counter() - started_s
         count += 1
     return first_s, time.perf_counter() - started_s, count
 
 
-async def _over_http(port: int, question: str, num_tokens: int) -> tuple[float, float, int]:
+async def _over_http(port: int, question: Question, num_tokens: int) -> tuple[float, float, int]:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
+    text, picture = question
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if picture is not None:
+        url = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     body = json.dumps({
-        "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": num_tokens,
+        "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": num_tokens,
         "stream": True, "stream_options": {"include_usage": True},
     })  # fmt: skip
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -69,7 +90,7 @@ async def _over_http(port: int, question: str, num_tokens: int) -> tuple[float, 
 def _ask_rounds(port: int, num_tokens: int, work: Connection) -> None:
     """Ask the questions of one round after the other, all of a round at once; runs in a process of its own."""
 
-    async def ask(questions: list[str]) -> tuple[float, list[tuple[float, float, int]]]:
+    async def ask(questions: list[Question]) -> tuple[float, list[tuple[float, float, int]]]:
         started_s = time.perf_counter()
         answers = await asyncio.gather(*(_over_http(port, question, num_tokens) for question in questions))
         return time.perf_counter() - started_s, list(answers)
@@ -79,7 +100,7 @@ def _ask_rounds(port: int, num_tokens: int, work: Connection) -> None:
 
 
 async def _ask_directly(
-    engine: EngineClient, questions: list[str], num_tokens: int
+    engine: EngineClient, questions: list[Question], num_tokens: int
 ) -> tuple[float, list[tuple[float, float, int]]]:
     started_s = time.perf_counter()
     answers = await asyncio.gather(*(_direct(engine, question, num_tokens) for question in questions))
@@ -90,9 +111,7 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     host = make_host(options.model, policy=SourcePolicy(allow_files=False), cache_dir=None, disk_cache_bytes=0,
                      isolate_tenants=False, threads=options.threads, num_parallel=options.clients)  # fmt: skip
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(host, ServerSettings()), log_config=None, access_log=False, lifespan="on")
-    )
+    server = uvicorn.Server(make_config(create_app(host, ServerSettings())))
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
     engine, _ = await host.open(None)
     found: dict[str, list[tuple[float, list[tuple[float, float, int]]]]] = {"direct": [], "server": []}
@@ -102,7 +121,9 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     client.start()
     for idx in range(options.rounds + 1):
         for side, rounds in found.items():
-            questions = [f"Round {idx} {side}, number {n}: tell a story." for n in range(options.clients)]
+            questions = [
+                _make_question(idx, side, client, has_picture=options.pictures) for client in range(options.clients)
+            ]
             if side == "direct":
                 taken = await _ask_directly(engine, questions, options.max_tokens)
             else:
@@ -131,11 +152,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--pictures", action="store_true", help="every question is about a picture of its own")
     parser.add_argument("--threads", type=int, default=count_cpus())
     options = parser.parse_args()
     rows = asyncio.run(_measure(options))
     manifest = make_manifest(num_threads=options.threads) | {
         "model": options.model, "clients": options.clients, "rounds": options.rounds, "max_tokens": options.max_tokens,
+        "pictures": options.pictures,
     }  # fmt: skip
     print(make_table(rows, _COLUMNS))
     print(write_result("server_overhead", manifest, rows))

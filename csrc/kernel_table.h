@@ -89,6 +89,9 @@ struct AttentionHead {
 
 // What lies between the products; see ops.inc.
 struct Ops {
+  // out = x @ weights.T, weights in float32; see matmul_floats.inc.
+  void (*multiply_floats)(const float *weights, int64_t num_columns, int64_t k, const float *x, int64_t num_rows,
+                          float *out, int64_t out_ld);
   void (*finish_rows)(float *out, int64_t ld, int64_t num_rows, int64_t num_columns, const float *bias, int activation);
   void (*store_strip)(const float *sums, int64_t ld, int64_t num_rows, int num_columns, float *out, int64_t out_ld,
                       const float *bias, int activation);

@@ -49,7 +49,7 @@ enum llk_rate {
 
 /* How weights are stored, numbered as in GGUF. */
 enum llk_type {
-  LLK_TYPE_F32 = 0, /* of keys and values only */
+  LLK_TYPE_F32 = 0,
   LLK_TYPE_F16 = 1,
   LLK_TYPE_Q4_0 = 2,
   LLK_TYPE_Q4_1 = 3,
@@ -112,7 +112,8 @@ LLK_EXPORT int32_t llk_dequantize(int32_t isa, int32_t type, const void *weights
 
 /* out[m * out_ld + n] = activation(bias[n] + sum over k of round(x)[m * k + ...] * weights[n * k + ...]); bias may be null.
  *
- * weights are num_columns rows of k, a multiple of the block length, at any address; x is num_rows rows of k.
+ * weights are num_columns rows of k, a multiple of the block length, at any address (of float32: of whole numbers); x is
+ * num_rows rows of k. With weights in float32 nothing is rounded but sums, and the result does not depend on num_rows.
  * With quantized weights each span of x, 256 long for the k-quants and 32 for the others, is rounded to 255 steps
  * between plus and minus its greatest magnitude; products are summed exactly within a group of the type, and groups in
  * float. With weights of 16 bits up to 4 rows are computed in float, or in exact parts of them; of more, spans of 128 of x are rounded to

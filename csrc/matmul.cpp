@@ -66,30 +66,53 @@ struct Product {
   int32_t num_threads;
 };
 
-// ---- few rows
+// ---- pieces of columns
 
-struct FewContext {
+template <class Body>
+struct Columns {
   const Product *product;
-  const unsigned char *packed;
-  int64_t piece_columns, row_stride;
+  const Body *body;
+  int64_t piece;
   std::atomic<int64_t> next{0};
 };
 
-void few_body(void *context, int32_t) {
-  auto *shared = static_cast<FewContext *>(context);
-  const Product &product = *shared->product;
-  for (;;) {
-    const int64_t first = shared->next.fetch_add(shared->piece_columns);
-    if (first >= product.num_columns) return;
+template <class Body>
+void columns_body(void *context, int32_t) {
+  auto *columns = static_cast<Columns<Body> *>(context);
+  const Product &product = *columns->product;
+  for (int64_t first; (first = columns->next.fetch_add(columns->piece)) < product.num_columns;) {
     const int64_t left = product.num_columns - first;
-    const int64_t num = left < shared->piece_columns ? left : shared->piece_columns;
-    float *out = product.out + first;
-    product.few->multiply[product.num_rows - 1](product.weights + first * product.row_bytes, product.row_bytes, num,
-                                                product.k, shared->packed, shared->row_stride, out, product.out_ld);
-    product.ops->finish_rows(out, product.out_ld, product.num_rows, num,
+    const int64_t num = left < columns->piece ? left : columns->piece;
+    (*columns->body)(product.weights + first * product.row_bytes, num, product.out + first);
+    product.ops->finish_rows(product.out + first, product.out_ld, product.num_rows, num,
                              product.bias == nullptr ? nullptr : product.bias + first, product.activation);
   }
 }
+
+// Calls body(weights of the first column, number of columns, where the first result goes) and finishes what it computed.
+template <class Body>
+void divide_columns(const Product &product, const Body &body) {
+  Columns<Body> columns;
+  columns.product = &product;
+  columns.body = &body;
+  const int64_t even = (product.num_columns + product.num_threads - 1) / product.num_threads;
+  const int64_t by_bytes = kPieceBytes / product.row_bytes + 1;
+  columns.piece = ((by_bytes < even ? by_bytes : even) + 7) / 8 * 8;  // whole tiles of columns
+  const int64_t num_pieces = (product.num_columns + columns.piece - 1) / columns.piece;
+  run_on_pool(num_pieces < product.num_threads ? static_cast<int32_t>(num_pieces) : product.num_threads,
+              columns_body<Body>, &columns);
+}
+
+// ---- weights in float32
+
+void multiply_floats(const Product &product) {
+  divide_columns(product, [&](const uint8_t *weights, int64_t num_columns, float *out) {
+    product.ops->multiply_floats(reinterpret_cast<const float *>(weights), num_columns, product.k, product.x,
+                                 product.num_rows, out, product.out_ld);
+  });
+}
+
+// ---- few rows
 
 int32_t multiply_few(const Product &product) {
   const int64_t num_blocks = (product.k + 255) / 256;
@@ -99,16 +122,10 @@ int32_t multiply_few(const Product &product) {
   for (int64_t row = 0; row < product.num_rows; ++row) {
     product.few->pack(product.x + row * product.k, product.k, packed.get() + row * packed_bytes);
   }
-  FewContext context;
-  context.product = &product;
-  context.packed = packed.get();
-  context.row_stride = num_blocks;
-  const int64_t even = (product.num_columns + product.num_threads - 1) / product.num_threads;
-  const int64_t by_bytes = kPieceBytes / product.row_bytes + 1;
-  context.piece_columns = by_bytes < even ? by_bytes : even;
-  const int64_t num_pieces = (product.num_columns + context.piece_columns - 1) / context.piece_columns;
-  run_on_pool(num_pieces < product.num_threads ? static_cast<int32_t>(num_pieces) : product.num_threads, few_body,
-              &context);
+  divide_columns(product, [&](const uint8_t *weights, int64_t num_columns, float *out) {
+    product.few->multiply[product.num_rows - 1](weights, product.row_bytes, num_columns, product.k, packed.get(),
+                                                num_blocks, out, product.out_ld);
+  });
   return LLK_OK;
 }
 
@@ -227,15 +244,23 @@ int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_c
                    int32_t num_threads) {
   const KernelTable *table = table_of(isa);
   if (table == nullptr) return LLK_UNSUPPORTED;
-  const Products *products = products_of(table, type);
-  if (products == nullptr) return LLK_UNSUPPORTED;
-  if (num_columns < 0 || num_columns > kMaxSize || k <= 0 || k > kMaxSize || k % products->block_length ||
+  const bool is_float = type == LLK_TYPE_F32;
+  const Products *products = is_float ? nullptr : products_of(table, type);
+  if (products == nullptr && !is_float) return LLK_UNSUPPORTED;
+  const int64_t block_length = is_float ? 1 : products->block_length;
+  if (num_columns < 0 || num_columns > kMaxSize || k <= 0 || k > kMaxSize || k % block_length ||
       num_rows < 0 || num_rows > kMaxSize || activation < LLK_ACTIVATION_NONE ||
       activation > LLK_ACTIVATION_QUICK_GELU || out_ld < num_columns || num_threads < 1 || num_threads > kMaxThreads) {
     return LLK_BAD_ARGUMENT;
   }
   if (num_columns == 0 || num_rows == 0) return LLK_OK;
-  const int64_t row_bytes = k / products->block_length * products->block_bytes;
+  if (is_float) {
+    const int64_t row_bytes = k * static_cast<int64_t>(sizeof(float));
+    multiply_floats({nullptr, nullptr, table->ops, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x,
+                     num_rows, bias, activation, out, out_ld, num_threads});
+    return LLK_OK;
+  }
+  const int64_t row_bytes = k / block_length * products->block_bytes;
   const FewRowsProduct *few = type == LLK_TYPE_BF16 && table->bf16 != nullptr ? table->bf16 : &products->few;
   return multiply({products, few, table->ops, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x, num_rows,
                    bias, activation, out, out_ld, num_threads});

@@ -20,6 +20,7 @@ from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedEr
 from llavakit.core.requests import AttentionMap, EngineStats, GenerateRequest, LoadedInfo, ModelHost, ModelInfo
 from llavakit.core.types import FinishReason, GenerationResult, Timings, TokenEvent
 from llavakit.server.app import create_app
+from llavakit.server.lifecycle import make_config
 from llavakit.server.settings import ServerSettings
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes.png"
@@ -152,7 +153,9 @@ def serving(host: ModelHost, *, default_model: str | None = None, **settings: An
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     app = create_app(host, ServerSettings(port=port, **settings), default_model=default_model)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5))
+    config = make_config(app)
+    config.timeout_graceful_shutdown = 5
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"

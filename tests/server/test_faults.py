@@ -12,13 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from llavakit.core.errors import DiskFullError, ImageSourceError
 from llavakit.core.requests import GenerateRequest
 from llavakit.core.types import FinishReason, TokenEvent
 from llavakit.server.app import create_app
-from llavakit.server.lifecycle import DrainingServer
+from llavakit.server.lifecycle import DrainingServer, make_config
 from llavakit.server.log_lines import JsonLines
 from llavakit.server.settings import ServerSettings
 from tests.server.live import ScriptedAnswer, ScriptedEngine, ScriptedHost, chat_body, serving
@@ -196,7 +195,7 @@ def test_an_answer_longer_than_the_grace_period_ends_with_an_error() -> None:
 
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(host, ServerSettings())
-    server = DrainingServer(uvicorn.Config(app, log_config=None, lifespan="on"), drain, grace_s=0.2)
+    server = DrainingServer(make_config(app), drain, grace_s=0.2)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}{_CHAT}"

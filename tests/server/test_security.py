@@ -145,6 +145,68 @@ def test_bodies_are_bounded_before_they_are_parsed() -> None:
         assert _post(url).status_code == 200
 
 
+def _converse(url: str, *pieces: bytes) -> bytes:
+    """Send pieces as they are and return all that comes back until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as client:
+        reply = b""
+        try:
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.02)
+            while data := client.recv(1 << 16):
+                reply += data
+        except ConnectionError:  # the server hung up while we were still sending
+            pass
+        return reply
+
+
+_HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n"],
+        [_HEAD + b"x: " + b"a" * 200_000],
+        [_HEAD, *[b"x-%d: " % n + b"a" * 9_000 + b"\r\n" for n in range(10)]],
+        [_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n", *[b"x: " + b"a" * 9_000 + b"\r\n"] * 10],
+        [_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 200_000],
+    ],
+    ids=["path", "header", "headers", "trailers", "extension"],
+)
+def test_heads_are_bounded(scripted: str, pieces: list[bytes]) -> None:
+    assert _converse(scripted, *pieces)[:12] in (b"HTTP/1.1 400", b"")
+    assert _post(scripted).status_code == 200
+
+
+def test_a_long_body_is_no_long_head(scripted: str) -> None:
+    body = b'{"messages": [{"role": "user", "content": "' + b"a" * 3_000_000 + b'"}]}'
+    whole = _HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    assert _converse(scripted, whole).startswith(b"HTTP/1.1 200")
+    pieces = [
+        b"%x\r\n" % 50_000 + body[start : start + 50_000].ljust(50_000) + b"\r\n"
+        for start in range(0, len(body), 50_000)
+    ]
+    reply = _converse(scripted, _HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *pieces, b"0\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}   ",
+        b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n",
+        b"Content-Length: +5\r\n\r\n{}   ",
+        b"x y: 1\r\n\r\n",
+        b"x: a\x00b\r\n\r\n",
+    ],
+)
+def test_requests_that_can_be_read_in_two_ways_are_refused(scripted: str, head: bytes) -> None:
+    assert _converse(scripted, _HEAD + head).startswith(b"HTTP/1.1 400")
+
+
 def test_pictures_are_counted() -> None:
     body = chat_body()
     body["messages"][0]["content"] += [{"type": "image_url", "image_url": URI}] * 2

@@ -10,6 +10,7 @@ import torch
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.core.errors import CapacityError, ConfigError
+from llavakit.kernels.library import has_library
 from llavakit.model.loader import load_model
 from llavakit.processing.presets import default_preset_name, load_presets
 from llavakit.processing.sources import SourcePolicy
@@ -100,6 +101,8 @@ def load(
         is_storage_kept=checkpoint.is_gguf,
         on_progress=on_progress,
     )
+    if target_device.type == "cpu" and has_library():
+        llava.use_native()
     if kv_dtype == "q8_0":
         llava.use_kv_blocks()
     return LoadedModel(

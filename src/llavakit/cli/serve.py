@@ -56,12 +56,10 @@ def _keys(options: argparse.Namespace) -> list[str] | None:
 def _run(settings: ServerSettings, options: argparse.Namespace, console: Console) -> int:
     import socket
 
-    import uvicorn
-
     from llavakit.api.host import make_host
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
-    from llavakit.server.lifecycle import DrainingServer
+    from llavakit.server.lifecycle import DrainingServer, make_config
     from llavakit.server.memory import freeze_modules, use_one_heap
 
     use_one_heap()
@@ -90,17 +88,12 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     address = listener.getsockname()
     url = f"http://{settings.host}:{address[1]}"
     app = create_app(host, settings, default_model=settings.model)
-    # h11 by name: another parser that happens to be installed would know no bound for headers.
-    config = uvicorn.Config(
-        app, http="h11", ws="none", log_config=None, access_log=False, lifespan="on", server_header=False,
-        h11_max_incomplete_event_size=64 * 1024, timeout_keep_alive=30,
-    )  # fmt: skip
 
     async def drain(grace_s: float) -> None:
         app.state.context.is_draining = True
         await host.close(grace_s=grace_s)
 
-    server = DrainingServer(config, drain, grace_s=settings.grace_s)
+    server = DrainingServer(make_config(app), drain, grace_s=settings.grace_s)
     freeze_modules()
     console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
     console.stdout.flush()

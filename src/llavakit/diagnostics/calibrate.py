@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
 from llavakit.core.errors import ConfigError, NonFiniteError
 from llavakit.diagnostics.quality import QualityPrompt, answer_ids_of, default_prompts, forward_answer
 from llavakit.model.layers import Linear
+from llavakit.model.llava import Llava
 from llavakit.model.storage import is_stored
 
 __all__ = ["Calibration", "calibrate_model"]
@@ -108,7 +109,7 @@ class _Meter:
         self._counts: dict[str, int] = {}
 
     @contextmanager
-    def watch(self, model: nn.Module) -> Iterator[None]:
+    def watch(self, model: Llava) -> Iterator[None]:
         """Add up while this is open."""
         hooks = [
             module.register_forward_pre_hook(lambda _module, inputs, name=name: self._add(name, inputs[0]))
@@ -116,7 +117,8 @@ class _Meter:
             if isinstance(module, Linear)
         ]
         try:
-            yield
+            with model.language_model.module_by_module():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

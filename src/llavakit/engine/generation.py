@@ -84,8 +84,14 @@ class Generation:
             timings=self.timings,
         )
 
-    def advance(self, logits: Tensor) -> TokenEvent:
-        """Choose the next token from float32 logits (V,) and update the answer."""
+    def advance(self, logits: Tensor, *, greedy_id: int | None = None) -> TokenEvent:
+        """Choose the next token from float32 logits (V,) and update the answer.
+
+        ``greedy_id`` is what `choose_greedily` says of them, where it was asked for many at once.
+        """
+        if greedy_id is not None and self.on_step is None and self.sampler.is_plain:
+            self.sampler.take(greedy_id)
+            return self._event(self._append(greedy_id), greedy_id, None)
         if self.on_step is not None:
             self.on_step(self.request_idx, logits, self.sampler.process(logits))
         token_id, logprob = self.sampler.choose(logits)

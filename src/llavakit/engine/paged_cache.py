@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -94,16 +95,14 @@ class PackedPass(PackedCache):
     def __init__(self, pool: BlockPool, pieces: Sequence[Piece]) -> None:
         self._pool = pool
         device = pool.keys.device
-        positions = [position for piece in pieces for position in range(piece.start, piece.start + piece.length)]
-        blocks = [
-            piece.blocks[position // BLOCK_SIZE]
+        places = [
+            (position, piece.blocks[position // BLOCK_SIZE])
             for piece in pieces
             for position in range(piece.start, piece.start + piece.length)
         ]
-        self.positions = torch.tensor([positions], device=device)
+        self._places = places
+        self.positions = torch.tensor([[position for position, _ in places]], device=device)
         """Positions (1, T) of the tokens in their sequences."""
-        self._blocks = torch.tensor(blocks, device=device)
-        self._offsets = self.positions[0] % BLOCK_SIZE
         # Pieces of one length are one call: all the single tokens, and mostly one prompt.
         self._groups = [(length, list(group)) for length, group in groupby(pieces, key=lambda piece: piece.length)]
         self._tables = [self._table([piece.blocks for piece in group]) for _, group in self._groups]
@@ -115,8 +114,9 @@ class PackedPass(PackedCache):
     def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, *, is_native: bool) -> Tensor:
         """Store keys and values (T, K, E), attend with queries (T, H, E): returns (T, H * E)."""
         keys, values = self._pool.keys[layer_idx], self._pool.values[layer_idx]
-        keys[self._blocks, :, self._offsets] = as_stored(key, keys.dtype)
-        values[self._blocks, :, self._offsets] = as_stored(value, values.dtype)
+        blocks, offsets = self._blocks_and_offsets
+        keys[blocks, :, offsets] = as_stored(key, keys.dtype)
+        values[blocks, :, offsets] = as_stored(value, values.dtype)
         compute = self._attend_natively if is_native else self._attend_gathered
         outputs, first = [], 0
         for idx, (length, group) in enumerate(self._groups):
@@ -128,12 +128,22 @@ class PackedPass(PackedCache):
     def key_values(self, num_tokens: int) -> KeyValues:  # noqa: ARG002 - the pieces say it
         """Describe the blocks of every piece and the place of each of its tokens there."""
         keys = self._pool.keys
-        slots = self._blocks * keys.stride(1) + self._offsets * keys.stride(3)
+        per_block, per_position = keys.stride(1), keys.stride(3)
+        # In Python: each operation of torch gives other threads the interpreter, and waits to have it back.
+        slots = torch.tensor(
+            [block * per_block + position % BLOCK_SIZE * per_position for position, block in self._places],
+            dtype=torch.int64, device=keys.device,
+        )  # fmt: skip
         groups = [
             QueryGroup(length, counts, table)
             for (length, _), counts, table in zip(self._groups, self._counts, self._tables, strict=True)
         ]
         return KeyValues(keys, self._pool.values, slots, groups)
+
+    @cached_property
+    def _blocks_and_offsets(self) -> tuple[Tensor, Tensor]:
+        blocks = torch.tensor([block for _, block in self._places], device=self.positions.device)
+        return blocks, self.positions[0] % BLOCK_SIZE
 
     def _attend_natively(self, idx: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         length, group = self._groups[idx]

@@ -26,7 +26,7 @@ from llavakit.engine.generation import EnginePrompt, Generation, make_generation
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool, PackedPass, Piece
 from llavakit.engine.picture_encoder import PictureEncoder
 from llavakit.engine.runner import position_keys
-from llavakit.engine.sampler import TokenMask
+from llavakit.engine.sampler import TokenMask, choose_greedily
 from llavakit.engine.text_stream import TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.scheduling.blocks import BlockManager, root_digest
@@ -282,6 +282,8 @@ class PagedEngine:
     def _find_features(self, request: _Request) -> None:
         """Take the features that are at hand of the pictures that the cache does not cover."""
         sequence = request.sequence
+        if not sequence.images:
+            return
         found, part = self._scheduler.find(sequence)
         num_cached = len(found) * BLOCK_SIZE + (part[1] if part is not None else 0)
         for image in sequence.images:
@@ -329,11 +331,14 @@ class PagedEngine:
             first += chunk.length
             if chunk.has_logits:
                 rows += range(first - 1 - chunk.num_draft, first)
-        logits = self.model.lm_head(hidden[rows][None])[0].float() if rows else hidden.new_empty((0, 1))
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, dtype=torch.int64, device=self._device)]
+        logits = self.model.lm_head(hidden[None])[0].float() if rows else hidden.new_empty((0, 1))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         elapsed_s = time.perf_counter() - started
         self._scheduler.learn(step, seconds=elapsed_s)
+        greedy_ids = choose_greedily(logits, self._suppressed_ids) if rows else []
         events: list[EngineEvent] = []
         at = 0
         for chunk in chunks:
@@ -345,9 +350,9 @@ class PagedEngine:
                 timings.prefill_s += elapsed_s
             self._note_computed(chunk.sequence, chunk.length - chunk.num_draft)
             if chunk.has_logits:
-                mine = logits[at : at + 1 + chunk.num_draft]
+                mine = slice(at, at + 1 + chunk.num_draft)
                 at += 1 + chunk.num_draft
-                events += self._choose(request, mine, chunk.sequence.draft[: chunk.num_draft])
+                events += self._choose(request, logits[mine], greedy_ids[mine], chunk.sequence.draft[: chunk.num_draft])
         self._guess()
         return events
 
@@ -371,14 +376,16 @@ class PagedEngine:
         features = torch.cat(rows) if rows else None
         return self.model.embed(torch.tensor([ids], device=self._device), features)
 
-    def _choose(self, request: _Request, logits: Tensor, draft: tuple[int, ...]) -> list[EngineEvent]:
+    def _choose(
+        self, request: _Request, logits: Tensor, greedy_ids: Sequence[int | None], draft: tuple[int, ...]
+    ) -> list[EngineEvent]:
         """Choose tokens from logits (1 + len(draft), V), as long as the guess agrees with what is chosen."""
         sequence = request.sequence
         events: list[EngineEvent] = []
         num_right = 0
-        for idx, row in enumerate(logits):
+        for idx, (row, greedy_id) in enumerate(zip(logits, greedy_ids, strict=True)):
             try:
-                event = request.generation.advance(row)
+                event = request.generation.advance(row, greedy_id=greedy_id)
             except LlavakitError as error:  # of this request alone: its neighbours go on
                 return [*events, self._fail(request, error)]
             self._counts["num_generated_tokens"] += 1

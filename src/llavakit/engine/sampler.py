@@ -16,7 +16,9 @@ from torch import Tensor
 from llavakit.core.errors import NonFiniteError
 from llavakit.core.types import SamplingParams, TokenLogprob
 
-__all__ = ["Sampler", "TokenMask", "apply_penalties", "filter_min_p", "filter_top_k", "filter_top_p"]
+__all__ = [
+    "Sampler", "TokenMask", "apply_penalties", "choose_greedily", "filter_min_p", "filter_top_k", "filter_top_p",
+]  # fmt: skip
 
 
 def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tensor, generated: Sequence[int]) -> Tensor:
@@ -70,6 +72,14 @@ def filter_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
 
 
+def choose_greedily(logits: Tensor, suppressed_ids: Tensor | None) -> list[int | None]:
+    """Choose for rows (n, V) at once what `Sampler.choose` does for those that are plain; None where it would raise."""
+    scores = logits if suppressed_ids is None else logits.index_fill(1, suppressed_ids, -torch.inf)
+    best = scores.argmax(-1)
+    is_finite = logits.gather(1, best[:, None])[:, 0].isfinite()
+    return [token_id if fine else None for token_id, fine in zip(best.tolist(), is_finite.tolist(), strict=True)]
+
+
 class TokenMask(Protocol):
     """Which tokens may follow, by the form an answer must have (``processing.grammar``)."""
 
@@ -114,6 +124,22 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(params.seed)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the token is the most likely one that is not suppressed, and nothing more is asked."""
+        params = self._params
+        return (
+            params.is_greedy
+            and self._mask is None
+            and not params.logit_bias
+            and (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
+            and params.num_top_logprobs is None
+        )
+
+    def take(self, token_id: int) -> None:
+        """Note a token that `choose_greedily` has chosen."""
+        self._generated.append(token_id)
 
     def process(self, logits: Tensor) -> Tensor:
         """Return what the next token is chosen from: the logits (V,) after penalties, temperature and filters."""

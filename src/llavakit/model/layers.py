@@ -33,6 +33,7 @@ class Linear(nn.Linear):
     The storage decides how the product is computed:
 
     - ``matrix`` is set: from the stored bytes, by the native library.
+    - ``is_left_to_library`` is set: float32 on a CPU without gradients by the native library.
     - bfloat16 on a CPU, up to four rows: by the native library where it is there.
     - float16 on a CPU: widened slice by slice to float32 for the product of more than a few rows, which is about four
       times as fast there as torch's half-precision product, and accumulates in float32.
@@ -42,12 +43,15 @@ class Linear(nn.Linear):
     ----------
     matrix : StoredMatrix, optional
         The weight, in place of the parameter.
+    is_left_to_library : bool
+        See `LlamaModel.use_native`.
     interleaved_head_dim : int, optional
         The weight's rows are in GGUF's order of rotary pairs (0, d/2, 1, d/2 + 1, ...) within every head of this size;
         outputs are put back in order.
     """
 
     matrix: StoredMatrix | None = None
+    is_left_to_library = False
     interleaved_head_dim: int | None = None
 
     def reset_parameters(self) -> None:
@@ -62,12 +66,25 @@ class Linear(nn.Linear):
 
     def is_native(self, x: Tensor) -> bool:
         """Whether the native library multiplies ``x`` and may compute what follows: float32, and no gradient."""
-        return self.matrix is not None and x.dtype == torch.float32 and not (x.requires_grad or torch.is_grad_enabled())
+        is_stored = self.matrix is not None or (self.is_left_to_library and self.has_native_floats())
+        return is_stored and x.dtype == torch.float32 and not (x.requires_grad or torch.is_grad_enabled())
+
+    def has_native_floats(self) -> bool:
+        """Whether the parameter is one that the native library can read."""
+        weight = self.weight
+        return (
+            weight is not None
+            and weight.dtype == torch.float32
+            and weight.device.type == "cpu"
+            and weight.is_contiguous()
+        )
 
     def multiply(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features), the rows in the order they are stored in."""
         if self.matrix is not None:
             return self.matrix.multiply(x, self.bias)
+        if self.is_left_to_library and self.is_native(x):
+            return multiply_stored(self.weight.data_ptr(), "float32", self.out_features, x, self.bias)
         if self._has_few_bfloat16_rows(x):
             return multiply_stored(self.weight.data_ptr(), "bfloat16", self.out_features, x, self.bias)
         is_half_on_cpu = self.weight.dtype == torch.float16 and self.weight.device.type == "cpu"

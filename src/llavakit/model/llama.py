@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -72,7 +73,8 @@ class LlamaAttention(nn.Module):
         is_causal: bool,
     ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
-        if self.o_proj.is_native(x) and (cache is not None or mask is None):
+        is_native = _are_native(x, self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        if is_native and (cache is not None or mask is None):
             return self._forward_native(x, rotary, cache)
         query, key, value = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -111,6 +113,11 @@ class LlamaAttention(nn.Module):
         return self.o_proj(attend_native(query, key, value, num_keys=num_keys, is_causal=True))  # type: ignore[no-any-return]
 
 
+def _are_native(x: Tensor, *parts: nn.Module) -> bool:
+    """Whether the native library computes all of these layers; fine-tuning may have put others in their place."""
+    return all(isinstance(part, Linear) and part.is_native(x) for part in parts)
+
+
 def _as_numbers(stored: Tensor, dtype: torch.dtype) -> Tensor:
     return read_blocks(stored, dtype) if stored.dtype == BLOCKS else stored.to(dtype)
 
@@ -130,7 +137,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
-        if self.gate_proj.is_native(x):
+        if _are_native(x, self.gate_proj, self.up_proj):
             return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
@@ -180,13 +187,32 @@ class LlamaModel(nn.Module):
         self.rotary_emb = RotaryEmbedding(config.head_dim, rope_theta=config.rope_theta)
 
     def use_native(self) -> None:
-        """Leave norms to the native library from now on, and passes too if all layers' matrices are stored ones."""
+        """Leave norms and products in float32 to the native library from now on, and passes if it computes all of them.
+
+        Hooks of modules are not called then, but while `module_by_module` is open.
+        """
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 module.is_native = True
+            elif isinstance(module, Linear):
+                module.is_left_to_library = True
         layers = list(self.layers)
-        if NativeDecoder.can_run(layers, self.norm):
+        if NativeDecoder.can_run(self.config, layers, self.norm):
             self.native = NativeDecoder(self.config, layers, self.norm)
+
+    @contextmanager
+    def module_by_module(self) -> Iterator[None]:
+        """Compute parameters with torch again while this is open, one module after the other."""
+        native, self.native = self.native, None
+        left = [module for module in self.modules() if isinstance(module, Linear) and module.is_left_to_library]
+        for module in left:
+            module.is_left_to_library = False
+        try:
+            yield
+        finally:
+            self.native = native
+            for module in left:
+                module.is_left_to_library = True
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has memory of its own.
@@ -221,10 +247,10 @@ class LlamaModel(nn.Module):
         -------
         tensor of shape (B, T, D)
         """
-        rotary = self.rotary_emb(positions, inputs_embeds.dtype)
         is_float = inputs_embeds.dtype == torch.float32 and not torch.is_grad_enabled()
-        if self.native is not None and cache is not None and is_float:
-            return self.native.forward(inputs_embeds, rotary, cache.key_values(inputs_embeds.shape[1]))
+        if self.native is not None and cache is not None and is_float and self.native.is_current():
+            return self.native.forward(inputs_embeds, positions, cache.key_values(inputs_embeds.shape[1]))
+        rotary = self.rotary_emb(positions, inputs_embeds.dtype)
         is_causal = mask is None and inputs_embeds.shape[1] > 1
         x = inputs_embeds
         for layer in self.layers:

@@ -98,6 +98,11 @@ class Llava(nn.Module):
         hidden = self.language_model(inputs_embeds, positions, cache=cache, mask=mask)
         return self.lm_head(hidden[:, -1:] if last_only else hidden)  # type: ignore[no-any-return]
 
+    def use_native(self) -> None:
+        """Leave what is float32 in the language model to the native library; see `LlamaModel.use_native`."""
+        self.language_model.use_native()
+        self.lm_head.is_left_to_library = True
+
     def use_kv_blocks(self) -> None:
         """Keep keys and values in 8 bits from now on.
 

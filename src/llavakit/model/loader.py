@@ -113,7 +113,7 @@ def load_model(
         if on_progress is not None:
             on_progress(done, len(names))
     if is_kept and has_library():
-        model.language_model.use_native()
+        model.use_native()
     if config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
         model.lm_head.matrix = model.language_model.embed_tokens.matrix

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llavakit.core.config import TextConfig
 from llavakit.kernels.structures import DecoderCall, DecoderLayer, Matrix, TokenGroup
-from llavakit.model.layers import Linear, RMSNorm
+from llavakit.model.layers import Linear, RMSNorm, RotaryEmbedding
 from llavakit.model.native import KV_TYPES
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.ggml_types import type_by_name
@@ -57,6 +57,10 @@ class KeyValues:
     groups: Sequence[QueryGroup]
 
 
+# Angles of so many positions of a head of 128 numbers take 64 MiB.
+_MAX_POSITIONS = 1 << 17
+
+
 class NativeDecoder:
     """A decoder's layers and its last norm, for float32 tokens on a CPU.
 
@@ -64,7 +68,7 @@ class NativeDecoder:
     ----------
     config : TextConfig
     layers : sequence of LlamaDecoderLayer
-        Whose matrices are all stored; see `can_run`.
+        Whose matrices are all stored, or parameters in float32; see `can_run`.
     norm : RMSNorm
     """
 
@@ -72,24 +76,34 @@ class NativeDecoder:
         self._config = config
         self._layers = (DecoderLayer * len(layers))(*map(_describe_layer, layers))
         self._norm = norm
+        # Of all positions: those of one step alone would take a dozen operations of torch.
+        everywhere = torch.arange(config.max_position_embeddings)[None]
+        angles = RotaryEmbedding(config.head_dim, rope_theta=config.rope_theta)(everywhere, torch.float32)
+        self._angles = tuple(part[0, 0, :, : config.head_dim // 2].contiguous() for part in angles)
         # Addresses do not keep what they point to.
         self._kept = list(layers)
+        self._parts = [_Part.of(layer, name) for layer in layers for _, name in _MATRICES]
 
     @staticmethod
-    def can_run(layers: Sequence[nn.Module], norm: RMSNorm) -> bool:
+    def can_run(config: TextConfig, layers: Sequence[nn.Module], norm: RMSNorm) -> bool:
         """Whether the native library computes all of these layers."""
         modules = [module for layer in layers for module in layer.modules()]
         return (
             bool(layers)
-            and all(module.matrix is not None for module in modules if isinstance(module, Linear))
+            and config.max_position_embeddings <= _MAX_POSITIONS
+            and all(_has_matrix(module) for module in modules if isinstance(module, Linear))
             and all(_is_native(module) for module in [*modules, norm] if isinstance(module, RMSNorm))
         )
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_values: KeyValues) -> Tensor:
-        """Map tokens (B, T, D) with the cosines and sines (B, 1, T, E) of their positions to (B, T, D), normed."""
-        config, store, half = self._config, key_values.keys, self._config.head_dim // 2
+    def is_current(self) -> bool:
+        """Whether the layers still have the weights that they had: anybody may replace a parameter, or a module."""
+        return all(part.is_in_place() for part in self._parts)
+
+    def forward(self, x: Tensor, positions: Tensor, key_values: KeyValues) -> Tensor:
+        """Map tokens (B, T, D) at positions (B, T) below the model's greatest to (B, T, D), normed."""
+        config, store = self._config, key_values.keys
         out = x.clone(memory_format=torch.contiguous_format)
-        cosines, sines = (angles[:, 0, :, :half].contiguous() for angles in rotary)
+        cosines, sines = (table.index_select(0, positions.flatten()) for table in self._angles)
         groups, num_grouped = (TokenGroup * len(key_values.groups))(), 0
         for described, group in zip(groups, key_values.groups, strict=True):
             described.first_token, described.batch = num_grouped, len(group.num_keys)
@@ -119,22 +133,61 @@ def _is_native(norm: RMSNorm) -> bool:
     return norm.is_native and norm.weight.dtype == torch.float32
 
 
+def _has_matrix(linear: Linear) -> bool:
+    return linear.matrix is not None or (
+        linear.is_left_to_library and linear.bias is None and linear.has_native_floats()
+    )
+
+
+_MATRICES = (
+    ("query", "self_attn.q_proj"), ("key", "self_attn.k_proj"), ("value", "self_attn.v_proj"),
+    ("attention_out", "self_attn.o_proj"), ("gate", "mlp.gate_proj"), ("up", "mlp.up_proj"),
+    ("down", "mlp.down_proj"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A linear layer and where it belongs."""
+
+    parent: nn.Module
+    name: str
+    linear: nn.Module
+    weight: Tensor | None
+    address: int
+
+    @classmethod
+    def of(cls, layer: nn.Module, name: str) -> _Part:
+        parent_name, _, own_name = name.rpartition(".")
+        linear = layer.get_submodule(name)
+        weight = linear.weight if isinstance(linear, Linear) and linear.matrix is None else None
+        address = weight.data_ptr() if weight is not None else 0
+        return cls(layer.get_submodule(parent_name), own_name, linear, weight, address)
+
+    def is_in_place(self) -> bool:
+        if self.parent._modules.get(self.name) is not self.linear:
+            return False
+        weight = self.weight
+        return weight is None or (self.linear._parameters.get("weight") is weight and weight.data_ptr() == self.address)
+
+
 def _describe_layer(layer: nn.Module) -> DecoderLayer:
     described = DecoderLayer(
         attention_norm=layer.get_parameter("input_layernorm.weight").data_ptr(),
         mlp_norm=layer.get_parameter("post_attention_layernorm.weight").data_ptr(),
     )
-    for field, name in (
-        ("query", "self_attn.q_proj"), ("key", "self_attn.k_proj"), ("value", "self_attn.v_proj"),
-        ("attention_out", "self_attn.o_proj"), ("gate", "mlp.gate_proj"), ("up", "mlp.up_proj"),
-        ("down", "mlp.down_proj"),
-    ):  # fmt: skip
+    for field, name in _MATRICES:
         setattr(described, field, _describe_matrix(layer.get_submodule(name)))
     return described
 
 
 def _describe_matrix(linear: nn.Module) -> Matrix:
-    assert isinstance(linear, Linear) and linear.matrix is not None  # noqa: S101 - can_run has looked
+    assert isinstance(linear, Linear)  # noqa: S101 - can_run has looked
+    if linear.matrix is None:
+        return Matrix(
+            weights=linear.weight.data_ptr(), num_columns=linear.out_features, k=linear.in_features,
+            type=type_by_name("float32").type_id, is_interleaved=linear.interleaved_head_dim is not None,
+        )  # fmt: skip
     num_columns, k = linear.matrix.shape
     return Matrix(
         weights=linear.matrix.address, num_columns=num_columns, k=k, type=type_by_name(linear.matrix.dtype).type_id,

@@ -8,10 +8,21 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import uvicorn
+from fastapi import FastAPI
 
-__all__ = ["DrainingServer"]
+from llavakit.server.parsing import BoundedHttp
+
+__all__ = ["DrainingServer", "make_config"]
 
 _SPARE_S = 5  # after the grace period, for the last lines to be sent
+
+
+def make_config(app: FastAPI) -> uvicorn.Config:
+    """Say how the application is served."""
+    return uvicorn.Config(
+        app, http=BoundedHttp, ws="none", log_config=None, access_log=False, lifespan="on", server_header=False,
+        timeout_keep_alive=30,
+    )  # fmt: skip
 
 
 class DrainingServer(uvicorn.Server):

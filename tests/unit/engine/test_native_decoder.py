@@ -42,6 +42,17 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     return model
 
 
+@pytest.fixture(scope="module")
+def float_decoder() -> LlamaModel:
+    config = make_config(
+        hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64
+    )
+    model = make_model(config=config)
+    model.use_native()
+    assert model.language_model.native is not None
+    return model.language_model
+
+
 def _random(model: LlamaModel, *shape: int) -> Tensor:
     width = model.norm.weight.shape[0]
     return torch.randn((*shape, width), generator=torch.Generator().manual_seed(sum(shape)))
@@ -72,12 +83,14 @@ def _blocks(model: LlamaModel, dtype: torch.dtype) -> list[Tensor]:
     return [*out, pool.keys, pool.values]
 
 
+@pytest.mark.parametrize("kind", ["decoder", "float_decoder"])
 @pytest.mark.parametrize("compute", [_rows, _blocks])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BLOCKS], ids=str)
 def test_layers_at_once_are_layers_in_turn(
-    decoder: LlamaModel, dtype: torch.dtype, compute: object, monkeypatch: pytest.MonkeyPatch
+    kind: str, dtype: torch.dtype, compute: object, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     assert callable(compute)
+    decoder: LlamaModel = request.getfixturevalue(kind)
     with torch.inference_mode():
         at_once = compute(decoder, dtype)
         monkeypatch.setattr(NativeDecoder, "forward", None)  # so that a call of it fails
@@ -85,6 +98,57 @@ def test_layers_at_once_are_layers_in_turn(
         in_turn = compute(decoder, dtype)
     assert all(torch.equal(one, other) for one, other in zip(at_once, in_turn, strict=True))
     assert all(bool(one.float().abs().sum() > 0) for one in at_once)
+
+
+def _layer_difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    return max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("compute", [_rows, _blocks])
+def test_floats_in_the_library_are_those_of_torch(float_decoder: LlamaModel, compute: object) -> None:
+    """Two orders of float32 sums, in two layers and a norm."""
+    assert callable(compute)
+    with torch.inference_mode():
+        native = compute(float_decoder, torch.float32)
+        with float_decoder.module_by_module():
+            plain = compute(float_decoder, torch.float32)
+    assert not torch.equal(native[0], plain[0])  # else the same thing was computed twice
+    assert _layer_difference(native, plain) < 1e-5
+
+
+def test_a_token_in_float32_is_the_same_alone_and_among_others(float_decoder: LlamaModel) -> None:
+    together, alone = (
+        BlockPool(float_decoder.config, num_blocks=9, dtype=torch.float32, device=_CPU) for _ in range(2)
+    )
+    x = _random(float_decoder, 1, 40)
+    with torch.inference_mode():
+        packed = PackedPass(together, [Piece([4], 0, 3), Piece([1, 2, 6], 0, 37)])
+        found = float_decoder(x, packed.positions, cache=packed)
+        for piece, part in ((Piece([4], 0, 3), slice(3)), (Piece([1, 2, 6], 0, 37), slice(3, 40))):
+            packed = PackedPass(alone, [piece])
+            assert torch.equal(float_decoder(x[:, part], packed.positions, cache=packed), found[:, part])
+
+
+def test_a_weight_that_was_replaced_counts() -> None:
+    model = make_model(config=make_config(hidden_size=256, intermediate_size=256, head_dim=64))
+    model.use_native()
+    decoder = model.language_model
+    x = _random(decoder, 1, 5)
+
+    def compute() -> Tensor:
+        cache = KVCache(decoder.config, num_rows=1, max_len=8, dtype=torch.float32, device=_CPU)
+        with torch.inference_mode():
+            return decoder(x, torch.arange(5)[None], cache=PrefillView(cache, row=0, start=0))  # type: ignore[no-any-return]
+
+    before, linear = compute(), decoder.layers[1].mlp.down_proj
+    with torch.no_grad():
+        linear.weight.mul_(2)  # in place
+    in_place = compute()
+    assert not torch.equal(in_place, before)
+    linear.weight = torch.nn.Parameter(linear.weight.detach() / 2, requires_grad=False)
+    assert torch.allclose(compute(), before, atol=1e-5)
+    decoder.layers[0].self_attn.o_proj = torch.nn.Linear(256, 256, bias=False)
+    assert not torch.allclose(compute(), before, atol=1e-3)
 
 
 def test_tokens_are_left_as_they_are(decoder: LlamaModel) -> None:
@@ -106,11 +170,11 @@ def test_weights_that_move_are_not_read_where_they_were(tmp_path: Path) -> None:
 
 def test_a_decoder_that_was_quantized_while_loading_is_computed_at_once() -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
-    for skipped, is_native in ((None, True), (["down_proj"], False)):
+    for skipped in (None, ["down_proj"]):  # which stays in float32
         model = make_model(config=make_config(**sizes))
         config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
         quantize_decoder(model, config, _CPU)
-        assert (model.language_model.native is not None) == is_native
+        assert model.language_model.native is not None
         cache = KVCache(model.config.text_config, num_rows=1, max_len=8, dtype=torch.float32, device=_CPU)
         with torch.inference_mode():
             view = PrefillView(cache, row=0, start=0)

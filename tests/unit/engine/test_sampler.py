@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,16 @@ from hypothesis import strategies as st
 
 from llavakit.core.errors import NonFiniteError, SamplingError
 from llavakit.core.types import SamplingParams
-from llavakit.engine.sampler import Sampler, apply_penalties, filter_min_p, filter_top_k, filter_top_p
+from llavakit.engine.sampler import (
+    Sampler,
+    apply_penalties,
+    choose_greedily,
+    filter_min_p,
+    filter_top_k,
+    filter_top_p,
+)
 
+_NO_PROMPT = torch.tensor([], dtype=torch.int64)
 _LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20, unique=True).map(torch.tensor)
 
 
@@ -123,3 +132,33 @@ def test_nan_logits_are_an_error(temperature: float) -> None:
 def test_settings_out_of_range_or_contradictory_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(SamplingError, match=words):
         SamplingParams(**settings)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 1 << 30))
+def test_many_rows_at_once_are_rows_in_turn(num_rows: int, vocab_size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-3, 4, (num_rows, vocab_size), generator=generator).float()  # many are equal
+    for suppressed in (None, torch.tensor([0, vocab_size - 1])):
+        params = SamplingParams(temperature=0.0)
+        one_by_one = [Sampler(params, _NO_PROMPT, suppressed_ids=suppressed).choose(row)[0] for row in logits]
+        assert choose_greedily(logits, suppressed) == one_by_one
+
+
+def test_a_damaged_row_is_left_to_its_own_sampler() -> None:
+    logits = torch.zeros((3, 4))
+    logits[1, 2] = math.nan
+    assert choose_greedily(logits, None) == [0, None, 0]
+    assert choose_greedily(torch.full((1, 2), -math.inf), None) == [None]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 0.5}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
+        {"logit_bias": ((1, 2.0),)}, {"num_top_logprobs": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whoever_asks_for_more_is_not_plain(setting: dict[str, Any]) -> None:
+    assert Sampler(SamplingParams(temperature=0.0), _NO_PROMPT).is_plain
+    assert not Sampler(SamplingParams(**({"temperature": 0.0} | setting)), _NO_PROMPT).is_plain
