@@ -14,7 +14,16 @@ from llavakit.kernels.library import has_library
 from llavakit.model.native import multiply_stored, rms_norm
 from llavakit.model.stored_matrix import StoredMatrix
 
-__all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "apply_rotary", "attend", "quick_gelu"]
+__all__ = [
+    "MAX_NATIVE_FLOAT_ROWS",
+    "Embedding",
+    "Linear",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "apply_rotary",
+    "attend",
+    "quick_gelu",
+]
 
 
 # Below this many rows torch's half-precision matrix-vector product runs at memory speed; above it, on a CPU
@@ -23,6 +32,8 @@ _MAX_HALF_ROWS = 2
 # Up to so many rows the native library multiplies bfloat16 weights as exactly as torch, in two thirds of the time
 # (benchmarks/quantized_products.py); torch's product is the faster one of more.
 _MAX_NATIVE_BFLOAT16_ROWS = 4
+MAX_NATIVE_FLOAT_ROWS = 64
+"""Up to so many rows the native library multiplies float32 weights faster than torch; of more, torch's product is."""
 # Weight rows widened at a time: a slice of 256 rows of a 13B layer is 14 MiB in float32 and stays in the cache.
 _WIDEN_ROWS = 256
 
@@ -33,7 +44,7 @@ class Linear(nn.Linear):
     The storage decides how the product is computed:
 
     - ``matrix`` is set: from the stored bytes, by the native library.
-    - ``is_left_to_library`` is set: float32 on a CPU without gradients by the native library.
+    - ``is_left_to_library`` is set: up to 64 rows of float32 on a CPU without gradients, by the native library.
     - bfloat16 on a CPU, up to four rows: by the native library where it is there.
     - float16 on a CPU: widened slice by slice to float32 for the product of more than a few rows, which is about four
       times as fast there as torch's half-precision product, and accumulates in float32.
@@ -66,7 +77,11 @@ class Linear(nn.Linear):
 
     def is_native(self, x: Tensor) -> bool:
         """Whether the native library multiplies ``x`` and may compute what follows: float32, and no gradient."""
-        is_stored = self.matrix is not None or (self.is_left_to_library and self.has_native_floats())
+        is_stored = self.matrix is not None or (
+            self.is_left_to_library
+            and x.numel() <= MAX_NATIVE_FLOAT_ROWS * self.in_features
+            and self.has_native_floats()
+        )
         return is_stored and x.dtype == torch.float32 and not (x.requires_grad or torch.is_grad_enabled())
 
     def has_native_floats(self) -> bool:

@@ -248,8 +248,10 @@ class LlamaModel(nn.Module):
         tensor of shape (B, T, D)
         """
         is_float = inputs_embeds.dtype == torch.float32 and not torch.is_grad_enabled()
-        if self.native is not None and cache is not None and is_float and self.native.is_current():
-            return self.native.forward(inputs_embeds, positions, cache.key_values(inputs_embeds.shape[1]))
+        if self.native is not None and cache is not None and is_float:
+            batch, num_tokens, _ = inputs_embeds.shape
+            if self.native.takes(batch * num_tokens):
+                return self.native.forward(inputs_embeds, positions, cache.key_values(num_tokens))
         rotary = self.rotary_emb(positions, inputs_embeds.dtype)
         is_causal = mask is None and inputs_embeds.shape[1] > 1
         x = inputs_embeds

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llavakit.core.config import TextConfig
 from llavakit.kernels.structures import DecoderCall, DecoderLayer, Matrix, TokenGroup
-from llavakit.model.layers import Linear, RMSNorm, RotaryEmbedding
+from llavakit.model.layers import MAX_NATIVE_FLOAT_ROWS, Linear, RMSNorm, RotaryEmbedding
 from llavakit.model.native import KV_TYPES
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.ggml_types import type_by_name
@@ -83,6 +83,7 @@ class NativeDecoder:
         # Addresses do not keep what they point to.
         self._kept = list(layers)
         self._parts = [_Part.of(layer, name) for layer in layers for _, name in _MATRICES]
+        self._has_floats = any(part.weight is not None for part in self._parts)
 
     @staticmethod
     def can_run(config: TextConfig, layers: Sequence[nn.Module], norm: RMSNorm) -> bool:
@@ -95,9 +96,14 @@ class NativeDecoder:
             and all(_is_native(module) for module in [*modules, norm] if isinstance(module, RMSNorm))
         )
 
-    def is_current(self) -> bool:
-        """Whether the layers still have the weights that they had: anybody may replace a parameter, or a module."""
-        return all(part.is_in_place() for part in self._parts)
+    def takes(self, num_tokens: int) -> bool:
+        """Whether a pass of so many tokens is for the native library.
+
+        The layers must still have the weights that they had, since anybody may replace a parameter or a module; and of
+        many rows of float32 torch's products are the faster ones.
+        """
+        is_small = num_tokens <= MAX_NATIVE_FLOAT_ROWS or not self._has_floats
+        return is_small and all(part.is_in_place() for part in self._parts)
 
     def forward(self, x: Tensor, positions: Tensor, key_values: KeyValues) -> Tensor:
         """Map tokens (B, T, D) at positions (B, T) below the model's greatest to (B, T, D), normed."""
