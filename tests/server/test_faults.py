@@ -226,6 +226,11 @@ def test_bodies_of_all_requests_together_are_bounded() -> None:
         assert httpx.post(f"{url}{_CHAT}", content=b" " * 500_000).status_code == 400
 
 
+def test_one_large_body_needs_no_second_setting() -> None:
+    with serving(ScriptedHost(ScriptedEngine()), max_body_mib=4, max_bodies_mib=1) as url:
+        assert httpx.post(f"{url}{_CHAT}", content=b" " * 2_000_000).status_code == 400  # read whole, and no JSON
+
+
 def test_a_body_counts_no_more_once_its_answer_begins() -> None:
     engine = ScriptedEngine(words=["word "] * 1000, pause_s=0.02)
     with (

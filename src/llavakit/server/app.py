@@ -63,7 +63,8 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     default_model : str, optional
         Loaded when the application starts; none is loaded without.
     """
-    context = Context(host, settings, Metrics(), Bodies(settings.max_bodies_mib << 20))
+    max_bodies_mib = max(settings.max_bodies_mib, settings.max_body_mib)
+    context = Context(host, settings, Metrics(), Bodies(max_bodies_mib << 20))
 
     @asynccontextmanager
     async def live(_app: FastAPI) -> AsyncIterator[None]:

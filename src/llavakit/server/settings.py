@@ -43,7 +43,7 @@ class ServerSettings:
     max_body_mib, max_images : int
         Of one request.
     max_bodies_mib : int
-        Of all requests together that are being received or prepared.
+        Of all requests together that are being received or prepared; one that is alone may always be ``max_body_mib``.
     parallel, queue : int
         Requests computed at a time, and further ones that wait.
     keep_alive_s : float
@@ -105,7 +105,7 @@ class ServerSettings:
             raise ConfigError("keep_alive_s is no number; give seconds, or a negative number for ever.")
         for name, low, high in (
             ("port", 0, 65535), ("requests_per_minute", 0, 1_000_000), ("max_body_mib", 1, 4096),
-            ("max_bodies_mib", self.max_body_mib, 1 << 20),
+            ("max_bodies_mib", 1, 1 << 20),
             ("max_images", 1, 1000), ("parallel", 1, 1024), ("queue", 0, 100_000), ("threads", 0, 4096),
             ("kv_cache_gib", 0, 4096), ("picture_cache_gib", 0, 4096), ("disk_cache_gib", 0, 100_000),
             ("grace_s", 0, 86_400),
