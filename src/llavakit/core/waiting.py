@@ -17,8 +17,8 @@ _is_brief = False
 def wait_briefly() -> None:
     """Let torch's threads sleep after 0.1 ms, unless torch is loaded already or somebody has chosen.
 
-    Beside two programs that compute, a small model on two threads answers up to three times as fast then, and alone on
-    the machine as fast as before (docs/design/0002-quantized-cpu-engine.md).
+    A small model waits for its threads after every short operation: beside other programs most of its time goes there
+    (docs/design/0002-quantized-cpu-engine.md).
     """
     global _is_brief
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ and "torch" not in sys.modules:

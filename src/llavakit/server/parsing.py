@@ -1,4 +1,4 @@
-"""HTTP in, parsed by llhttp: a streamed token costs half as much of the event loop as with a parser in Python.
+"""HTTP in, parsed by llhttp: a streamed token costs less of the event loop than with a parser in Python.
 
 uvicorn's protocol over it knows no bound for what comes before and after bodies; this one does.
 """
