@@ -92,6 +92,7 @@ class ServedModel:
         self._settings = settings
         self._name = name
         self._preparing = asyncio.Semaphore(_MAX_PREPARED_AT_ONCE)
+        self._num_coming = 0  # requests that the engine does not know yet
         self._masks: FormMasks | None = None
         self._disk = None
         if settings.cache_dir is not None and settings.disk_cache_bytes > 0:
@@ -143,19 +144,23 @@ class ServedModel:
 
     @property
     def num_open(self) -> int:
-        """Requests that were accepted and have not ended."""
-        return self._engine.num_open
+        """Requests that came and have not ended."""
+        return self._num_coming + self._engine.num_open
 
     async def submit(self, request: GenerateRequest) -> EngineAnswer:
         """Prepare and queue a request; see `llavakit.core.requests.EngineClient.submit`."""
-        prompt, mask = await self._prepare(request), None
-        if request.constraint is not None:
-            constraint = request.constraint
-            mask = await asyncio.to_thread(lambda: self._form_masks().make(constraint))
-        return await self._engine.submit(
-            prompt, request.sampling, tenant=request.tenant if self._settings.isolate_tenants else "", mask=mask,
-            max_context_tokens=request.max_context_tokens,
-        )  # fmt: skip
+        self._num_coming += 1  # until the engine counts it, lest the model is let go of meanwhile
+        try:
+            prompt, mask = await self._prepare(request), None
+            if request.constraint is not None:
+                constraint = request.constraint
+                mask = await asyncio.to_thread(lambda: self._form_masks().make(constraint))
+            return await self._engine.submit(
+                prompt, request.sampling, tenant=request.tenant if self._settings.isolate_tenants else "", mask=mask,
+                max_context_tokens=request.max_context_tokens,
+            )  # fmt: skip
+        finally:
+            self._num_coming -= 1
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 text of one token; empty for control tokens."""
