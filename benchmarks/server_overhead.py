@@ -1,8 +1,10 @@
 """What the server costs over its engine: ``python -m benchmarks.server_overhead``.
 
-The same engine, loaded once in this process, answers the same questions from 16 clients: called directly, and over HTTP
-with streams read to their end by another process, which does no more than that. The sides take turns; every round asks
-with words of its own, and with ``--pictures`` about a picture of its own, as this server is mostly asked.
+The same engine, loaded once in this process, answers the questions of 16 clients, each of whom asks the next one when
+the last is answered: called directly, and over HTTP with streams read to their end by another process, which does no
+more than that. The sides take turns; every question has words of its own, and with ``--pictures`` a picture of its own,
+as this server is mostly asked. Connections and clients need a processor as well: with as many threads of the engine as
+there are processors, it loses to them what it had taken.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import multiprocessing
 import re
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
@@ -36,19 +39,20 @@ from llavakit.server.settings import ServerSettings
 _FIRST_TEXT = re.compile(rb'"content":"[^"]')
 _USAGE = re.compile(rb'"completion_tokens":([0-9]+)')
 Question = tuple[str, bytes | None]  # words, and a picture's file
+Answered = tuple[float, float, int]  # seconds to the first token, to the last, tokens
 _COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms")
 
 
-def _make_question(idx: int, side: str, client: int, *, has_picture: bool) -> Question:
+def _make_question(idx: int, side: str, client: int, number: int, *, has_picture: bool) -> Question:
     if not has_picture:
-        return f"Round {idx} {side}, number {client}: tell a story.", None
+        return f"Round {idx} {side}, client {client}, number {number}: tell a story.", None
     file = io.BytesIO()
-    seed = 1000 * idx + 2 * client + (side == "server")
+    seed = 100_000 * idx + 1000 * number + 2 * client + (side == "server")
     make_picture(seed, width=160, height=120).save(file, "JPEG", quality=90)
     return "Describe the picture.", file.getvalue()
 
 
-async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> tuple[float, float, int]:
+async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> Answered:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
     sampling = SamplingParams(max_new_tokens=num_tokens, ignore_eos=False)
     text, picture = question
@@ -60,7 +64,7 @@ async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> 
     return first_s, time.perf_counter() - started_s, count
 
 
-async def _over_http(port: int, question: Question, num_tokens: int) -> tuple[float, float, int]:
+async def _over_http(port: int, question: Question, num_tokens: int) -> Answered:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
     text, picture = question
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -87,45 +91,48 @@ async def _over_http(port: int, question: Question, num_tokens: int) -> tuple[fl
     return first_s, time.perf_counter() - started_s, count
 
 
-def _ask_rounds(port: int, num_tokens: int, work: Connection) -> None:
-    """Ask the questions of one round after the other, all of a round at once; runs in a process of its own."""
+async def _ask_in_turn(
+    ask: Callable[[Question], Awaitable[Answered]], questions: list[list[Question]]
+) -> tuple[float, list[Answered]]:
+    """Let every client ask its questions one after the other, beside the others; return the seconds it took."""
 
-    async def ask(questions: list[Question]) -> tuple[float, list[tuple[float, float, int]]]:
-        started_s = time.perf_counter()
-        answers = await asyncio.gather(*(_over_http(port, question, num_tokens) for question in questions))
-        return time.perf_counter() - started_s, list(answers)
+    async def client(mine: list[Question]) -> list[Answered]:
+        return [await ask(question) for question in mine]
 
-    while (questions := work.recv()) is not None:
-        work.send(asyncio.run(ask(questions)))
-
-
-async def _ask_directly(
-    engine: EngineClient, questions: list[Question], num_tokens: int
-) -> tuple[float, list[tuple[float, float, int]]]:
     started_s = time.perf_counter()
-    answers = await asyncio.gather(*(_direct(engine, question, num_tokens) for question in questions))
-    return time.perf_counter() - started_s, list(answers)
+    answers = await asyncio.gather(*(client(mine) for mine in questions))
+    return time.perf_counter() - started_s, [answer for mine in answers for answer in mine]
+
+
+def _ask_server(port: int, num_tokens: int, work: Connection) -> None:
+    """Ask the questions of one round after the other; runs in a process of its own."""
+    while (questions := work.recv()) is not None:
+        work.send(asyncio.run(_ask_in_turn(lambda question: _over_http(port, question, num_tokens), questions)))
 
 
 async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    host = make_host(options.model, policy=SourcePolicy(allow_files=False), cache_dir=None, disk_cache_bytes=0,
-                     isolate_tenants=False, threads=options.threads, num_parallel=options.clients)  # fmt: skip
+    host = make_host(options.model, policy=SourcePolicy(allow_files=False), disk_cache_bytes=0, threads=options.threads,
+                     num_parallel=options.clients)  # fmt: skip
+    engine, _ = await host.open(None)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(make_config(create_app(host, ServerSettings())))
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
-    engine, _ = await host.open(None)
-    found: dict[str, list[tuple[float, list[tuple[float, float, int]]]]] = {"direct": [], "server": []}
+    found: dict[str, list[tuple[float, list[Answered]]]] = {"direct": [], "server": []}
     work, far_end = multiprocessing.Pipe()
     arguments = (listener.getsockname()[1], options.max_tokens, far_end)
-    client = multiprocessing.get_context("spawn").Process(target=_ask_rounds, args=arguments, daemon=True)
+    client = multiprocessing.get_context("spawn").Process(target=_ask_server, args=arguments, daemon=True)
     client.start()
     for idx in range(options.rounds + 1):
         for side, rounds in found.items():
             questions = [
-                _make_question(idx, side, client, has_picture=options.pictures) for client in range(options.clients)
+                [
+                    _make_question(idx, side, client, number, has_picture=options.pictures)
+                    for number in range(options.questions)
+                ]
+                for client in range(options.clients)
             ]
             if side == "direct":
-                taken = await _ask_directly(engine, questions, options.max_tokens)
+                taken = await _ask_in_turn(lambda question: _direct(engine, question, options.max_tokens), questions)
             else:
                 work.send(questions)
                 taken = await asyncio.to_thread(work.recv)
@@ -150,14 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="llava:tiny")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--questions", type=int, default=10, help="of each client in a round, one after the other")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--pictures", action="store_true", help="every question is about a picture of its own")
     parser.add_argument("--threads", type=int, default=count_cpus())
     options = parser.parse_args()
     rows = asyncio.run(_measure(options))
     manifest = make_manifest(num_threads=options.threads) | {
-        "model": options.model, "clients": options.clients, "rounds": options.rounds, "max_tokens": options.max_tokens,
+        "model": options.model, "clients": options.clients, "rounds": options.rounds,
+        "questions": options.questions, "max_tokens": options.max_tokens,
         "pictures": options.pictures,
     }  # fmt: skip
     print(make_table(rows, _COLUMNS))
