@@ -136,12 +136,12 @@ _TEXT = "document.body.innerText.slice(0, 500)"
 
 
 @contextmanager
-def browsing(profile: Path) -> Iterator[Browser]:
-    """Start a browser with an empty profile; it ends with the block."""
+def browsing(profile: Path, *flags: str) -> Iterator[Browser]:
+    """Start a browser with an empty profile and further flags; it ends with the block."""
     assert BROWSER is not None
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    command = [sys.executable, "-c", _START, str(to_read), str(from_write), BROWSER, *_FLAGS,
+    command = [sys.executable, "-c", _START, str(to_read), str(from_write), BROWSER, *_FLAGS, *flags,
                f"--user-data-dir={profile}"]  # fmt: skip
     with subprocess.Popen(command, pass_fds=(to_read, from_write), stderr=subprocess.DEVNULL) as process:
         os.close(to_read)

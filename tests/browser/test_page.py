@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import llavakit
 from llavakit.api.host import make_host
@@ -355,6 +358,70 @@ def test_by_keyboard_and_with_settings(browser: Browser) -> None:
         sampling = engine.seen[-1].sampling
         assert (sampling.temperature, sampling.seed, sampling.max_new_tokens) == (0.5, 11, 99)
         assert engine.seen[-1].messages[0].parts[0].text == "Be brief."  # type: ignore[union-attr]
+
+
+@_needs_browser
+def test_photographs(tmp_path: Path) -> None:
+    """With a camera that Chromium makes up."""
+    engine = ScriptedEngine()
+    with (
+        browsing(tmp_path, "--use-fake-device-for-media-stream") as browser,
+        serving(ScriptedHost(engine), default_model="scripted") as url,
+    ):
+        browser.resize(1280, 900)
+        _open(browser, url)
+        browser.until("!document.querySelector('#camera-button').hidden")
+        camera = {"permission": {"name": "camera"}, "origin": url}
+        browser.send("Browser.setPermission", **camera, setting="denied")
+        _click(browser, "#camera-button")
+        browser.until("document.querySelector('#composer-error').textContent.includes('does not let this page')")
+        browser.send("Browser.setPermission", **camera, setting="granted")
+        for choice in ("no", "yes"):
+            _click(browser, "#camera-button")
+            browser.until("document.querySelector('#photograph').open && !document.querySelector('#photograph-yes').disabled")
+            assert browser.run("document.activeElement.id") == "photograph-yes"
+            _assert_everything_has_a_name(browser)
+            tracks = "document.querySelector('#photograph-video').srcObject.getTracks()"
+            browser.run(f"window.tracks = {tracks}")
+            _click(browser, f"#photograph button[value={choice}]")
+            browser.until("window.tracks.every(track => track.readyState === 'ended')")  # the light goes off
+        browser.until("document.querySelectorAll('#attached img').length === 1")
+        assert browser.run("document.querySelector('#composer-error').hidden")
+        _asked(browser, "What is that?")
+        (picture,) = engine.seen[-1].messages[-1].images
+        with Image.open(io.BytesIO(base64.b64decode(str(picture.source).partition(",")[2]))) as image:
+            assert image.format == "JPEG"
+            assert min(image.size) >= 240
+        assert browser.problems == []
+
+
+def _assert_everything_has_a_name(browser: Browser) -> None:
+    """Whatever a screen reader offers to use or to look at says what it is."""
+    roles = {"button", "textbox", "searchbox", "link", "combobox", "image", "dialog", "spinbutton", "slider", "list",
+             "navigation", "complementary", "region"}  # fmt: skip
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles]
+    nameless = [
+        (node["role"]["value"], node.get("backendDOMNodeId"))
+        for node in found
+        if not node.get("name", {}).get("value", "").strip() and node["role"]["value"] not in ("list", "image")
+    ]
+    assert found
+    assert nameless == []
+
+
+@_needs_browser
+def test_everything_has_a_name_for_screen_readers(tiny: Browser) -> None:
+    _assert_everything_has_a_name(tiny)
+    tiny.choose_file("#pick", SHAPES)
+    tiny.until("document.querySelectorAll('#attached img').length === 1")
+    _assert_everything_has_a_name(tiny)
+    _asked(tiny, "What color is the star?")
+    _assert_everything_has_a_name(tiny)
+    tiny.until("document.querySelector('#announcer').innerText.includes('blue')")
+    _click(tiny, "#settings-button")
+    _assert_everything_has_a_name(tiny)
+    tiny.press("Escape")
 
 
 @_needs_browser

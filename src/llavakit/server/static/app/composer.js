@@ -1,5 +1,6 @@
 // Where questions are written: text and pictures, by keyboard, file, camera, clipboard and drop.
 
+import { canShowCamera, hasCamera, takePhotograph } from "./camera.js";
 import { $, announce, el, iconButton } from "./dom.js";
 import { filesOf, takePicture } from "./pictures.js";
 
@@ -23,7 +24,8 @@ export class Composer {
   #build() {
     $("composer-tools").append(
       iconButton("picture", "Add pictures", () => $("pick").click(), { id: "pick-button" }),
-      iconButton("camera", "Take a photograph", () => $("camera").click(), { id: "camera-button" }));
+      iconButton("camera", "Take a photograph", () => this.#photograph(), { id: "camera-button", hidden: true }));
+    hasCamera().then((found) => { $("camera-button").hidden = !found; });
     $("editing").append(iconButton("close", "Cancel editing", () => this.cancelEditing()));
     this.setBusy(false);
   }
@@ -80,6 +82,20 @@ export class Composer {
       if (files.length) this.addFiles(files);
       else this.fail("That is no picture.");
     });
+  }
+
+  async #photograph() {
+    if (!canShowCamera()) {
+      $("camera").click();
+      return;
+    }
+    this.fail("");
+    try {
+      const file = await takePhotograph();
+      if (file) await this.addFiles([file]);
+    } catch (error) {
+      this.fail(error.message);
+    }
   }
 
   /** Add pictures; says which could not be taken. */
