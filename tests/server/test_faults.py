@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -54,6 +56,72 @@ def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -
         client.settimeout(10)
         assert client.recv(4096).startswith(b"HTTP/1.1 408")
         client.close()
+
+
+def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llavakit.server.context._MAX_PAUSE_S", 0.3)
+    with serving(ScriptedHost(ScriptedEngine())) as url, _connect(url) as client:
+        client.sendall(f"POST {_CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n".encode())
+        client.settimeout(0.05)
+        reply = b""
+        for _ in range(100):  # never a pause of 0.3 s
+            client.sendall(b" ")
+            with suppress(TimeoutError):
+                reply = client.recv(4096)
+                break
+        assert reply.startswith(b"HTTP/1.1 408")
+        assert b"bytes a second" in reply
+
+
+def _connect(url: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+    client.settimeout(10)
+    return client
+
+
+def _read_reply(client: socket.socket) -> tuple[bytes, bytes]:
+    """Return the head and the body of a reply that says how long it is."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += client.recv(4096)
+    head, body = data.split(b"\r\n\r\n", 1)
+    length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+    while len(body) < length:
+        body += client.recv(4096)
+    return head, body
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("piece", [1, 50, 1 << 20])
+def test_a_request_that_offers_another_protocol_keeps_its_body(piece: int, is_chunked: bool) -> None:
+    """Java's own client, and whatever is built on it, offers HTTP/2 with its first request."""
+    body = json.dumps(chat_body(url=None)).encode()
+    framing = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {len(body)}"
+    head = (
+        f"POST {_CHAT} HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n{framing}\r\nHost: localhost\r\n"
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\nUser-Agent: Java-http-client/21\r\n"
+        "Content-Type: application/json\r\n\r\n"
+    )
+    data = head.encode() + (b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body)
+    engine = ScriptedEngine()
+    with serving(ScriptedHost(engine)) as url, _connect(url) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):  # the connection goes on
+            for start in range(0, len(data), piece):
+                client.sendall(data[start : start + piece])
+            found_head, found_body = _read_reply(client)
+            assert found_head.startswith(b"HTTP/1.1 200")
+            assert json.loads(found_body)["choices"][0]["message"]["content"] == "Hello world."
+    assert len(engine.seen) == 2
+
+
+def test_an_offer_without_a_body_is_declined() -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url, _connect(url) as client:
+        offer = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        client.sendall(f"GET /health/live HTTP/1.1\r\nHost: localhost\r\n{offer}\r\n".encode())
+        assert _read_reply(client)[0].startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert _read_reply(client)[0].startswith(b"HTTP/1.1 200")
 
 
 class _SlowToAccept(ScriptedEngine):

@@ -30,6 +30,7 @@ __all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
 _Body = TypeVar("_Body", bound=BaseModel)
 _SMALL_BYTES = 1 << 20
 _MAX_PAUSE_S = 30.0  # of a body that arrives
+_MIN_BYTES_PER_S = 4096.0  # of a body, after that time
 _LOOK_EVERY_S = 0.1  # whether a client is still there
 
 
@@ -86,12 +87,19 @@ async def _read_bytes(request: Request, limit: int, held: HeldBody) -> bytes:
         raise RefusedError("compressed bodies are not taken; send it as it is.", status=415, code="request")
     body = bytearray()
     chunks = request.stream()
+    started_s = time.perf_counter()
     try:
         while True:
             async with asyncio.timeout(_MAX_PAUSE_S):
                 chunk = await anext(chunks, None)
             if chunk is None:
                 return bytes(body)
+            late_s = time.perf_counter() - started_s - _MAX_PAUSE_S
+            if late_s > 0 and len(body) < _MIN_BYTES_PER_S * late_s:
+                raise RefusedError(
+                    f"the body comes at less than {_MIN_BYTES_PER_S:g} bytes a second. Send it again, or a smaller one.",
+                    status=408, code="request",
+                )  # fmt: skip
             if len(body) + len(chunk) > limit:
                 raise _too_large(limit)
             held.add(len(chunk))

@@ -1,33 +1,50 @@
 """HTTP in, parsed by llhttp: a streamed token costs less of the event loop than with a parser in Python.
 
-uvicorn's protocol over it knows no bound for what comes before and after bodies; this one does.
+uvicorn's protocol over it knows no bound for what comes before and after bodies, and loses the body of a request that
+offers another protocol; this one does neither.
 """
 
 from __future__ import annotations
 
+import sys
+
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["BoundedHttp"]
 
 _MAX_HEAD_BYTES = 64 * 1024
+_OF_AN_OFFER = (b"upgrade", b"http2-settings")
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Refuses a request line, headers, trailers or sizes of chunks of more than 64 KiB, and closes the connection."""
+    """Refuses a request line, headers, trailers or sizes of chunks of more than 64 KiB, and closes the connection.
+
+    A request that offers HTTP/2 or anything else beside HTTP/1.1, as Java's own client does in its first one, is
+    answered as if it did not (RFC 9110, 7.8).
+    """
 
     _num_head_bytes = 0  # that came since a body went on or a message ended
+    _piece = b""  # at the parser
+    _has_offer = False  # the head that has just been read
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, in pieces that cannot hide a long head."""
         for start in range(0, len(data), _MAX_HEAD_BYTES):
-            piece = data[start : start + _MAX_HEAD_BYTES]
-            self._num_head_bytes += len(piece)
-            super().data_received(piece)
+            self._piece = data[start : start + _MAX_HEAD_BYTES]
+            self._num_head_bytes += len(self._piece)
+            super().data_received(self._piece)
             if self.transport.is_closing():
                 return
             if self._num_head_bytes > _MAX_HEAD_BYTES:
                 self.send_400_response("The head of the request is too long.")
                 return
+
+    def on_headers_complete(self) -> None:
+        """Begin the request, unless its head is read once more."""
+        self._has_offer = self.parser.should_upgrade()
+        if not self._has_offer:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take note of a piece of a body."""
@@ -36,5 +53,25 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take note of the end of a request."""
+        if self._has_offer:  # the parser stops after the head and takes what follows for the other protocol
+            return
         self._num_head_bytes = 0
         super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read the request once more without its offer: called where the parser has stopped."""
+        error = sys.exception()
+        if not self._has_offer or not isinstance(error, httptools.HttpParserUpgrade):
+            return
+        rest = self._piece[error.args[0] :]
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(t for t in map(bytes.strip, value.split(b",")) if t.lower() not in _OF_AN_OFFER)
+            if name not in _OF_AN_OFFER and (value or name != b"connection"):
+                lines.append(b"%s: %s" % (name, value))
+        self._has_offer = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._piece = b"\r\n".join([*lines, b"", b""]) + rest
+        super().data_received(self._piece)
