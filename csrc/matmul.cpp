@@ -18,8 +18,10 @@ constexpr int32_t kMaxThreads = 1024;
 constexpr int64_t kMaxSize = int64_t{1} << 40;
 // Rows multiplied at a time: the sums of a strip of columns stay in the second-level cache.
 constexpr int64_t kChunkRows = 960;
-// Bytes of weights that a thread takes at a time when rows are few: long enough to be read in one stream.
-constexpr int64_t kPieceBytes = 512 * 1024;
+// Bytes of weights that a thread takes at a time when rows are few. Its pieces follow each other, so that they are read in
+// one stream; the smaller they are, the less the threads wait for each other at the end.
+constexpr int64_t kPieceBytes = 128 * 1024;
+constexpr int32_t kMaxRanges = 64;
 
 // A strip is so many times wider where rows are many: each pass over the rows then fetches them from the last cache for more
 // columns. Rows, columns and sums need room in the second-level cache.
@@ -68,24 +70,34 @@ struct Product {
 
 // ---- pieces of columns
 
+// Columns that one thread begins with, and others take over when they are done with theirs.
+struct alignas(64) Range {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
 template <class Body>
 struct Columns {
   const Product *product;
   const Body *body;
   int64_t piece;
-  std::atomic<int64_t> next{0};
+  int32_t num_ranges;
+  Range ranges[kMaxRanges];
 };
 
 template <class Body>
-void columns_body(void *context, int32_t) {
+void columns_body(void *context, int32_t thread_idx) {
   auto *columns = static_cast<Columns<Body> *>(context);
   const Product &product = *columns->product;
-  for (int64_t first; (first = columns->next.fetch_add(columns->piece)) < product.num_columns;) {
-    const int64_t left = product.num_columns - first;
-    const int64_t num = left < columns->piece ? left : columns->piece;
-    (*columns->body)(product.weights + first * product.row_bytes, num, product.out + first);
-    product.ops->finish_rows(product.out + first, product.out_ld, product.num_rows, num,
-                             product.bias == nullptr ? nullptr : product.bias + first, product.activation);
+  for (int32_t i = 0; i < columns->num_ranges; ++i) {
+    Range &range = columns->ranges[(thread_idx + i) % columns->num_ranges];
+    for (int64_t first; (first = range.next.fetch_add(columns->piece)) < range.end;) {
+      const int64_t left = range.end - first;
+      const int64_t num = left < columns->piece ? left : columns->piece;
+      (*columns->body)(product.weights + first * product.row_bytes, num, product.out + first);
+      product.ops->finish_rows(product.out + first, product.out_ld, product.num_rows, num,
+                               product.bias == nullptr ? nullptr : product.bias + first, product.activation);
+    }
   }
 }
 
@@ -99,8 +111,14 @@ void divide_columns(const Product &product, const Body &body) {
   const int64_t by_bytes = kPieceBytes / product.row_bytes + 1;
   columns.piece = ((by_bytes < even ? by_bytes : even) + 7) / 8 * 8;  // whole tiles of columns
   const int64_t num_pieces = (product.num_columns + columns.piece - 1) / columns.piece;
-  run_on_pool(num_pieces < product.num_threads ? static_cast<int32_t>(num_pieces) : product.num_threads,
-              columns_body<Body>, &columns);
+  const int32_t num_threads = num_pieces < product.num_threads ? static_cast<int32_t>(num_pieces) : product.num_threads;
+  columns.num_ranges = num_threads < kMaxRanges ? num_threads : kMaxRanges;
+  for (int32_t i = 0; i < columns.num_ranges; ++i) {
+    columns.ranges[i].next.store(num_pieces * i / columns.num_ranges * columns.piece, std::memory_order_relaxed);
+    const int64_t end = num_pieces * (i + 1) / columns.num_ranges * columns.piece;
+    columns.ranges[i].end = end < product.num_columns ? end : product.num_columns;
+  }
+  run_on_pool(num_threads, columns_body<Body>, &columns);
 }
 
 // ---- weights in float32
