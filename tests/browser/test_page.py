@@ -378,7 +378,9 @@ def test_photographs(tmp_path: Path) -> None:
         browser.send("Browser.setPermission", **camera, setting="granted")
         for choice in ("no", "yes"):
             _click(browser, "#camera-button")
-            browser.until("document.querySelector('#photograph').open && !document.querySelector('#photograph-yes').disabled")
+            browser.until(
+                "document.querySelector('#photograph').open && !document.querySelector('#photograph-yes').disabled"
+            )
             assert browser.run("document.activeElement.id") == "photograph-yes"
             _assert_everything_has_a_name(browser)
             tracks = "document.querySelector('#photograph-video').srcObject.getTracks()"

@@ -99,7 +99,7 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(piece: int, is_ch
     framing = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {len(body)}"
     head = (
         f"POST {_CHAT} HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n{framing}\r\nHost: localhost\r\n"
-        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\nUser-Agent: Java-http-client/21\r\n"
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\nUser-Agent: Java-http-client\r\n"
         "Content-Type: application/json\r\n\r\n"
     )
     data = head.encode() + (b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body)
@@ -117,7 +117,9 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(piece: int, is_ch
 
 def test_an_offer_without_a_body_is_declined() -> None:
     with serving(ScriptedHost(ScriptedEngine())) as url, _connect(url) as client:
-        offer = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        offer = (
+            "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        )
         client.sendall(f"GET /health/live HTTP/1.1\r\nHost: localhost\r\n{offer}\r\n".encode())
         assert _read_reply(client)[0].startswith(b"HTTP/1.1 200")
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -97,7 +97,7 @@ async def _read_bytes(request: Request, limit: int, held: HeldBody) -> bytes:
             late_s = time.perf_counter() - started_s - _MAX_PAUSE_S
             if late_s > 0 and len(body) < _MIN_BYTES_PER_S * late_s:
                 raise RefusedError(
-                    f"the body comes at less than {_MIN_BYTES_PER_S:g} bytes a second. Send it again, or a smaller one.",
+                    f"the body comes at less than {_MIN_BYTES_PER_S:g} bytes a second. Send a smaller one.",
                     status=408, code="request",
                 )  # fmt: skip
             if len(body) + len(chunk) > limit:
