@@ -30,7 +30,7 @@ from llavakit.core.config import LlavaConfig
 from llavakit.model.llama import LlamaModel
 from llavakit.model.llava import Llava
 from recipes.tiny.alignment import PatchWords
-from recipes.tiny.batches import TextBatch, instruction_batch, vision_batch
+from recipes.tiny.batches import TextBatch, VisionBatch, instruction_batch, vision_batch
 from recipes.tiny.conversations import SYSTEM, image_turns, text_turns
 from recipes.tiny.dense_labels import DenseHeads
 from recipes.tiny.evaluate import evaluate
@@ -170,16 +170,21 @@ class Trainer:
 
     def _vision_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         batch = vision_batch(self.config, step, stage.batch_size)
-        return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
+        return self._dense_loss(batch)
 
     def _reading_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         batch = vision_batch(self.config, step, stage.batch_size, stage=4, with_more_signs=True)
-        return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
+        return self._dense_loss(batch)
 
     def _seeing_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         """Shapes again, which reading has pushed aside: what the tower takes for another shape nobody can count."""
         batch = vision_batch(self.config, step, stage.batch_size, stage=5, with_more_signs=step % 4 == 0)
-        return self.heads.loss(self.model.vision_tower(batch.pixels), batch.patches, batch.words)  # type: ignore[no-any-return]
+        return self._dense_loss(batch)
+
+    def _dense_loss(self, batch: VisionBatch) -> tuple[Tensor, dict[str, float]]:
+        with sdpa_kernel(SDPBackend.MATH):  # see `_text_loss`
+            patches = self.model.vision_tower(batch.pixels)
+        return self.heads.loss(patches, batch.patches, batch.words)  # type: ignore[no-any-return]
 
     def _alignment_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         """Share of the targets' variance that the projected features leave."""
