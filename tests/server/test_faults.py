@@ -124,6 +124,27 @@ def test_an_offer_without_a_body_is_declined() -> None:
         assert _read_reply(client)[0].startswith(b"HTTP/1.1 200")
 
 
+def test_many_offers_at_once_are_answered_one_after_the_other() -> None:
+    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with serving(ScriptedHost(ScriptedEngine())) as url, _connect(url) as client:
+        client.sendall(request * 700)
+        replies = b""
+        while replies.count(b"HTTP/1.1 200") < 700 and (data := client.recv(1 << 16)):
+            replies += data
+    assert replies.count(b"HTTP/1.1 200") == 700
+
+
+@pytest.mark.parametrize("request_line", ["CONNECT example.com:443 HTTP/1.1", "PRI * HTTP/2.0"])
+def test_other_protocols_are_refused_at_once(request_line: str, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        for further in ("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"):
+            with _connect(url) as client:
+                client.sendall(f"{request_line}\r\nHost: localhost\r\n{further}\r\n".encode())
+                assert client.recv(4096).startswith(b"HTTP/1.1 4")
+        assert httpx.get(f"{url}/health/live").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 class _SlowToAccept(ScriptedEngine):
     async def submit(self, request: GenerateRequest) -> ScriptedAnswer:
         await asyncio.sleep(0.05)

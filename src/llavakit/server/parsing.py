@@ -26,23 +26,27 @@ class BoundedHttp(HttpToolsProtocol):
 
     _num_head_bytes = 0  # that came since a body went on or a message ended
     _piece = b""  # at the parser
+    _again = b""  # what the parser is to read next, in place of the rest of the piece
     _has_offer = False  # the head that has just been read
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, in pieces that cannot hide a long head."""
         for start in range(0, len(data), _MAX_HEAD_BYTES):
-            self._piece = data[start : start + _MAX_HEAD_BYTES]
-            self._num_head_bytes += len(self._piece)
-            super().data_received(self._piece)
-            if self.transport.is_closing():
-                return
+            self._again = data[start : start + _MAX_HEAD_BYTES]
+            self._num_head_bytes += len(self._again)
+            while self._again:  # once more for every offer in it
+                self._piece, self._again = self._again, b""
+                super().data_received(self._piece)
+                if self.transport.is_closing():
+                    return
             if self._num_head_bytes > _MAX_HEAD_BYTES:
                 self.send_400_response("The head of the request is too long.")
                 return
 
     def on_headers_complete(self) -> None:
         """Begin the request, unless its head is read once more."""
-        self._has_offer = self.parser.should_upgrade()
+        # CONNECT counts as an offer for the parser, whatever headers it has; it is answered like any unknown method.
+        self._has_offer = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._has_offer:
             super().on_headers_complete()
 
@@ -59,7 +63,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Read the request once more without its offer: called where the parser has stopped."""
+        """Have the request read once more without its offer: called where the parser has stopped."""
         error = sys.exception()
         if not self._has_offer or not isinstance(error, httptools.HttpParserUpgrade):
             return
@@ -73,5 +77,4 @@ class BoundedHttp(HttpToolsProtocol):
         self._has_offer = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._piece = b"\r\n".join([*lines, b"", b""]) + rest
-        super().data_received(self._piece)
+        self._again = b"\r\n".join([*lines, b"", b""]) + rest
