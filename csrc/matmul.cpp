@@ -91,7 +91,10 @@ void columns_body(void *context, int32_t thread_idx) {
   const Product &product = *columns->product;
   for (int32_t i = 0; i < columns->num_ranges; ++i) {
     Range &range = columns->ranges[(thread_idx + i) % columns->num_ranges];
-    for (int64_t first; (first = range.next.fetch_add(columns->piece)) < range.end;) {
+    // Looked at first: a counter that nobody writes to is read by all at once.
+    while (range.next.load(std::memory_order_relaxed) < range.end) {
+      const int64_t first = range.next.fetch_add(columns->piece);
+      if (first >= range.end) break;
       const int64_t left = range.end - first;
       const int64_t num = left < columns->piece ? left : columns->piece;
       (*columns->body)(product.weights + first * product.row_bytes, num, product.out + first);
