@@ -382,3 +382,20 @@ def test_a_restart_finds_the_picture_again(tmp_path: Path) -> None:
 
     _serve(use, cache_dir=tmp_path)
     _serve(use_again, cache_dir=tmp_path)
+
+
+def test_a_model_stays_while_a_request_for_it_is_being_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = ServedModel._prepare
+
+    async def prepare_slowly(served: ServedModel, request: GenerateRequest) -> object:
+        await asyncio.sleep(2.5)  # unused models are looked for every second
+        return await prepare(served, request)
+
+    async def run() -> None:
+        host = make_host("llava:tiny", keep_alive_s=0.0)
+        served, _ = await host.open(None)
+        monkeypatch.setattr(ServedModel, "_prepare", prepare_slowly)
+        assert await _text(served, _ask()) != ""
+        await host.close(grace_s=1)
+
+    asyncio.run(run())
