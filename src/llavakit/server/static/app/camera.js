@@ -12,11 +12,24 @@ export function canShowCamera() {
 /** Whether a photograph can be taken here at all. */
 export async function hasCamera() {
   if (!canShowCamera()) return isPhone();
-  return (await navigator.mediaDevices.enumerateDevices()).some((device) => device.kind === "videoinput");
+  const devices = await navigator.mediaDevices.enumerateDevices().catch(() => []); // where a policy forbids it
+  return devices.some((device) => device.kind === "videoinput");
 }
+
+let isOpening = false; // or open: the browser may ask for leave first, and a button be pressed twice meanwhile
 
 /** Show what the camera sees until a photograph is taken: a JPEG file, or null. Fails with words for whoever asked. */
 export async function takePhotograph() {
+  if (isOpening) return null;
+  isOpening = true;
+  try {
+    return await photograph();
+  } finally {
+    isOpening = false;
+  }
+}
+
+async function photograph() {
   const stream = await open();
   const dialog = $("photograph");
   const video = $("photograph-video");
@@ -57,6 +70,7 @@ async function still(video) {
   canvas.height = video.videoHeight;
   canvas.getContext("2d").drawImage(video, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
+  if (!blob) throw new Error("The camera gave no picture. Try again, or add one from a file.");
   const time = new Date().toISOString().slice(0, 19).replace(/[T:]/g, "-");
   return new File([blob], `photograph-${time}.jpg`, { type: "image/jpeg" });
 }
