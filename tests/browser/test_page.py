@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shutil
@@ -12,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import llavakit
 from llavakit.api.host import make_host
 from llavakit.core.errors import OverloadedError
 from tests.browser.chromium import BROWSER, Browser, browsing
+from tests.browser.page import ANSWERS, IS_DONE, ask, asked, click, open_page
 from tests.server.live import SHAPES, ScriptedEngine, ScriptedHost, serving
 
 _STATIC = Path(__file__).parents[2] / "src" / "llavakit" / "server" / "static"
@@ -39,8 +37,6 @@ _EXPECTED = {  # what the gallery's pictures show
     ("bars.png", "How many bars are there?"): "3",
 }
 _needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
-_ANSWERS = "[...document.querySelectorAll('.assistant .answer')].map(a => a.innerText.trim())"
-_IS_DONE = "document.querySelector('#send-button') && document.querySelector('.assistant:last-child .stats')"
 
 
 @pytest.fixture(scope="module")
@@ -59,36 +55,8 @@ def tiny_url() -> Iterator[str]:
 @pytest.fixture
 def tiny(browser: Browser, tiny_url: str) -> Browser:
     """The page on the embedded model, with a new conversation."""
-    _open(browser, tiny_url)
+    open_page(browser, tiny_url)
     return browser
-
-
-def _open(browser: Browser, url: str) -> None:
-    browser.problems.clear()
-    browser.requests.clear()
-    browser.open(url)
-    browser.run("document.querySelector('#new-button').click()")
-    browser.until("document.querySelector('#welcome').hidden === false")
-
-
-def _click(browser: Browser, selector: str) -> None:
-    assert browser.run(
-        f"(n => n && !n.disabled ? (n.click(), true) : false)(document.querySelector({json.dumps(selector)}))"
-    )
-
-
-def _ask(browser: Browser, text: str) -> None:
-    browser.run("document.querySelector('#question').focus()")
-    browser.write(text)
-    browser.press("Enter")
-
-
-def _asked(browser: Browser, text: str) -> list[str]:
-    count = browser.run(f"{_ANSWERS}.length")
-    _ask(browser, text)
-    browser.until(f"{_ANSWERS}.length > {count} && {_IS_DONE}")
-    answers: list[str] = browser.run(_ANSWERS)
-    return answers
 
 
 def test_light_enough_and_made_for_the_policy() -> None:
@@ -146,10 +114,10 @@ def test_loads_without_errors_and_nothing_from_elsewhere(tiny: Browser, tiny_url
 def test_answers_about_an_example_and_shows_where_it_looked(tiny: Browser) -> None:
     buttons = "[...document.querySelectorAll('#gallery button')]"
     tiny.run(f"{buttons}.find(b => b.textContent === 'What color is the star?').click()")
-    tiny.until(f"{_ANSWERS}.length === 1 && {_IS_DONE}")
-    assert tiny.run(_ANSWERS) == ["The star is blue."]
+    tiny.until(f"{ANSWERS}.length === 1 && {IS_DONE}")
+    assert tiny.run(ANSWERS) == ["The star is blue."]
     assert "llava:tiny" in tiny.run("document.querySelector('.stats').textContent")
-    _click(tiny, "[data-does=look]")
+    click(tiny, "[data-does=look]")
     tiny.until("document.querySelector('.look input[type=range]')")
     brush = "document.querySelector('.look canvas').getContext('2d')"
     drawn = f"[...{brush}.getImageData(0, 0, 8, 8).data].filter((_, idx) => idx % 4 === 3)"
@@ -163,7 +131,7 @@ def test_answers_about_an_example_and_shows_where_it_looked(tiny: Browser) -> No
     tiny.run("[...document.querySelectorAll('.word')].at(-1).dispatchEvent(new PointerEvent('pointerenter'))")
     assert "“blue”" in tiny.run("document.querySelector('.where').textContent")
     assert "not a proof" in tiny.run("document.querySelector('.look').textContent")
-    _click(tiny, "[data-does=look]")
+    click(tiny, "[data-does=look]")
     assert tiny.run("document.querySelectorAll('.word').length") == 0
     assert tiny.problems == []
 
@@ -173,10 +141,10 @@ def test_a_picture_of_ones_own_stays_with_the_conversation(tiny: Browser, tiny_u
     tiny.choose_file("#pick", SHAPES, SHAPES.with_name("sign.png"))
     tiny.until("document.querySelectorAll('#attached img').length === 2")
     tiny.run("document.querySelector('#attached li:nth-child(2) button').click()")
-    assert _asked(tiny, "What color is the star?") == ["The star is blue."]
-    assert _asked(tiny, "Where is the triangle?")[-1] == "The triangle is at the bottom right."
+    assert asked(tiny, "What color is the star?") == ["The star is blue."]
+    assert asked(tiny, "Where is the triangle?")[-1] == "The triangle is at the bottom right."
     tiny.open(tiny_url)
-    tiny.until(f"{_ANSWERS}.length === 2")
+    tiny.until(f"{ANSWERS}.length === 2")
     tiny.until("document.querySelector('.shown img').naturalWidth === 448")
 
     # Exported, deleted and brought back.
@@ -184,19 +152,19 @@ def test_a_picture_of_ones_own_stays_with_the_conversation(tiny: Browser, tiny_u
         "(make => { URL.createObjectURL = blob => { window.made = blob; return make(blob); }; })"
         "(URL.createObjectURL.bind(URL))"
     )
-    _click(tiny, "#export-button")
+    click(tiny, "#export-button")
     tiny.until("window.made")
     file = tmp_path / "conversations.json"
     file.write_text(tiny.run("window.made.text()"), encoding="utf-8")
-    _click(tiny, "#conversations li.current button:last-child")
+    click(tiny, "#conversations li.current button:last-child")
     tiny.until("document.querySelector('#confirm').open")
-    _click(tiny, "#confirm-yes")
+    click(tiny, "#confirm-yes")
     tiny.until("document.querySelectorAll('#conversations li.current').length === 0")
     before = tiny.run("document.querySelectorAll('#conversations .open').length")
     tiny.choose_file("#import", file)
     tiny.until(f"document.querySelectorAll('#conversations .open').length === {before + 1}")
-    _click(tiny, "#conversations .open")
-    tiny.until(f"{_ANSWERS}.length === 2")
+    click(tiny, "#conversations .open")
+    tiny.until(f"{ANSWERS}.length === 2")
     tiny.until("document.querySelector('.shown img').naturalWidth === 448")
     assert tiny.problems == []
 
@@ -205,21 +173,21 @@ def test_a_picture_of_ones_own_stays_with_the_conversation(tiny: Browser, tiny_u
 def test_editing_makes_a_branch_and_answers_can_be_had_again(tiny: Browser, tiny_url: str) -> None:
     tiny.choose_file("#pick", SHAPES)
     tiny.until("document.querySelectorAll('#attached img').length === 1")
-    _asked(tiny, "What color is the star?")
-    _click(tiny, "[data-does=edit]")
+    asked(tiny, "What color is the star?")
+    click(tiny, "[data-does=edit]")
     assert tiny.run("document.querySelector('#question').value") == "What color is the star?"
     tiny.run("document.querySelector('#question').select()")
     tiny.write("Where is the triangle?")
     tiny.press("Enter")
-    tiny.until(f"{_ANSWERS}[0] === 'The triangle is at the bottom right.' && {_IS_DONE}")
+    tiny.until(f"{ANSWERS}[0] === 'The triangle is at the bottom right.' && {IS_DONE}")
     assert "2 / 2" in tiny.run("document.querySelector('.user .branch').textContent")
-    _click(tiny, ".user [data-does=back]")
-    tiny.until(f"{_ANSWERS}[0] === 'The star is blue.'")
+    click(tiny, ".user [data-does=back]")
+    tiny.until(f"{ANSWERS}[0] === 'The star is blue.'")
     tiny.open(tiny_url)
-    tiny.until(f"{_ANSWERS}[0] === 'The star is blue.'")
+    tiny.until(f"{ANSWERS}[0] === 'The star is blue.'")
     assert "1 / 2" in tiny.run("document.querySelector('.user .branch').textContent")
-    _click(tiny, "[data-does=again]")
-    tiny.until(f"document.querySelector('.assistant .branch') && {_IS_DONE}")
+    click(tiny, "[data-does=again]")
+    tiny.until(f"document.querySelector('.assistant .branch') && {IS_DONE}")
     assert tiny.run("document.querySelector('.assistant .branch').textContent").find("2 / 2") >= 0
 
 
@@ -234,7 +202,7 @@ def test_pictures_are_dropped_pasted_and_refused(browser: Browser, tmp_path: Pat
         document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent(kind, init) : new DragEvent(kind, init));
     })"""
     with serving(ScriptedHost(engine), default_model="scripted", max_images=2) as url:
-        _open(browser, url)
+        open_page(browser, url)
         browser.run(f"{give}('drop', 'text/plain')")
         browser.until("document.querySelector('#composer-error').textContent.includes('no picture')")
         browser.run(f"{give}('drop', 'image/png')")
@@ -245,7 +213,7 @@ def test_pictures_are_dropped_pasted_and_refused(browser: Browser, tmp_path: Pat
         browser.until("document.querySelector('#composer-error').textContent.includes('At most 2')")
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"no picture at all")
-        _asked(browser, "Both?")
+        asked(browser, "Both?")
         assert len(engine.seen[-1].messages[-1].images) == 2
         browser.choose_file("#pick", broken)
         browser.until("document.querySelector('#composer-error').textContent.includes('broken.png')")
@@ -255,11 +223,11 @@ def test_pictures_are_dropped_pasted_and_refused(browser: Browser, tmp_path: Pat
 def test_conversations_are_renamed_and_found(browser: Browser) -> None:
     titles = "[...document.querySelectorAll('#conversations .open')].map(b => b.textContent)"
     with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
-        _open(browser, url)
-        _asked(browser, "One?")
-        _click(browser, "#new-button")
+        open_page(browser, url)
+        asked(browser, "One?")
+        click(browser, "#new-button")
         browser.until("document.querySelector('#welcome').hidden === false")
-        _asked(browser, "Two?")
+        asked(browser, "Two?")
         assert browser.run(titles) == ["Two?", "One?"]
         browser.run("document.querySelector('#conversations li.current .quiet').click()")
         browser.write("Second")
@@ -277,10 +245,10 @@ def test_conversations_are_renamed_and_found(browser: Browser) -> None:
 def test_stop(browser: Browser) -> None:
     engine = ScriptedEngine(words=[f"word{idx} " for idx in range(2000)], pause_s=0.02)
     with serving(ScriptedHost(engine), default_model="scripted") as url:
-        _open(browser, url)
-        _ask(browser, "Talk.")
+        open_page(browser, url)
+        ask(browser, "Talk.")
         browser.until("document.querySelector('.answer')?.innerText.includes('word3')")
-        _click(browser, "#stop-button")
+        click(browser, "#stop-button")
         browser.until("document.querySelector('#send-button')")
         browser.until("document.querySelector('.stats').textContent.includes('stopped')")
         browser.until("document.querySelector('.answer').innerText.startsWith('word0 word1')")
@@ -295,8 +263,8 @@ def test_hostile_markdown_becomes_text(browser: Browser) -> None:
         "<iframe src=https://example.org></iframe>"
     )
     with serving(ScriptedHost(ScriptedEngine(words=[hostile])), default_model="scripted") as url:
-        _open(browser, url)
-        (shown,) = _asked(browser, "Be bad.")
+        open_page(browser, url)
+        (shown,) = asked(browser, "Be bad.")
         assert "<img src=x" in shown
         assert "<script>" in shown
         assert browser.run("document.querySelectorAll('.answer :is(img, script, iframe, b, style, form)').length") == 0
@@ -310,14 +278,14 @@ def test_hostile_markdown_becomes_text(browser: Browser) -> None:
 def test_a_refusal_is_shown_and_can_be_tried_again(browser: Browser) -> None:
     engine = ScriptedEngine(refusal=OverloadedError("the queue is full; try again in a while."))
     with serving(ScriptedHost(engine), default_model="scripted") as url:
-        _open(browser, url)
-        _asked(browser, "Hello?")
+        open_page(browser, url)
+        asked(browser, "Hello?")
         assert "the queue is full" in browser.run("document.querySelector('.failure').textContent")
         engine.refusal = None
-        _click(browser, "[data-does=retry]")
-        browser.until(f"{_ANSWERS}[0] === 'Hello world.' && {_IS_DONE}")
+        click(browser, "[data-does=retry]")
+        browser.until(f"{ANSWERS}[0] === 'Hello world.' && {IS_DONE}")
         assert browser.run("document.querySelectorAll('.failure').length") == 0
-        assert browser.run(f"{_ANSWERS}.length") == 1
+        assert browser.run(f"{ANSWERS}.length") == 1
 
 
 @_needs_browser
@@ -330,15 +298,15 @@ def test_a_key_is_asked_for(browser: Browser) -> None:
         browser.until(
             "!document.querySelector('#ask-key').open && document.querySelector('#set-model').options.length === 2"
         )
-        assert _asked(browser, "Hello?") == ["Hello world."]
+        assert asked(browser, "Hello?") == ["Hello world."]
 
 
 @_needs_browser
 def test_by_keyboard_and_with_settings(browser: Browser) -> None:
     engine = ScriptedEngine()
     with serving(ScriptedHost(engine), default_model="scripted") as url:
-        _open(browser, url)
-        _click(browser, "#settings-button")
+        open_page(browser, url)
+        click(browser, "#settings-button")
         browser.until("document.querySelector('#settings').open")
         for field, value in (("temperature", "0.5"), ("seed", "11"), ("maxTokens", "99"), ("system", "Be brief.")):
             browser.run(f"document.querySelector('#set-{field}').select()")
@@ -354,76 +322,10 @@ def test_by_keyboard_and_with_settings(browser: Browser) -> None:
         browser.until("document.activeElement.id === 'question'")
         browser.write("Hello?")
         browser.press("Enter")
-        browser.until(f"{_ANSWERS}[0] === 'Hello world.'")
+        browser.until(f"{ANSWERS}[0] === 'Hello world.'")
         sampling = engine.seen[-1].sampling
         assert (sampling.temperature, sampling.seed, sampling.max_new_tokens) == (0.5, 11, 99)
         assert engine.seen[-1].messages[0].parts[0].text == "Be brief."  # type: ignore[union-attr]
-
-
-@_needs_browser
-def test_photographs(tmp_path: Path) -> None:
-    """With a camera that Chromium makes up."""
-    engine = ScriptedEngine()
-    with (
-        browsing(tmp_path, "--use-fake-device-for-media-stream") as browser,
-        serving(ScriptedHost(engine), default_model="scripted") as url,
-    ):
-        browser.resize(1280, 900)
-        _open(browser, url)
-        browser.until("!document.querySelector('#camera-button').hidden")
-        camera = {"permission": {"name": "camera"}, "origin": url}
-        browser.send("Browser.setPermission", **camera, setting="denied")
-        _click(browser, "#camera-button")
-        browser.until("document.querySelector('#composer-error').textContent.includes('does not let this page')")
-        browser.send("Browser.setPermission", **camera, setting="granted")
-        for choice in ("no", "yes"):
-            _click(browser, "#camera-button")
-            browser.until(
-                "document.querySelector('#photograph').open && !document.querySelector('#photograph-yes').disabled"
-            )
-            assert browser.run("document.activeElement.id") == "photograph-yes"
-            _assert_everything_has_a_name(browser)
-            tracks = "document.querySelector('#photograph-video').srcObject.getTracks()"
-            browser.run(f"window.tracks = {tracks}")
-            _click(browser, f"#photograph button[value={choice}]")
-            browser.until("window.tracks.every(track => track.readyState === 'ended')")  # the light goes off
-        browser.until("document.querySelectorAll('#attached img').length === 1")
-        assert browser.run("document.querySelector('#composer-error').hidden")
-        _asked(browser, "What is that?")
-        (picture,) = engine.seen[-1].messages[-1].images
-        with Image.open(io.BytesIO(base64.b64decode(str(picture.source).partition(",")[2]))) as image:
-            assert image.format == "JPEG"
-            assert min(image.size) >= 240
-        assert browser.problems == []
-
-
-def _assert_everything_has_a_name(browser: Browser) -> None:
-    """Whatever a screen reader offers to use or to look at says what it is."""
-    roles = {"button", "textbox", "searchbox", "link", "combobox", "image", "dialog", "spinbutton", "slider", "list",
-             "navigation", "complementary", "region"}  # fmt: skip
-    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles]
-    nameless = [
-        (node["role"]["value"], node.get("backendDOMNodeId"))
-        for node in found
-        if not node.get("name", {}).get("value", "").strip() and node["role"]["value"] not in ("list", "image")
-    ]
-    assert found
-    assert nameless == []
-
-
-@_needs_browser
-def test_everything_has_a_name_for_screen_readers(tiny: Browser) -> None:
-    _assert_everything_has_a_name(tiny)
-    tiny.choose_file("#pick", SHAPES)
-    tiny.until("document.querySelectorAll('#attached img').length === 1")
-    _assert_everything_has_a_name(tiny)
-    _asked(tiny, "What color is the star?")
-    _assert_everything_has_a_name(tiny)
-    tiny.until("document.querySelector('#announcer').innerText.includes('blue')")
-    _click(tiny, "#settings-button")
-    _assert_everything_has_a_name(tiny)
-    tiny.press("Escape")
 
 
 @_needs_browser
@@ -432,12 +334,12 @@ def test_nothing_sticks_out(browser: Browser) -> None:
         "```\n" + "x" * 500 + "\n```\n\n| " + " | ".join("column" for _ in range(20)) + " |\n" + "|---" * 20 + "|\n\n"
     )
     with serving(ScriptedHost(ScriptedEngine(words=[wide, "y" * 300])), default_model="scripted") as url:
-        _open(browser, url)
+        open_page(browser, url)
         for step in ("start", "answer"):
             if step == "answer":
                 browser.choose_file("#pick", SHAPES, SHAPES, SHAPES)
                 browser.until("document.querySelectorAll('#attached img').length === 3")
-                _asked(browser, "z" * 300)
+                asked(browser, "z" * 300)
             for width, is_dark in ((390, False), (820, True), (1440, False)):
                 browser.resize(width, 800, is_dark=is_dark)
                 browser.until(f"innerWidth === {width}")
