@@ -8,8 +8,9 @@
 // Sizes that the driver and the bodies in matmul.inc agree on.
 constexpr int LLK_STRIP_COLUMNS = 32;
 constexpr int LLK_MAX_FEW_ROWS = 8;
-constexpr int LLK_COLUMN_BYTES = 512;
-constexpr int LLK_QUERY_BLOCK = 32;
+constexpr int LLK_COLUMN_BYTES = 768;
+constexpr int LLK_QUERY_BLOCK = 128;
+constexpr int LLK_MOST_TILE_QUERIES = 32;
 constexpr int LLK_KEY_BLOCK = 48;
 // Attention in words: it takes heads of so many numbers at most, in multiples of 16.
 constexpr int LLK_WORD_QUERIES = 64;
@@ -17,7 +18,14 @@ constexpr int LLK_WORD_KEYS = 64;
 constexpr int LLK_WORD_HEAD_DIM = 64;
 constexpr int LLK_WORD_MAX_KEYS = 1 << 16;
 
-// Its scratch: of a key 64 words, 64 of its value and two scales; and what a tile of queries needs.
+// Scratch of attention: of every query of whole tiles itself and its sums, a tile's weights, a block of keys and values; or of
+// one query the weights of all its keys.
+constexpr int64_t attention_floats(int64_t head_dim, int64_t num_keys) {
+  const int64_t of_block = LLK_QUERY_BLOCK * 2 * head_dim + LLK_KEY_BLOCK * (LLK_MOST_TILE_QUERIES + 2 * head_dim);
+  return (of_block > num_keys ? of_block : num_keys) + 64;
+}
+
+// Of attention in words: of a key 64 words, 64 of its value and two scales; and what a tile of queries needs.
 constexpr int64_t word_attention_floats(int64_t num_keys) {
   return (num_keys + LLK_WORD_KEYS - 1) / LLK_WORD_KEYS * LLK_WORD_KEYS * (LLK_WORD_HEAD_DIM + 2) +
          4 * LLK_WORD_QUERIES * LLK_WORD_HEAD_DIM;

@@ -43,7 +43,8 @@ enum llk_isa {
 enum llk_rate {
   LLK_RATE_FP32_FMA = 0, /* float32 multiply-add, 2 operations an element */
   LLK_RATE_BF16_DOT = 1, /* bfloat16 pairs multiplied and added to float32, 2 operations a product */
-  LLK_RATE_INT8_DOT = 2, /* int8 quads multiplied and added to int32, 2 operations a product */
+  LLK_RATE_INT8_DOT = 2, /* int8 products and their sums, 2 operations a product: four to int32 at once
+                            or, without such an instruction, two and two to int16 */
   LLK_NUM_RATES = 3
 };
 

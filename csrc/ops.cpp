@@ -102,6 +102,16 @@ int64_t word_queries(const llk_attention_call &call, int32_t num_threads) {
   return (tiles + parts - 1) / parts * LLK_WORD_QUERIES;
 }
 
+// Fewer than LLK_QUERY_BLOCK at a time where there would not be enough blocks for all threads.
+int64_t block_queries(const llk_attention_call &call, int32_t num_threads) {
+  int64_t queries = LLK_QUERY_BLOCK;
+  const auto num_items = [&](int64_t at_a_time) {
+    return (call.num_queries + at_a_time - 1) / at_a_time * call.batch * call.num_heads;
+  };
+  while (queries > LLK_MOST_TILE_QUERIES && num_items(queries) < 4 * int64_t{num_threads}) queries /= 2;
+  return queries;
+}
+
 void attention_body(void *context, int32_t) {
   auto *shared = static_cast<AttentionContext *>(context);
   const llk_attention_call &call = *shared->call;
@@ -269,12 +279,11 @@ int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_t
   context.call = call;
   context.ops = table->ops;
   context.is_in_words = is_for_words(*call, *table->ops, most_keys);
-  context.queries_per_block = context.is_in_words ? word_queries(*call, num_threads) : LLK_QUERY_BLOCK;
+  context.queries_per_block = context.is_in_words ? word_queries(*call, num_threads) : block_queries(*call, num_threads);
   context.blocks_per_head = (call->num_queries + context.queries_per_block - 1) / context.queries_per_block;
   context.num_items = context.blocks_per_head * call->batch * call->num_heads;
-  const int64_t of_block = LLK_QUERY_BLOCK * (2 * call->head_dim + LLK_KEY_BLOCK) + LLK_KEY_BLOCK * call->head_dim;
-  context.scratch_floats = (of_block > most_keys ? of_block : most_keys) + 64;
-  if (context.is_in_words) context.scratch_floats = word_attention_floats(most_keys);
+  context.scratch_floats =
+      context.is_in_words ? word_attention_floats(most_keys) : attention_floats(call->head_dim, most_keys);
   if (context.num_items == 0) return LLK_OK;
   run_on_pool(context.num_items < num_threads ? static_cast<int32_t>(context.num_items) : num_threads, attention_body,
               &context);

@@ -163,47 +163,50 @@ inline __attribute__((always_inline)) void store_nibbles(const uint8_t *in, uint
 }
 
 // Each type: kId, kBlockLength weights in kBlockBytes, groups of kGroup, the zero of its bytes and their greatest value,
-// kHasMins, whether it is a legacy type (activations then have a scale per 32 and not per 256), and unpack().
+// kHasMins, whether it is a legacy type (activations then have a scale per 32 and not per 256), and unpack(), or
+// unpack_bytes() and unpack_scales().
 
 struct TypeQ4K {
   static constexpr int kId = LLK_TYPE_Q4_K, kBlockLength = 256, kBlockBytes = 144, kGroup = 32, kZero = 0, kMaxByte = 15;
   static constexpr bool kHasMins = true, kIsLegacy = false;
-  static inline void unpack(const uint8_t *in, Block *out) {
-    unpack_scales_k4(in, out);
+  static inline void unpack_bytes(const uint8_t *in, uint8_t *q) {
     for (int pair = 0; pair < 4; ++pair) {
       const Bytes32 packed = load_vector<Bytes32>(in + 16 + pair * 32);
-      store_vector<Bytes32>(out->q + pair * 64, packed & 15);
-      store_vector<Bytes32>(out->q + pair * 64 + 32, packed >> 4);
+      store_vector<Bytes32>(q + pair * 64, packed & 15);
+      store_vector<Bytes32>(q + pair * 64 + 32, packed >> 4);
     }
   }
+  static inline void unpack_scales(const uint8_t *in, Block *out) { unpack_scales_k4(in, out); }
 };
 
 struct TypeQ5K {
   static constexpr int kId = LLK_TYPE_Q5_K, kBlockLength = 256, kBlockBytes = 176, kGroup = 32, kZero = 0, kMaxByte = 31;
   static constexpr bool kHasMins = true, kIsLegacy = false;
-  static inline void unpack(const uint8_t *in, Block *out) {
-    unpack_scales_k4(in, out);
+  static inline void unpack_bytes(const uint8_t *in, uint8_t *q) {
     Bytes32 high = load_vector<Bytes32>(in + 16);
     for (int pair = 0; pair < 4; ++pair) {
       const Bytes32 packed = load_vector<Bytes32>(in + 48 + pair * 32);
-      store_vector<Bytes32>(out->q + pair * 64, (packed & 15) | ((high & 1) << 4));
-      store_vector<Bytes32>(out->q + pair * 64 + 32, (packed >> 4) | ((high & 2) << 3));
+      store_vector<Bytes32>(q + pair * 64, (packed & 15) | ((high & 1) << 4));
+      store_vector<Bytes32>(q + pair * 64 + 32, (packed >> 4) | ((high & 2) << 3));
       high >>= 2;
     }
   }
+  static inline void unpack_scales(const uint8_t *in, Block *out) { unpack_scales_k4(in, out); }
 };
 
 struct TypeQ6K {
   static constexpr int kId = LLK_TYPE_Q6_K, kBlockLength = 256, kBlockBytes = 210, kGroup = 16, kZero = 32, kMaxByte = 63;
   static constexpr bool kHasMins = false, kIsLegacy = false;
-  static inline void unpack(const uint8_t *in, Block *out) {
+  static inline void unpack_scales(const uint8_t *in, Block *out) {
     const float d = load_half(in + 208);
     store_scaled(load_vector<SignedBytes8>(in + 192), d, out->scale);
     store_scaled(load_vector<SignedBytes8>(in + 200), d, out->scale + 8);
+  }
+  static inline void unpack_bytes(const uint8_t *in, uint8_t *out) {
     for (int half = 0; half < 2; ++half) {
       const Bytes32 first = load_vector<Bytes32>(in + half * 64), second = load_vector<Bytes32>(in + half * 64 + 32);
       const Bytes32 high = load_vector<Bytes32>(in + 128 + half * 32);
-      uint8_t *q = out->q + half * 128;
+      uint8_t *q = out + half * 128;
       store_vector<Bytes32>(q, (first & 15) | ((high & 3) << 4));
       store_vector<Bytes32>(q + 32, (second & 15) | ((high & 12) << 2));
       store_vector<Bytes32>(q + 64, (first >> 4) | (high & 48));
@@ -215,7 +218,7 @@ struct TypeQ6K {
 struct TypeQ3K {
   static constexpr int kId = LLK_TYPE_Q3_K, kBlockLength = 256, kBlockBytes = 110, kGroup = 16, kZero = 4, kMaxByte = 7;
   static constexpr bool kHasMins = false, kIsLegacy = false;
-  static inline void unpack(const uint8_t *in, Block *out) {
+  static inline void unpack_scales(const uint8_t *in, Block *out) {
     const uint8_t *packed = in + 96;
     const float d = load_half(in + 108);
     for (int j = 0; j < 16; ++j) {
@@ -223,11 +226,13 @@ struct TypeQ3K {
       const int high = (packed[8 + j % 4] >> (2 * (j / 4))) & 3;
       out->scale[j] = d * static_cast<float>((low | (high << 4)) - 32);
     }
+  }
+  static inline void unpack_bytes(const uint8_t *in, uint8_t *q) {
     Bytes32 third = load_vector<Bytes32>(in);
     for (int half = 0; half < 2; ++half) {
       Bytes32 low = load_vector<Bytes32>(in + 32 + half * 32);
       for (int part = 0; part < 4; ++part) {
-        store_vector<Bytes32>(out->q + half * 128 + part * 32, (low & 3) | ((third & 1) << 2));
+        store_vector<Bytes32>(q + half * 128 + part * 32, (low & 3) | ((third & 1) << 2));
         low >>= 2;
         third >>= 1;
       }
@@ -238,16 +243,20 @@ struct TypeQ3K {
 struct TypeQ2K {
   static constexpr int kId = LLK_TYPE_Q2_K, kBlockLength = 256, kBlockBytes = 84, kGroup = 16, kZero = 0, kMaxByte = 3;
   static constexpr bool kHasMins = true, kIsLegacy = false;
-  static inline void unpack(const uint8_t *in, Block *out) {
+  static inline void unpack_scales(const uint8_t *in, Block *out) {
     const float d = load_half(in + 80);
     out->min_scale = load_half(in + 82);
     for (int half = 0; half < 2; ++half) {
       const Bytes8 packed = load_vector<Bytes8>(in + 8 * half);
       store_scaled<Bytes8>(packed & 15, d, out->scale + 8 * half);
       store_vector(out->mins + 8 * half, __builtin_convertvector(packed >> 4, Words8));
+    }
+  }
+  static inline void unpack_bytes(const uint8_t *in, uint8_t *q) {
+    for (int half = 0; half < 2; ++half) {
       Bytes32 low = load_vector<Bytes32>(in + 16 + half * 32);
       for (int part = 0; part < 4; ++part) {
-        store_vector<Bytes32>(out->q + half * 128 + part * 32, low & 3);
+        store_vector<Bytes32>(q + half * 128 + part * 32, low & 3);
         low >>= 2;
       }
     }

@@ -18,10 +18,13 @@ struct Vec256 {
   using Ints = __m256i;
   using Floats = __m256;
   static constexpr int kLanes = 8;
+  // A tile is so many vectors and columns, and one vector alone goes with more columns.
 #if defined(__AVX512VL__)
-  static constexpr int kTileVectors = 3;
+  static constexpr int kTileVectors = 3, kTileColumns = 4, kSingleColumns = 8;
+#elif defined(LLK_DPBUSD_256)
+  static constexpr int kTileVectors = 1, kTileColumns = 4, kSingleColumns = 4;  // 16 registers: 4 sums, 4 dots, the operands
 #else
-  static constexpr int kTileVectors = 1;  // 16 registers: 4 sums, 4 dots, the operands
+  static constexpr int kTileVectors = 6, kTileColumns = 1, kSingleColumns = 4;  // rows are loaded by what multiplies them
 #endif
 
   static inline Ints zero_ints() { return _mm256_setzero_si256(); }
@@ -77,20 +80,25 @@ struct Vec256 {
   static inline Ints dot_words(Ints acc, Ints a, Ints b) { return LLK_DPWSSD_256(acc, a, b); }
 #else
   static constexpr bool kHasByteDot = false;
+  // A compiler that knows that integer sums may be taken in any order multiplies first, and adds when no register is left.
+  static inline Ints keep(Ints sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+  }
   template <int kMaxByte>
   static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
     if constexpr (kMaxByte <= 129) {  // 2 * 129 * 127 fits in 16 bits
       const Ints words = _mm256_maddubs_epi16(u, s);
-      return _mm256_add_epi32(acc, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+      return keep(_mm256_add_epi32(acc, _mm256_madd_epi16(words, _mm256_set1_epi16(1))));
     } else {
       // The 16-bit sums of maddubs could overflow: even and odd bytes are widened and multiplied apart.
       const Ints even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
                                           _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
       const Ints odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-      return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+      return keep(_mm256_add_epi32(acc, _mm256_add_epi32(even, odd)));
     }
   }
-  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return keep(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b))); }
 #endif
 };
 

@@ -10,7 +10,7 @@ struct Vec512 {
   using Ints = __m512i;
   using Floats = __m512;
   static constexpr int kLanes = 16;
-  static constexpr int kTileVectors = 3;  // 12 sums and 12 dots of 32 registers
+  static constexpr int kTileVectors = 3, kTileColumns = 4, kSingleColumns = 8;  // 12 sums and 12 dots of 32 registers
 
   static inline Ints zero_ints() { return _mm512_setzero_si512(); }
   static inline Ints set_ints(int32_t value) { return _mm512_set1_epi32(value); }
@@ -58,20 +58,25 @@ struct Vec512 {
   static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm512_dpwssd_epi32(acc, a, b); }
 #else
   static constexpr bool kHasByteDot = false;
+  // As Vec256's.
+  static inline Ints keep(Ints sum) {
+    __asm__("" : "+v"(sum));
+    return sum;
+  }
   template <int kMaxByte>
   static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {
     if constexpr (kMaxByte <= 129) {  // 2 * 129 * 127 fits in 16 bits
       const Ints words = _mm512_maddubs_epi16(u, s);
-      return _mm512_add_epi32(acc, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
+      return keep(_mm512_add_epi32(acc, _mm512_madd_epi16(words, _mm512_set1_epi16(1))));
     } else {
       // The 16-bit sums of maddubs could overflow: even and odd bytes are widened and multiplied apart.
       const Ints even = _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)),
                                           _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
       const Ints odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
-      return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+      return keep(_mm512_add_epi32(acc, _mm512_add_epi32(even, odd)));
     }
   }
-  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+  static inline Ints dot_words(Ints acc, Ints a, Ints b) { return keep(_mm512_add_epi32(acc, _mm512_madd_epi16(a, b))); }
 #endif
 };
 

@@ -12,7 +12,7 @@ struct VecPortable {
   typedef int32_t Ints __attribute__((vector_size(16)));
   typedef float Floats __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
-  static constexpr int kTileVectors = 1;
+  static constexpr int kTileVectors = 1, kTileColumns = 4, kSingleColumns = 4;
   static constexpr bool kHasByteDot = false;
 
   static inline Ints zero_ints() { return Ints{0, 0, 0, 0}; }

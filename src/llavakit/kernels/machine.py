@@ -38,7 +38,8 @@ class MachineLimits:
     bf16_gflops : float or None
         bfloat16 dot products; None where the processor has no such instruction.
     int8_gops : float or None
-        int8 dot products; None where the processor has no such instruction.
+        Products of int8 and their sums: in 32 bits where one instruction adds up four, otherwise in 16; None where the
+        processor has neither.
     num_threads : int
         Threads of the fastest arithmetic: the processors this process may use.
     cpu_name : str
