@@ -149,7 +149,7 @@ def test_a_product_ends_with_bias_and_activation(level: InstructionSet, num_rows
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, num_keys: list[int], *, is_causal: bool, level: InstructionSet,
-    table: Tensor | None = None,
+    table: Tensor | None = None, num_threads: int = 2,
 ) -> Tensor:  # fmt: skip
     batch, num_queries, num_heads, head_dim = query.shape
     out, counts = _guarded(query.numel()), torch.tensor(num_keys)
@@ -164,7 +164,7 @@ def _attend(
     if table is not None:
         call.block_table, call.table_stride = table.data_ptr(), table.stride(0)
         call.block_size, call.num_blocks = key.shape[2], len(key)
-    _LIBRARY.attention(call, num_threads=2, level=level)
+    _LIBRARY.attention(call, num_threads=num_threads, level=level)
     return _check_guard(out).view(batch, num_queries, num_heads, head_dim)
 
 
@@ -220,6 +220,21 @@ def test_attention(
     assert torch.allclose(found.double(), expected, rtol=0, atol=tolerance)
     tables, (keys, values) = _scatter(key, value, num_keys, block_size, seed)
     assert torch.equal(_attend(query, keys, values, num_keys, is_causal=is_causal, level=level, table=tables), found)
+
+
+@pytest.mark.parametrize("level", _LIBRARY.supported, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_of_many_queries_does_not_depend_on_threads(level: InstructionSet, is_causal: bool) -> None:
+    # 301 queries are three blocks, or ten where more threads share them; the last tile has one vector, partly filled.
+    query = _random((1, 301, 2, 128), 11)
+    key, value = _random((2, 1, 2, 340, 128), 12)
+    found = _attend(query, key, value, [340], is_causal=is_causal, level=level, num_threads=1)
+    assert torch.allclose(
+        found.double(), _attend_slowly(query, key, value, [340], is_causal=is_causal), rtol=0, atol=1e-5
+    )
+    for num_threads in (2, 7):
+        again = _attend(query, key, value, [340], is_causal=is_causal, level=level, num_threads=num_threads)
+        assert torch.equal(again, found)
 
 
 def _is_in_words(query: Tensor, key: Tensor, *, is_causal: bool, level: InstructionSet) -> bool:

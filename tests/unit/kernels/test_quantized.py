@@ -62,7 +62,7 @@ def test_odd_shapes_scales_and_addresses(
 
 @pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
 @pytest.mark.parametrize("dtype", _TYPES)
-@pytest.mark.parametrize("num_rows", [1, 6, 20])
+@pytest.mark.parametrize("num_rows", [1, 6, 20, 50])
 def test_extreme_values(dtype: str, level: InstructionSet, num_rows: int) -> None:
     k = 512
     for fill in (0x00, 0xFF, 0x7F, 0x80):  # all-equal bytes reach the ends of every range at once
