@@ -92,10 +92,16 @@ def has_fast_reads(run: Run, done: dict[str, Any]) -> bool:
     return bool(reads[key_of(run)] >= _FAST_SHARE * max(reads.values()))
 
 
+def instructions_of(done: dict[str, Any]) -> str:
+    """Return the instruction set that all runs were made with."""
+    (name,) = {str(found["instruction_set"]) for found in done.values()}
+    return name
+
+
 def fit_runs(done: dict[str, Any], products: ProductShares) -> EngineFit:
     """Fit what products do not say."""
     seen = [run for run in RUNS if is_seen(run) and key_of(run) in done]
-    name = done[key_of(seen[0])]["instruction_set"]
+    name = instructions_of(done)
     prior = np.log([mean for mean, _ in _PRIORS.values()])
     spread = np.array([width for _, width in _PRIORS.values()])
 
@@ -141,7 +147,7 @@ def main() -> None:
     done = read_stored() if options.folder is None else read_done(options.folder / "runs.json")
     if not done:
         parser.error("there are no runs; make them with python -m benchmarks.planner_error --machine FOLDER")
-    products = fit_products()
+    products = fit_products(instructions_of(done))
     fit = fit_runs(done, products)
     print(json.dumps(asdict(fit)))
     print_errors(done, fit)

@@ -37,12 +37,14 @@ class ProductShares:
     dates: dict[str, str]
 
 
-def fit_products(path: Path = RESULTS / "quantized_products.jsonl") -> ProductShares:
-    """Read every type off the newest record that has it."""
+def fit_products(instruction_set: str, path: Path = RESULTS / "quantized_products.jsonl") -> ProductShares:
+    """Read every type off the newest record of these instructions that has it."""
     newest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         for row in record["rows"]:
+            if _instructions_of(row) != instruction_set:
+                continue
             for product in row["products"]:
                 maker, _, name = product["product"].partition(" ")
                 if maker == "llavakit":
@@ -58,6 +60,14 @@ def fit_products(path: Path = RESULTS / "quantized_products.jsonl") -> ProductSh
         half_share=float(np.median(half)),
         dates={name: date for name, (date, _, _) in newest.items()},
     )
+
+
+def _instructions_of(row: dict[str, Any]) -> str:
+    """Instructions of a record's machine; the first records do not name them, and were all made with VNNI."""
+    named = row.get("instruction_set")
+    if named is not None:
+        return str(named)
+    return "avx512_bf16" if row["limits"]["bf16_gflops"] is not None else "avx512_vnni"
 
 
 def _plain_rate(row: dict[str, Any]) -> float:

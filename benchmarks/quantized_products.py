@@ -128,6 +128,7 @@ def main() -> None:
     limits = {
         "int8_gops": library.measure_rate(Rate.INT8_DOT, num_threads=options.threads, seconds=1),
         "bf16_gflops": library.measure_rate(Rate.BF16_DOT, num_threads=options.threads, seconds=1),
+        "fp32_gflops": library.measure_rate(Rate.FP32_FMA, num_threads=options.threads, seconds=1),
         "read_gb_per_s": library.measure_read(num_bytes=1 << 30, num_threads=options.threads, num_streams=1, seconds=1),
     }
     products = [make_ours(dtype, copies=4) for dtype in options.types]
@@ -160,7 +161,9 @@ def main() -> None:
             row["GB/s at 1 row"] = round(product.num_bytes / median(times[product.name, 1]) / 1e9, 1)
         rows.append(row)
     manifest = make_manifest(num_threads=options.threads)
-    write_result("quantized_products", manifest, [{"shape": [_N, _K], "limits": limits, "products": rows}])
+    instruction_set = library.best.name.lower()
+    record = {"shape": [_N, _K], "instruction_set": instruction_set, "limits": limits, "products": rows}
+    write_result("quantized_products", manifest, [record])
     print(f"{_N} x {_K}, {options.threads} threads, GOP/s; commit {manifest['commit']}; limits {limits}\n")
     print(make_table(rows, ["product", *(f"{num} rows" for num in options.rows), "GB/s at 1 row"]))
 
