@@ -8,7 +8,8 @@
 Without FOLDER the newest stored runs of `benchmarks.planner_error` are fitted.
 
 Fitted to single products (the newest record of each type): operations to unpack a weight of each type, for one row
-and for a whole prompt, and the share of the 16-bit rate as part of that of the 8-bit rate.
+and for a whole prompt, how types differ in the rate they reach, and the share of the 16-bit rate as part of that of the
+8-bit rate.
 Fitted to runs, by Gauss-Newton on logarithms of times with priors: the share of the bandwidth, one factor on all
 operations of one row, a time per layer of a token and one of a prompt, operations of a number of the cache in 16 and
 in 8 bits, shares of the 8-bit rate, of the tower and of attention. The fit sees other types than Q4_K_M, the 13B, and
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.planner_error import RUNS, Run, key_of, read_done, read_stored, setting_of
+from benchmarks.planner_error import RUNS, Run, instructions_of, key_of, read_done, read_stored, setting_of
 from benchmarks.product_shares import ProductShares, fit_products
 from llavakit.diagnostics.plan_check import best_limits, machine_numbers, planned_seconds
 from llavakit.kernels.machine import MachineLimits
@@ -59,7 +60,8 @@ def make_fit(values: np.ndarray, instruction_set: str, products: ProductShares) 
     return EngineFit(
         family=f"llavakit, {instruction_set}", era="2026", num_devices=1, decode_spread=0.1, prompt_spread=0.1,
         row_operations={name: float(f"{value * factor:.4g}") for name, value in products.row_operations.items()},
-        pass_operations=dict(products.pass_operations), half_prompt_efficiency=float(f"{half:.4g}"), **found,  # type: ignore[arg-type]
+        pass_operations=dict(products.pass_operations), pass_rates=dict(products.pass_rates),
+        half_prompt_efficiency=float(f"{half:.4g}"), **found,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -72,7 +74,10 @@ def predict(run: Run, measured: dict[str, Any], fit: EngineFit) -> dict[str, flo
     """Return planned over measured seconds of a run."""
     setting = replace(setting_of(run), engine="llavakit")
     numbers, tokens = _numbers(json.dumps(measured["limits"])), measured["num_prompt_tokens"]
-    whole = replace(fit, row_operations=with_alike(fit.row_operations), pass_operations=with_alike(fit.pass_operations))
+    whole = replace(
+        fit, row_operations=with_alike(fit.row_operations), pass_operations=with_alike(fit.pass_operations),
+        pass_rates=with_alike(fit.pass_rates),
+    )  # fmt: skip
     planned = planned_seconds(find_model(run[0]), run[1], setting, numbers, whole, tokens)
     return {name: seconds / measured[name] for name, seconds in planned.items() if measured[name] > 0}
 
@@ -90,12 +95,6 @@ def has_fast_reads(run: Run, done: dict[str, Any]) -> bool:
     """
     reads = {key: max(limits["read_gb_per_s"] for limits in found["limits"]) for key, found in done.items()}
     return bool(reads[key_of(run)] >= _FAST_SHARE * max(reads.values()))
-
-
-def instructions_of(done: dict[str, Any]) -> str:
-    """Return the instruction set that all runs were made with."""
-    (name,) = {str(found["instruction_set"]) for found in done.values()}
-    return name
 
 
 def fit_runs(done: dict[str, Any], products: ProductShares) -> EngineFit:
@@ -144,7 +143,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="of planner_error --machine (default: the stored runs)")
     parser.add_argument("--write", action="store_true", help="put the shares into the planner's data")
     options = parser.parse_args()
-    done = read_stored() if options.folder is None else read_done(options.folder / "runs.json")
+    done = read_done(options.folder / "runs.json") if options.folder else next(iter(read_stored().values()), {})
     if not done:
         parser.error("there are no runs; make them with python -m benchmarks.planner_error --machine FOLDER")
     products = fit_products(instructions_of(done))

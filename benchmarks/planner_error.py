@@ -108,14 +108,14 @@ def _summary(errors: list[float]) -> dict[str, Any]:
     return {"rows": len(errors), "mean": f"{fmean(errors):.1%}", "worst": f"{max(errors):.1%}"}
 
 
-def measure_runs(folder: Path, done: Path, most: int | None) -> None:
+def measure_runs(folder: Path, done: Path, most: int | None, num_rounds: int) -> None:
     """Run this package, one process per configuration; what each measured is kept in ``done``."""
     folder.mkdir(parents=True, exist_ok=True)
     found = read_done(done)
     for run in [run for run in RUNS if key_of(run) not in found][:most]:
         name, quant = run[:2]
         own = _folder_of(folder, name)
-        found[key_of(run)] = measure_run(find_model(name), quant, setting_of(run), folder=own)
+        found[key_of(run)] = measure_run(find_model(name), quant, setting_of(run), folder=own, num_rounds=num_rounds)
         done.write_text(json.dumps(found), encoding="utf-8")
         report = compare(find_model(name), quant, setting_of(run), found[key_of(run)])
         print(key_of(run), {row.name: f"{row.error:+.1%}" for row in report.rows}, flush=True)
@@ -125,13 +125,20 @@ def measure_runs(folder: Path, done: Path, most: int | None) -> None:
                 file.unlink()
 
 
-def read_stored() -> dict[str, Any]:
-    """Return the runs of the newest record that has any."""
+def read_stored() -> dict[str, dict[str, Any]]:
+    """Return, by instruction set, the runs of the newest record that has any, the newest set first."""
+    stored: dict[str, dict[str, Any]] = {}
     for line in reversed((RESULTS / "planner_error.jsonl").read_text(encoding="utf-8").splitlines()):
         found = {row["run"]: row["measured"] for row in json.loads(line)["rows"] if "run" in row}
         if found:
-            return found
-    return {}
+            stored.setdefault(instructions_of(found), found)
+    return stored
+
+
+def instructions_of(found: dict[str, Any]) -> str:
+    """Return the instruction set that all of these runs were made with."""
+    (name,) = {str(measured["instruction_set"]) for measured in found.values()}
+    return name
 
 
 def compare_runs(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -175,12 +182,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--machine", type=Path, metavar="FOLDER", help="run this package on this machine")
     parser.add_argument("--most", type=int, metavar="N", help="only so many runs; go on later with the same FOLDER")
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="answers of each run; the machine is measured between them"
+    )
+    parser.add_argument("--store", action="store_true", help="store the runs that there are, if not all are done")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
     if options.machine is not None:
-        measure_runs(options.machine, options.machine / "runs.json", options.most)
+        measure_runs(options.machine, options.machine / "runs.json", options.most, options.rounds)
         runs = compare_runs(read_done(options.machine / "runs.json"))
-        if len(runs) < len(RUNS):
+        if len(runs) < len(RUNS) and not options.store:
             print(f"{len(runs)} of {len(RUNS)} runs are done; nothing is stored yet.")
             return
     memory, speeds = compare_memory(), compare_speeds()
@@ -188,7 +199,8 @@ def main() -> None:
     print(make_table(speeds, list(speeds[0])))
     left_out = list_left_out()
     print(make_table(left_out, list(left_out[0])))
-    if shown := runs or compare_runs(read_stored()):  # stored runs are compared with today's planner, not stored again
+    # Stored runs are compared with today's planner, not stored again.
+    for shown in [runs] if runs else [compare_runs(found) for found in read_stored().values()]:
         print(make_table(shown, ["run", "reads GB/s", "peak memory", "vision tower", "prompt", "one further token"]))
     print(write_result("planner_error", make_manifest(num_threads=count_cpus()), [*memory, *speeds, *left_out, *runs]))
 

@@ -28,10 +28,14 @@ _HALF = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ProductShares:
-    """Operations of a weight by type, the share of the arithmetic rate that many rows reach, and the records used."""
+    """Operations of a weight by type, shares of the arithmetic rate that many rows reach, and the records used.
+
+    ``pass_rates`` are a type's share over ``quant_share``; the latter is the median of 8-bit products.
+    """
 
     row_operations: dict[str, float]
     pass_operations: dict[str, float]
+    pass_rates: dict[str, float]
     quant_share: float
     half_share: float
     dates: dict[str, str]
@@ -56,6 +60,10 @@ def fit_products(instruction_set: str, path: Path = RESULTS / "quantized_product
     return ProductShares(
         row_operations=rows,
         pass_operations={name: operations for name, (_, operations) in many.items()},
+        pass_rates={
+            name: 1.0 if name in _HALF else float(f"{share / np.median(quant):.3g}")
+            for name, (share, _) in many.items()
+        },
         quant_share=float(np.median(quant)),
         half_share=float(np.median(half)),
         dates={name: date for name, (date, _, _) in newest.items()},

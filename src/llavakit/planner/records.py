@@ -191,6 +191,9 @@ class EngineFit:
     row_operations, pass_operations : dict from type to float
         Plain operations (float32 ones of the processor's rate) to unpack and multiply one weight for one row, and to
         unpack it once for a whole prompt.
+    pass_rates : dict from type to float
+        What products of many rows reach of `quant_prompt_efficiency`, where types differ: without products of bytes
+        that add up in 32 bits, weights of 8 bits take two.
     half_cache_operations, small_cache_operations : float
         Plain operations of one number of the cache, in 16 bits and in 8.
     quant_prompt_efficiency, half_prompt_efficiency, vision_efficiency : float
@@ -209,6 +212,7 @@ class EngineFit:
     read_efficiency: float
     row_operations: dict[str, float]
     pass_operations: dict[str, float]
+    pass_rates: dict[str, float]
     half_cache_operations: float
     small_cache_operations: float
     quant_prompt_efficiency: float

@@ -314,10 +314,21 @@ def _engine_section() -> str:
         "Time per layer: token, prompt",
     )
     types = [
-        (name, *(f"{value[name]:.1f}" for fit in fits for value in (fit.row_operations, fit.pass_operations)))
+        (
+            name,
+            *(
+                text
+                for fit in fits
+                for text in (
+                    f"{fit.row_operations[name]:.1f}",
+                    f"{fit.pass_operations[name]:.1f}",
+                    f"{fit.pass_rates[name]:.2f}",
+                )
+            ),
+        )
         for name in sorted(fits[0].row_operations)
     ]
-    of = ("Type", "AVX-512: one row", "a prompt", "AVX2: one row", "a prompt")
+    of = ("Type", "AVX-512: one row", "a prompt", "rate", "AVX2: one row", "a prompt", "rate")
     return (
         "<section><h2>llavakit on a processor</h2><p>Shares of what the machine was measured to do. For every type of "
         "weights, a token takes the slower of reading them and of unpacking them with plain operations; the cache "
@@ -326,9 +337,9 @@ def _engine_section() -> str:
         "rates are cores times base clock times what its instructions do in a cycle, its bandwidth 78 % of the nominal "
         "one, and its interval is three times as wide.</p>"
         + _table(head, rows, numbers=range(1, 7), label="llavakit on a processor")
-        + "<p>Plain operations to unpack and multiply a weight for one row, and to unpack it once for a prompt. With "
-        "AVX2 only Q4_K was measured, and its unpacking is within the rate of a prompt.</p>"
-        + _table(of, types, numbers=range(1, 5), label="Operations of a weight")
+        + "<p>Plain operations to unpack and multiply a weight for one row, and to unpack it once for a prompt; and "
+        "the rate that a type's prompt reaches, in units of what is reached of the 8-bit or 16-bit rate.</p>"
+        + _table(of, types, numbers=range(1, 7), label="Operations of a weight")
         + "</section>"
     )
 

@@ -63,7 +63,7 @@ def engine_fit(instruction_set: str) -> EngineFit:
     """Return the calibration of this package's own engine on a processor, as shares of the machine's measured limits.
 
     ``data/engine.json`` names the machines they were measured on. A processor with another form of AVX-512 gets that of
-    AVX-512; any other one that of the plainest, which is too slow for it.
+    AVX-512; any other one that of AVX2, which is too slow for AVX2 with VNNI and too fast for less.
     """
     text = (resources.files("llavakit.planner") / "data" / "engine.json").read_text(encoding="utf-8")
     entries = json.loads(text)["fits"]
@@ -73,9 +73,10 @@ def engine_fit(instruction_set: str) -> EngineFit:
         fit,
         row_operations=with_alike(fit.row_operations),
         pass_operations=with_alike(fit.pass_operations),
+        pass_rates=with_alike(fit.pass_rates),
     )
 
 
-def with_alike(operations: dict[str, float]) -> dict[str, float]:
-    """Give types that no product was timed of the operations of the type that is unpacked alike."""
-    return {**{name: operations[like] for name, like in _ALIKE.items()}, **operations}
+def with_alike(figures: dict[str, float]) -> dict[str, float]:
+    """Give types that no product was timed of the figures of the type that is unpacked alike."""
+    return {**{name: figures[like] for name, like in _ALIKE.items()}, **figures}

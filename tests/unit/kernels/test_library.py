@@ -53,7 +53,9 @@ def test_rates_are_measured_where_the_instruction_exists(level: InstructionSet) 
         assert value is None or (math.isfinite(value) and 0.05 < value < 100_000)
 
 
-@pytest.mark.parametrize("level", [InstructionSet.AVX2, InstructionSet.AVX512_VNNI], ids=lambda level: level.name.lower())
+@pytest.mark.parametrize(
+    "level", [InstructionSet.AVX2, InstructionSet.AVX512_VNNI], ids=lambda level: level.name.lower()
+)
 def test_int8_is_counted_in_operations(level: InstructionSet) -> None:
     # Four products where float32 has one: twice the rate at least, whatever the clock does between the two.
     # Other programs may take the processor from either, but hardly from the same one every time.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from benchmarks.planner_error import read_stored
 from llavakit.planner import formulas
 from llavakit.planner.calibrate import Residual, leave_one_out
 from llavakit.planner.models import find_model
@@ -16,16 +15,11 @@ from llavakit.planner.plans import PROGRAM_BYTES
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 from llavakit.planner.speed import load_calibration
 
-_RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "planner_error.jsonl"
-
-
-def _runs() -> list[dict[str, Any]]:
-    """Runs of the newest record that has any."""
-    for line in reversed(_RESULTS.read_text(encoding="utf-8").splitlines()):
-        found = [row for row in json.loads(line)["rows"] if "run" in row]
-        if found:
-            return found
-    return []
+_RUNS = [
+    pytest.param(run, measured, id=f"{instructions} {run}".replace(" ", "-"))
+    for instructions, runs in read_stored().items()
+    for run, measured in runs.items()
+]
 
 
 @pytest.mark.parametrize(("kind", "mean", "worst"), [("decode", 0.08, 0.25), ("prompt", 0.20, 0.80)])
@@ -43,9 +37,9 @@ def test_the_stored_residuals_are_those_of_the_tables() -> None:
     assert [row.predicted for row in computed] == pytest.approx([row.predicted for row in stored], rel=2e-3)
 
 
-@pytest.mark.parametrize("row", _runs(), ids=lambda row: row["run"].replace(" ", "-"))
-def test_the_peak_memory_of_a_run_is_what_is_planned(row: dict[str, Any]) -> None:
-    name, quant, images, text, answer, cache = row["run"].split()
+@pytest.mark.parametrize(("run", "measured"), _RUNS)
+def test_the_peak_memory_of_a_run_is_what_is_planned(run: str, measured: dict[str, Any]) -> None:
+    name, quant, images, text, answer, cache = run.split()
     model = find_model(name)
     setting = Setting(
         engine="llavakit", num_images=int(images), num_text_tokens=int(text), num_new_tokens=int(answer),
@@ -53,4 +47,4 @@ def test_the_peak_memory_of_a_run_is_what_is_planned(row: dict[str, Any]) -> Non
     )  # fmt: skip
     parts = formulas.parts_of(model.sizes, model.quantize(quant), setting, [], PROGRAM_BYTES)
     planned = formulas.place_totals(parts, 0)[0]
-    assert -0.01 <= planned / row["measured"]["peak_bytes"] - 1 <= 0.03
+    assert -0.01 <= planned / measured["peak_bytes"] - 1 <= 0.03

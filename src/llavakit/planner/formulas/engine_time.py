@@ -16,7 +16,7 @@ def product_rate(product: QuantProduct, host: DeviceNumbers, fit: EngineFit) -> 
     """Operations per second of many rows: 8-bit ones, or 16-bit ones for weights of 16 bits and more."""
     if product["is_half"]:
         return host.half_rate * fit.half_prompt_efficiency
-    return host.int8_rate * fit.quant_prompt_efficiency
+    return host.int8_rate * fit.quant_prompt_efficiency * fit.pass_rates[product["type"]]
 
 
 def row_seconds(product: QuantProduct, host: DeviceNumbers, fit: EngineFit, num_rows: int) -> float:
