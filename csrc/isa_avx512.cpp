@@ -5,7 +5,7 @@
 namespace {
 inline Ints int8_dot(Ints acc, Ints a, Ints b) {  // as AVX2's
   acc = _mm512_add_epi16(_mm512_maddubs_epi16(acc, b), a);
-  __asm__ volatile("" : "+x"(acc));
+  __asm__ volatile("" : "+v"(acc));
   return acc;
 }
 }  // namespace

@@ -82,7 +82,7 @@ struct Vec256 {
   static constexpr bool kHasByteDot = false;
   // A compiler that knows that integer sums may be taken in any order multiplies first, and adds when no register is left.
   static inline Ints keep(Ints sum) {
-    __asm__("" : "+x"(sum));
+    __asm__("" : "+v"(sum));  // any of 32 registers, where there are so many
     return sum;
   }
   template <int kMaxByte>
