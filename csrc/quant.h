@@ -119,6 +119,17 @@ inline __m128i split_scales(__m128i head) {
   const __m128i high = _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
   return _mm_or_si128(six, _mm_and_si128(_mm_srli_epi32(high, 2), _mm_set1_epi8(48)));
 }
+// The sixteen scales of a block of Q3_K: of scale j the low four bits are a nibble of byte j % 8, and the high two lie in byte
+// 8 + j % 4.
+[[maybe_unused]] inline __m128i split_scales_q3k(const uint8_t *in) {
+  const __m128i nibbles = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(in + 96));
+  const __m128i low = _mm_and_si128(_mm_unpacklo_epi64(nibbles, _mm_srli_epi16(nibbles, 4)), _mm_set1_epi8(15));
+  int32_t high_bits;
+  memcpy(&high_bits, in + 104, sizeof high_bits);
+  const __m128i high = _mm_srlv_epi32(_mm_set1_epi32(high_bits), _mm_setr_epi32(0, 2, 4, 6));
+  const __m128i six = _mm_or_si128(low, _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4));
+  return _mm_sub_epi8(six, _mm_set1_epi8(32));
+}
 #else
 // The 6-bit scales and minimums of Q4_K and Q5_K: eight of each in 12 bytes, as bytes.
 inline void split_scales_k4(const uint8_t *in, uint64_t *scales, uint64_t *mins) {
@@ -313,5 +324,22 @@ struct TypeQ51 {
     store_vector<Bytes32>(q, load_vector<Bytes32>(q) | fifth_bits(in + 4));
   }
 };
+
+#if defined(__AVX2__)
+template <class T>
+struct LegacyLayout {
+  static constexpr bool kHasNibbles = T::kMaxByte <= 31, kHasFifthBit = T::kMaxByte == 31;
+  static constexpr int kBits = T::kHasMins ? 4 : 2;                     // where the fifth bits begin
+  static constexpr int kWeights = kBits + (kHasFifthBit ? 4 : 0);       // where the nibbles or bytes begin
+};
+
+// A half of each of eight blocks of a legacy type.
+template <class T>
+inline __m256 load_eight_halves(const uint8_t *in) {
+  constexpr int B = T::kBlockBytes;
+  const auto at = [in](int block) { return static_cast<short>(load_u16(in + block * B)); };
+  return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
+}
+#endif
 
 }  // namespace
