@@ -28,18 +28,21 @@ _DRAWN = {
 }  # fmt: skip
 
 
-def read_last_run() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the manifest and the only row of the last line."""
-    line = (RESULTS / "quantized_products.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    run = json.loads(line)
-    return run["manifest"], run["rows"][0]
+def read_last_run(commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the manifest and the only row of the last run, of those whose commit begins so."""
+    for line in reversed((RESULTS / "quantized_products.jsonl").read_text(encoding="utf-8").splitlines()):
+        run = json.loads(line)
+        if run["manifest"]["commit"].startswith(commit):
+            return run["manifest"], run["rows"][0]
+    raise SystemExit(f"no run of quantized_products is of commit {commit}; benchmarks/results names those there are.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--commit", default="", help="draw the last run of this commit (default: the last of all)")
     options = parser.parse_args()
-    manifest, run = read_last_run()
+    manifest, run = read_last_run(options.commit)
     num_columns, k = run["shape"]
     limits = run["limits"]
     mpl.rcParams["svg.hashsalt"] = "roofline"
@@ -47,6 +50,8 @@ def main() -> None:
     intensities = [0.5 * 2 ** (step / 8) for step in range(120)]
     for name, key, style in (("8-bit products", "int8_gops", "-"), ("bfloat16 products", "bf16_gflops", "--")):
         roof = limits[key]
+        if roof is None:  # not every processor has such products
+            continue
         axes.plot(intensities, [min(roof, limits["read_gb_per_s"] * at) for at in intensities], style, color="black",
                   linewidth=1, label=f"limit of reading and of {name}")  # fmt: skip
     for product in run["products"]:
