@@ -208,8 +208,7 @@ def test_attention(
         key, value = cache.half() if stored_as == "float16" else cache
         seen_key, seen_value = key, value
     found = _attend(query, key, value, num_keys, is_causal=is_causal, level=level)
-    # A score's rounding, 2^-24 of the sum of its products' sizes, is a relative error of the weight.
-    score = 2.0**-24 * head_dim * float(query.abs().max()) * float(seen_key.float().nan_to_num().abs().max())
+    score = _score_error(query, seen_key)
     tolerance = (2e-6 + 2 * score) * 4
     if _is_in_words(query, key, is_causal=is_causal, level=level):
         expected = _attend_in_words(query, key, value, num_keys)
@@ -225,16 +224,20 @@ def test_attention(
 @pytest.mark.parametrize("level", _LIBRARY.supported, ids=lambda level: level.name.lower())
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_attention_of_many_queries_does_not_depend_on_threads(level: InstructionSet, is_causal: bool) -> None:
-    # 301 queries are three blocks, or ten where more threads share them; the last tile has one vector, partly filled.
-    query = _random((1, 301, 2, 128), 11)
+    # 291 queries are three blocks, or ten where more threads share them; the last tile has one vector, partly filled.
+    query = _random((1, 291, 2, 128), 11)
     key, value = _random((2, 1, 2, 340, 128), 12)
     found = _attend(query, key, value, [340], is_causal=is_causal, level=level, num_threads=1)
-    assert torch.allclose(
-        found.double(), _attend_slowly(query, key, value, [340], is_causal=is_causal), rtol=0, atol=1e-5
-    )
+    expected = _attend_slowly(query, key, value, [340], is_causal=is_causal)
+    assert torch.allclose(found.double(), expected, rtol=0, atol=(2e-6 + 2 * _score_error(query, key)) * 4)
     for num_threads in (2, 7):
         again = _attend(query, key, value, [340], is_causal=is_causal, level=level, num_threads=num_threads)
         assert torch.equal(again, found)
+
+
+def _score_error(query: Tensor, key: Tensor) -> float:
+    """A score's rounding, 2^-24 of the sum of its products' sizes: a relative error of the weight."""
+    return 2.0**-24 * query.shape[3] * float(query.abs().max()) * float(key.float().nan_to_num().abs().max())
 
 
 def _is_in_words(query: Tensor, key: Tensor, *, is_causal: bool, level: InstructionSet) -> bool:
