@@ -5,7 +5,7 @@
     python -m benchmarks.engine_shares FOLDER             prints the shares, and the errors on runs it has not seen
     python -m benchmarks.engine_shares FOLDER --write     and puts them into the planner's data
 
-Without FOLDER the newest stored runs of `benchmarks.planner_error` are fitted.
+Without FOLDER the newest stored runs of `benchmarks.planner_error` are fitted, or those of ``--instructions``.
 
 Fitted to single products (the newest record of each type): operations to unpack a weight of each type, for one row
 and for a whole prompt, how types differ in the rate they reach, and the share of the 16-bit rate as part of that of the
@@ -142,8 +142,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of planner_error --machine (default: the stored runs)")
     parser.add_argument("--write", action="store_true", help="put the shares into the planner's data")
+    parser.add_argument("--instructions", help="without a folder: the stored runs of this instruction set")
     options = parser.parse_args()
-    done = read_done(options.folder / "runs.json") if options.folder else next(iter(read_stored().values()), {})
+    stored = read_stored()
+    chosen = options.instructions or next(iter(stored), "")
+    done = read_done(options.folder / "runs.json") if options.folder else stored.get(chosen, {})
     if not done:
         parser.error("there are no runs; make them with python -m benchmarks.planner_error --machine FOLDER")
     products = fit_products(instructions_of(done))

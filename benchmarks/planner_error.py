@@ -187,6 +187,8 @@ def main() -> None:
     )
     parser.add_argument("--store", action="store_true", help="store the runs that there are, if not all are done")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds is {options.rounds}; the machine is measured between answers, so there must be two.")
     runs: list[dict[str, Any]] = []
     if options.machine is not None:
         measure_runs(options.machine, options.machine / "runs.json", options.most, options.rounds)

@@ -53,6 +53,8 @@ def fit_products(instruction_set: str, path: Path = RESULTS / "quantized_product
                 maker, _, name = product["product"].partition(" ")
                 if maker == "llavakit":
                     newest[name] = (record["manifest"]["date"], row, product)
+    if not newest:
+        raise SystemExit(f"no products with {instruction_set} are stored; run python -m benchmarks.quantized_products.")
     rows = {name: _one_row(row, product) for name, (_, row, product) in newest.items()}
     many = {name: _many_rows(row, product, is_half=name in _HALF) for name, (_, row, product) in newest.items()}
     quant = [share for name, (share, _) in many.items() if name not in _HALF]
