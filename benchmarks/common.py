@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llavakit.diagnostics.memory import read_available_bytes
+from llavakit.core.host_memory import read_available_bytes
 from llavakit.kernels.machine import count_cpus, get_cpu_name
 
 __all__ = ["RESULTS", "ROOT", "make_manifest", "make_table", "summarise", "write_result"]

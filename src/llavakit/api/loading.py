@@ -17,6 +17,7 @@ from llavakit.processing.sources import SourcePolicy
 from llavakit.processing.tokenizer import Tokenizer
 from llavakit.weights.checkpoint import Checkpoint
 from llavakit.weights.opening import open_resolved
+from llavakit.weights.read_ahead import start_reading_ahead
 from llavakit.weights.store import resolve
 
 __all__ = ["choose_device", "choose_dtype", "load"]
@@ -82,6 +83,8 @@ def load(
     found = resolve(model, mmproj=mmproj)
     opened = open_resolved(found)
     checkpoint, vocabulary = opened.checkpoint, opened.vocabulary
+    # Every surface loads here: once torch has come from the disk, which would wait behind the weights otherwise.
+    start_reading_ahead(checkpoint.files_as_needed)
     config = checkpoint.config
     presets = load_presets(opened.processor_folder, config)
     name = preset or opened.preset or default_preset_name(opened.processor_folder)

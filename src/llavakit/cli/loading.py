@@ -39,7 +39,6 @@ def load_model(options: argparse.Namespace, console: Console, load: Callable[...
         from llavakit.cli.progress import pull_with_progress
 
         pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
-        _read_ahead(options)
         from llavakit.api import load as load_from_store  # takes a while: what cannot be found is said before
 
         load = load_from_store
@@ -62,21 +61,6 @@ def load_model(options: argparse.Namespace, console: Console, load: Callable[...
     finally:
         console.status("")
     return model
-
-
-def _read_ahead(options: argparse.Namespace) -> None:
-    """Let a GGUF file come from the disk while torch is imported and the picture is encoded."""
-    from llavakit.diagnostics.memory import read_available_bytes
-    from llavakit.weights.read_ahead import start_reading_ahead
-    from llavakit.weights.store import resolve
-
-    found = resolve(options.model, mmproj=options.mmproj)
-    if found.gguf_file is None:
-        return
-    # The tower comes first. Which projector belongs to a model is told from its contents; here the name must do.
-    near = [found.mmproj_file] if found.mmproj_file is not None else sorted(found.folder.glob("*mmproj*.gguf"))
-    projector = [file for file in near if len(near) == 1 or found.gguf_file.stem in file.name][:1]
-    start_reading_ahead([*projector, found.gguf_file], available_bytes=read_available_bytes())
 
 
 def set_threads(num_threads: int | None) -> None:

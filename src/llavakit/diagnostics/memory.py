@@ -1,4 +1,4 @@
-"""What a process holds in memory, what the machine has left, and how to make a file cold. Linux's /proc."""
+"""What a process holds in memory, and how to make a file cold. Linux's /proc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MemoryUse", "drop_page_cache", "read_available_bytes", "read_memory"]
+__all__ = ["MemoryUse", "cached_share", "drop_page_cache", "read_memory"]
 
 _KIB = 1024
 
@@ -57,11 +57,6 @@ def read_memory(root: Path = Path("/proc/self")) -> MemoryUse | None:
     )
 
 
-def read_available_bytes(root: Path = Path("/proc")) -> int | None:
-    """Return the memory that can be had without swapping; None where the system does not say."""
-    return _read_fields(root / "meminfo").get("MemAvailable")
-
-
 def drop_page_cache(files: Sequence[Path]) -> float | None:
     """Ask the system to forget the cached pages of files.
 
@@ -78,11 +73,11 @@ def drop_page_cache(files: Sequence[Path]) -> float | None:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # pages not yet written cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return _cached_share(files)
+    return cached_share(files)
 
 
-def _cached_share(files: Sequence[Path]) -> float | None:
-    """Share of the files' bytes in the page cache, by ``mincore``."""
+def cached_share(files: Sequence[Path]) -> float | None:
+    """Return the share of the files' bytes in the page cache, by ``mincore``; None where that cannot be told."""
     try:
         mincore = ctypes.CDLL(None, use_errno=True).mincore
     except (AttributeError, OSError):

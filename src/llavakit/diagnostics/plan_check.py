@@ -18,7 +18,7 @@ from typing import Any
 
 from llavakit.conversion.random_pair import write_random_pair
 from llavakit.core.errors import CapacityError, ConfigError
-from llavakit.diagnostics.memory import read_available_bytes
+from llavakit.core.host_memory import read_available_bytes
 from llavakit.kernels.machine import MachineLimits, count_cpus
 from llavakit.planner import formulas
 from llavakit.planner.machine import detect_machine, measured_host

@@ -21,6 +21,7 @@ from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, NonFiniteError
+from llavakit.core.host_memory import read_available_bytes
 from llavakit.core.shapes import weight_bytes
 from llavakit.core.types import SamplingParams
 from llavakit.core.version import __version__
@@ -35,7 +36,6 @@ from llavakit.diagnostics.compare import (
     first_difference,
 )
 from llavakit.diagnostics.generated import SAMPLE_TEXTS, make_pictures, make_questions
-from llavakit.diagnostics.memory import read_available_bytes
 from llavakit.diagnostics.reference import Reference, import_transformers
 from llavakit.engine.engine import Engine
 from llavakit.model.storage import has_quantized, is_stored

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavakit.core.errors import ConfigError
+from llavakit.core.host_memory import list_control_groups, read_available_bytes
 from llavakit.kernels.library import KernelLibrary, Rate, load_library
 
 __all__ = ["MachineLimits", "count_cpus", "get_cpu_name", "measure_machine"]
@@ -120,7 +121,7 @@ def _measure_read(library: KernelLibrary, num_threads: int, seconds: float) -> f
 
 def _choose_buffer_bytes(num_threads: int) -> int:
     wanted = min(max(4 * _read_last_cache_bytes(), _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
-    available = _read_available_bytes()
+    available = read_available_bytes()
     if available is not None:
         wanted = min(wanted, available // 4)
     return max(wanted, 8 * _MIB * num_threads)
@@ -140,7 +141,7 @@ def count_cpus(root: Path = Path("/")) -> int:
         The smaller of the affinity mask and the control group's quota (a fraction counts as one), at least 1.
     """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _list_cgroups(root, "cpu"):
+    for folder in list_control_groups(root, "cpu"):
         quota = _read_quota(folder)
         if quota is not None:
             num_cpus = min(num_cpus, max(1, math.ceil(quota)))
@@ -158,41 +159,6 @@ def _read_quota(folder: Path) -> float | None:
     except ValueError:
         return None
     return quota_us / period_us if quota_us > 0 and period_us > 0 else None
-
-
-def _read_available_bytes(root: Path = Path("/")) -> int | None:
-    lines = _read_text(root / "proc/meminfo").splitlines()
-    limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for folder in _list_cgroups(root, "memory"):
-        for limit_name, usage_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            limit, usage = _read_words(folder / limit_name), _read_words(folder / usage_name)
-            if limit and usage and limit[0].isdigit() and usage[0].isdigit():
-                limits.append(max(0, int(limit[0]) - int(usage[0])))
-    return min(limits, default=None)
-
-
-def _list_cgroups(root: Path, controller: str) -> list[Path]:
-    """List the folders of this process's control groups, from its own up to the root of the hierarchy."""
-    folders = []
-    for line in _read_text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        if number == "0" and not names:
-            mount = root / "sys/fs/cgroup"
-        elif controller in names.split(","):
-            mount = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        # Inside a container the path may name a group outside of it; its own limits then lie at the mount.
-        group = mount / path.lstrip("/")
-        while group != mount and mount in group.parents:
-            folders.append(group)
-            group = group.parent
-        folders.append(mount)
-    return folders
 
 
 def _read_last_cache_bytes(root: Path = Path("/")) -> int:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llavakit.core.errors import ConfigError
+from llavakit.core.host_memory import read_host_memory
 from llavakit.kernels.machine import MachineLimits, count_cpus, get_cpu_name
 from llavakit.planner.devices import Device, find_device
 
 __all__ = ["Machine", "detect_machine", "generic_host", "measured_host"]
 
-_KIB = 1024
 _MIB = 1024**2
 _GIB = 1024**3
 _TOOL_SECONDS = 5.0
@@ -64,15 +64,15 @@ def detect_machine(*, root: Path = Path("/"), run: object = None) -> Machine:
     """
     command = run if callable(run) else _output_of
     notes: list[str] = []
-    total, available = _read_memory(root, command)
+    memory = read_host_memory(root)
+    total = memory.total_bytes if memory.total_bytes is not None else _apple_memory(command)
     if total is None:
         total = 8 * _GIB
         notes.append("the size of the memory could not be read; 8 GB is assumed")
-    limit = _read_limit(root)
+    limit = memory.limit_bytes
     if limit is not None and limit < total:
         notes.append(f"a control group limits this process to {limit / 1e9:.1f} GB of the machine's {total / 1e9:.1f}")
         total = limit
-        available = limit if available is None else min(available, limit)
     gpus = _nvidia_gpus(command, notes) + _apple_gpus(command, notes)
     host = replace(
         generic_host(total / _GIB),
@@ -80,7 +80,7 @@ def detect_machine(*, root: Path = Path("/"), run: object = None) -> Machine:
         bandwidth_gb_s=_DEFAULT_BANDWIDTH_GB_S,
         note="bandwidth and arithmetic rate are assumed; `llavakit plan --verify` measures them",
     )
-    return Machine(host, tuple(gpus), available, tuple(notes))
+    return Machine(host, tuple(gpus), memory.available_bytes, tuple(notes))
 
 
 def measured_host(host: Device, limits: MachineLimits) -> Device:
@@ -92,32 +92,6 @@ def measured_host(host: Device, limits: MachineLimits) -> Device:
         shader_tflops=limits.fp32_gflops / 1000, instruction_set=limits.instruction_set, is_measured=True,
         note="bandwidth and arithmetic rates were measured",
     )  # fmt: skip
-
-
-def _read_memory(root: Path, command: object) -> tuple[int | None, int | None]:
-    fields = {}
-    try:
-        for line in (root / "proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
-            words = line.split()
-            if len(words) == 3 and words[1].isdigit():
-                fields[words[0].rstrip(":")] = int(words[1]) * _KIB
-    except OSError:
-        if platform.system() == "Darwin" and callable(command):
-            text = command(["sysctl", "-n", "hw.memsize"])
-            if text and text.strip().isdigit():
-                return int(text), None
-    return fields.get("MemTotal"), fields.get("MemAvailable")
-
-
-def _read_limit(root: Path) -> int | None:
-    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = (root / name).read_text(encoding="ascii", errors="replace").strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 50:
-            return int(text)
-    return None
 
 
 def _output_of(words: list[str]) -> str | None:
@@ -151,6 +125,13 @@ def _closest(name: str, memory_gib: float) -> Device:
         return find_device(f"{name} {round(memory_gib)}GB")
     except ConfigError:
         return find_device(name)
+
+
+def _apple_memory(command: object) -> int | None:
+    if platform.system() != "Darwin" or not callable(command):
+        return None
+    text = (command(["sysctl", "-n", "hw.memsize"]) or "").strip()
+    return int(text) if text.isdigit() else None
 
 
 def _apple_gpus(command: object, notes: list[str]) -> list[Device]:

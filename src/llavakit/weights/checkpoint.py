@@ -27,6 +27,7 @@ _WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 _MATRIX_DIMS = 2
 _MAX_JSON_BYTES = 64 * 1024**2
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_STAGES = {"vision_tower": 0, "multi_modal_projector": 1}  # and then the language model
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -53,6 +54,15 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all used tensors as stored."""
         return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def files_as_needed(self) -> tuple[Path, ...]:
+        """The files of all used tensors, those first that hold what a picture meets first."""
+        stages: dict[Path, int] = {}
+        for name, tensor in self.tensors.items():
+            stage = _STAGES.get(name.partition(".")[0], len(_STAGES))
+            stages[tensor.file.path] = min(stage, stages.get(tensor.file.path, stage))
+        return tuple(sorted(stages, key=lambda path: (stages[path], path)))
 
     @property
     def is_gguf(self) -> bool:

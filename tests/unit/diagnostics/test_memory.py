@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llavakit.diagnostics.memory import drop_page_cache, read_available_bytes, read_memory
+from llavakit.diagnostics.memory import drop_page_cache, read_memory
 
 _STATUS = (
     "Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  2000 kB\nRssAnon:\t 500 kB\nRssFile:\t 1400 kB\nRssShmem:\t 100 kB\n"
@@ -26,12 +26,6 @@ def test_fields_of_a_process(tmp_path: Path) -> None:
 
 def test_a_system_without_proc_gives_nothing(tmp_path: Path) -> None:
     assert read_memory(tmp_path / "absent") is None
-    assert read_available_bytes(tmp_path / "absent") is None
-
-
-def test_damaged_lines_are_skipped(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemFree: many kB\nMemAvailable: 77 kB\n: 1 kB\nrubbish\n")
-    assert read_available_bytes(tmp_path) == 77 * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")

@@ -96,11 +96,11 @@ def test_affinity_mask_is_honoured() -> None:
 def test_buffer_is_four_last_caches_within_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mib = 1 << 20
     monkeypatch.setattr(machine, "_read_last_cache_bytes", lambda: 128 * mib)
-    monkeypatch.setattr(machine, "_read_available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(machine, "read_available_bytes", lambda: 1 << 40)
     assert machine._choose_buffer_bytes(2) == 512 * mib
-    monkeypatch.setattr(machine, "_read_available_bytes", lambda: 400 * mib)
+    monkeypatch.setattr(machine, "read_available_bytes", lambda: 400 * mib)
     assert machine._choose_buffer_bytes(2) == 100 * mib
-    monkeypatch.setattr(machine, "_read_available_bytes", lambda: 1 * mib)
+    monkeypatch.setattr(machine, "read_available_bytes", lambda: 1 * mib)
     assert machine._choose_buffer_bytes(2) == 16 * mib
 
 
@@ -115,17 +115,6 @@ def test_last_caches_are_counted_once_per_group_of_processors(tmp_path: Path) ->
         _write(folder / "index3/shared_cpu_list", "0-1\n" if cpu < 2 else "2-3\n")
     assert machine._read_last_cache_bytes(tmp_path) == 2 * 16384 * 1024
     assert machine._read_last_cache_bytes(tmp_path / "nothing") == 0
-
-
-def test_memory_limit_of_the_group_counts(tmp_path: Path) -> None:
-    _write(tmp_path / "proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
-    assert machine._read_available_bytes(tmp_path) == 900 * 1024
-    _write(tmp_path / "proc/self/cgroup", "0::/\n")
-    _write(tmp_path / "sys/fs/cgroup/memory.max", "500000")
-    _write(tmp_path / "sys/fs/cgroup/memory.current", "200000")
-    assert machine._read_available_bytes(tmp_path) == 300000
-    _write(tmp_path / "sys/fs/cgroup/memory.max", "max")
-    assert machine._read_available_bytes(tmp_path) == 900 * 1024
 
 
 def test_processor_name_is_the_systems(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_machine_with_limits_and_gpus(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 33554432 kB\nMemAvailable: 30000000 kB\nHugePages_Total: 0\n")
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("8589934592\n")
     listed = "NVIDIA GeForce RTX 3060, 12288\nNVIDIA GeForce RTX 4060 Ti, 8188\nUnheard Of 9000, 1000\nbroken\n"
     machine = detect_machine(root=tmp_path, run=lambda words: listed if words[0] == "nvidia-smi" else None)

@@ -67,6 +67,14 @@ def test_original_with_a_separate_tower(tmp_path: Path, suffix: str, prefix: str
     assert any("inv_freq" in name for name, _ in checkpoint.skipped)
 
 
+def test_the_files_of_the_tower_are_needed_first(tmp_path: Path) -> None:
+    state = b.make_state()
+    folder = b.write_folder(tmp_path / "a", b.to_original(state), config=b.ORIGINAL_CONFIG)
+    tower = b.write_folder(tmp_path / "b", b.to_clip(state), config=b.VISION)
+    first, second = open_checkpoint(folder, vision_folder=tower).files_as_needed
+    assert (first.parent, second.parent) == (tower, folder)
+
+
 def test_original_with_a_whole_clip_skips_its_text_side(tmp_path: Path) -> None:
     state = b.make_state()
     folder = b.write_folder(tmp_path / "m", b.to_original(state), config=b.ORIGINAL_CONFIG, suffix="bin")
