@@ -2,11 +2,12 @@
 
     python -m benchmarks.full_7b --dir FOLDER            writes 14 GB of random weights there, removes them at the end
 
-Each library runs in a process of its own on the same files; transformers gets the ids and pixels that llavakit
-prepared. Two libraries in bfloat16 can only agree where a choice is larger than a rounding, and random weights put the
-two best logits within one unit of bfloat16 at some 7 % of the steps: the gap at the first difference is reported, and
-must not exceed one unit. The bar for memory: the peak of resident pages at most 1.05 x weights + key-value cache +
-0.5 GB, mapped weights counted.
+Three sides, each in a process of its own on the same files: `llavakit.load`; llavakit's
+`LlavaForConditionalGeneration`, whose products are torch's like transformers'; and transformers. The last two get the
+ids and pixels that the first one prepared. Two libraries in bfloat16 can only agree where a choice is larger than a
+rounding, and random weights put the two best logits within one unit of bfloat16 at some 7 % of the steps: the gap at
+the first difference is reported, and must not exceed one unit. The bar for memory: the peak of resident pages at most
+1.05 x weights + key-value cache + 0.5 GB, mapped weights counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +68,33 @@ def run_ours(folder: Path, new_tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run_dropin(folder: Path, new_tokens: int) -> dict[str, Any]:
+    """Load the same files by transformers' interface, here, and answer the same prompt."""
+    return _run_interface(llavakit, folder, new_tokens)
+
+
 def run_theirs(folder: Path, new_tokens: int) -> dict[str, Any]:
     """Load the same files in transformers and answer the same prompt."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    return _run_interface(transformers, folder, new_tokens)
+
+
+def _run_interface(library: Any, folder: Path, new_tokens: int) -> dict[str, Any]:
+    """Answer the prompt by the interface that both libraries have."""
     saved = np.load(folder / _PROMPT_FILE)
     began = time.perf_counter()
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+    model = library.LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.bfloat16, local_files_only=True, attn_implementation="sdpa"
     )
     load_s = time.perf_counter() - began
     ids = torch.from_numpy(saved["ids"])[None]
-    settings = transformers.GenerationConfig(
+    settings = library.GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=2,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
-    model.generation_config = transformers.GenerationConfig(pad_token_id=2)
+    model.generation_config = library.GenerationConfig(pad_token_id=2)
     clock: list[float] = []
     began = time.perf_counter()
     output = model.generate(
@@ -146,11 +158,11 @@ def _run_apart(side: str, options: argparse.Namespace) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _rows(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[dict[str, Any]]:
-    them = theirs or {}
+def _rows(ours: dict[str, Any], dropin: dict[str, Any] | None, theirs: dict[str, Any] | None) -> list[dict[str, Any]]:
+    them, dropin = theirs or {}, dropin or {}
 
-    def row(what: str, mine: str, their: str | None, bar: str = "") -> dict[str, Any]:
-        return {"what": what, "llavakit": mine, "transformers": their, "bar": bar}
+    def row(what: str, mine: str, their: str | None, bar: str = "", other: str | None = None) -> dict[str, Any]:
+        return {"what": what, "llavakit": mine, "its drop-in": other, "transformers": their, "bar": bar}
 
     def gb(value: float | None) -> str | None:
         return None if value is None else f"{value / 1e9:.2f} GB"
@@ -159,21 +171,29 @@ def _rows(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[dict[str,
         return None if value is None else f"{value:.2f} s"
 
     first_s = ours["vision_s"] + ours["prompt_s"]
-    rate = them.get("decode_tokens_per_s")
-    rows = [
-        row("weights", gb(ours["weight_bytes"]) or "", None),
-        row("peak memory", gb(ours["peak_bytes"]) or "", gb(them.get("peak_bytes")), f"<= {gb(ours['allowed_bytes'])}"),
-        row("of it its own, at the end", gb(ours["own_bytes"]) or "", gb(them.get("own_bytes"))),
-        row("load", seconds(ours["load_s"]) or "", seconds(them.get("load_s"))),
-        row("tower, projector, prompt to first token", seconds(first_s) or "", seconds(them.get("first_token_s"))),
-        row("further tokens a second", f"{ours['decode_tokens_per_s']:.2f}", f"{rate:.2f}" if rate else None),
-    ]
+
+    def both(what: str, mine: str | None, field: str, write: Callable[[Any], str | None], bar: str = "") -> None:
+        rows.append(row(what, mine or "", write(them.get(field)), bar, write(dropin.get(field))))
+
+    def rate(value: float | None) -> str | None:
+        return None if value is None else f"{value:.2f}"
+
+    rows = [row("weights", gb(ours["weight_bytes"]) or "", None)]
+    both("peak memory", gb(ours["peak_bytes"]), "peak_bytes", gb, f"<= {gb(ours['allowed_bytes'])}")
+    both("of it its own, at the end", gb(ours["own_bytes"]), "own_bytes", gb)
+    both("load", seconds(ours["load_s"]), "load_s", seconds)
+    both("tower, projector, prompt to first token", seconds(first_s), "first_token_s", seconds)
+    both("further tokens a second", rate(ours["decode_tokens_per_s"]), "decode_tokens_per_s", rate)
     if theirs is not None:
-        num_equal, num_tokens = _count_equal(ours, theirs), len(theirs["token_ids"])
-        rows.append(row("equal tokens", f"{num_equal} of {num_tokens}", None, "all"))
-        if num_equal < num_tokens:
-            gap = theirs["gaps_in_units"][num_equal]
-            rows.append(row("gap there of the two best logits", "", f"{gap:.3g} units", "<= 1 unit"))
+        num_tokens = len(theirs["token_ids"])
+        counts = [_count_equal(side, theirs) if side else None for side in (ours, dropin)]
+        mine, other = (None if count is None else f"{count} of {num_tokens}" for count in counts)
+        rows.append(row("equal tokens", mine or "", None, "all", other))
+        gaps = [
+            None if count in (None, num_tokens) else f"{theirs['gaps_in_units'][count]:.3g} units" for count in counts
+        ]
+        if any(gaps):
+            rows.append(row("gap there of transformers' two best logits", gaps[0] or "", None, "<= 1 unit", gaps[1]))
         rows.append(row("different tokens among them", str(len(set(ours["token_ids"]))), None))
     return rows
 
@@ -189,6 +209,9 @@ def _is_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return num_equal == len(theirs["token_ids"]) or bool(theirs["gaps_in_units"][num_equal] <= 1)
 
 
+_SIDES = {"ours": run_ours, "dropin": run_dropin, "theirs": run_theirs}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dir", type=Path, required=True, help="a folder on a disk with 14 GB to spare")
@@ -198,19 +221,18 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the weights")
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before each side")
     parser.add_argument("--without-transformers", action="store_true")
-    parser.add_argument("--child", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=tuple(_SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
-        run = run_ours if options.child == "ours" else run_theirs
-        print(json.dumps(run(options.dir, options.new_tokens)))
+        print(json.dumps(_SIDES[options.child](options.dir, options.new_tokens)))
         return
     if not (options.dir / "config.json").is_file():
         write_checkpoint(options.dir, SHAPES[options.shape], dtype="bfloat16", progress=True)
         options.is_ours = True
     try:
         results = {}
-        for side in ("ours",) if options.without_transformers else ("ours", "theirs"):
+        for side in ("ours",) if options.without_transformers else tuple(_SIDES):
             files = list(options.dir.iterdir())
             if options.cold:
                 drop_page_cache(files)
@@ -221,13 +243,14 @@ def main() -> None:
         (options.dir / _PROMPT_FILE).unlink(missing_ok=True)
         if not options.keep and getattr(options, "is_ours", False):
             shutil.rmtree(options.dir)
-    rows = _rows(results["ours"], results.get("theirs"))
+    rows = _rows(results["ours"], results.get("dropin"), results.get("theirs"))
     manifest = make_manifest(num_threads=options.threads)
     write_result("full_7b", manifest, [{"shape": options.shape, "is_cold": options.cold, **results}])
     print(f"\n{options.shape}, bfloat16, {options.threads} threads, commit {manifest['commit']}\n")
-    print(make_table(rows, ("what", "llavakit", "transformers", "bar")))
+    print(make_table(rows, ("what", "llavakit", "its drop-in", "transformers", "bar")))
     is_small_enough = results["ours"]["peak_bytes"] <= results["ours"]["allowed_bytes"]
-    is_equal = "theirs" not in results or _is_equal(results["ours"], results["theirs"])
+    theirs = results.get("theirs")
+    is_equal = theirs is None or all(_is_equal(side, theirs) for side in results.values())
     sys.exit(0 if is_small_enough and is_equal else 1)
 
 

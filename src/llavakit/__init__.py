@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from llavakit.core.types import SamplingParams as SamplingParams
     from llavakit.dropin import AutoProcessor as AutoProcessor
     from llavakit.dropin import BitsAndBytesConfig as BitsAndBytesConfig
+    from llavakit.dropin import GenerationConfig as GenerationConfig
     from llavakit.dropin import LlavaForConditionalGeneration as LlavaForConditionalGeneration
+    from llavakit.dropin import LlavaProcessor as LlavaProcessor
     from llavakit.dropin import pipeline as pipeline
 
 _ERRORS = (
@@ -61,8 +63,10 @@ _ERRORS = (
 _HOMES = {
     "AutoProcessor": "llavakit.dropin",
     "BitsAndBytesConfig": "llavakit.dropin",
+    "GenerationConfig": "llavakit.dropin",
     "GenerationResult": "llavakit.core.types",
     "LlavaForConditionalGeneration": "llavakit.dropin",
+    "LlavaProcessor": "llavakit.dropin",
     "LoadedModel": "llavakit.api",
     "SamplingParams": "llavakit.core.types",
     "load": "llavakit.api",
