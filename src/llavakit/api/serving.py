@@ -19,6 +19,7 @@ from llavakit.engine.paged_engine import PagedEngine
 from llavakit.model.llava import Llava
 from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render
 from llavakit.processing.grammar import FormMasks
+from llavakit.processing.pixel_cache import PixelCache
 from llavakit.processing.prompt import PreparedPrompt, prepare_segments
 from llavakit.processing.tokenizer import StreamDecoder
 from llavakit.scheduling.scheduler import Budget
@@ -34,6 +35,9 @@ _CPU_BUDGET = {"prompt_tokens": 256, "mixed_tokens": 32}
 _MAX_SLOWDOWN = 5.0
 # Prepared pictures of requests that wait: so large a part of the memory that is free, within bounds.
 _MAX_PIXEL_SHARE, _MIN_PIXEL_BYTES, _MAX_PIXEL_BYTES = 1 / 8, 32 * 1024**2, 512 * 1024**2
+# Of the memory of pictures that may come again. With 576 features of 4,096 numbers a picture's pixels take a seventh of
+# what its features do.
+_PIXEL_CACHE_SHARE = 1 / 8
 _GIB = 1024**3
 
 
@@ -50,7 +54,7 @@ class ServeSettings:
     cache_bytes : int, optional
         Of keys and values; by default what is free, less what weights and pictures need.
     picture_cache_bytes : int
-        Of pictures' features; part of what is free.
+        Of pictures that may come again, part of what is free: most of it features, the rest prepared pixels.
     isolate_tenants : bool
         Whether nothing cached for one tenant is used for another.
     cache_dir : Path, optional
@@ -94,6 +98,7 @@ class ServedModel:
         self._preparing = asyncio.Semaphore(_MAX_PREPARED_AT_ONCE)
         self._num_coming = 0  # requests that the engine does not know yet
         self._masks: FormMasks | None = None
+        self._pixels = PixelCache(max_bytes=int(settings.picture_cache_bytes * _PIXEL_CACHE_SHARE))
         self._disk = None
         if settings.cache_dir is not None and settings.disk_cache_bytes > 0:
             self._disk = DiskStore(settings.cache_dir, max_bytes=settings.disk_cache_bytes)
@@ -111,7 +116,7 @@ class ServedModel:
             ),
             max_draft_tokens=3 if settings.max_draft_tokens is None else settings.max_draft_tokens,
             max_decode_rows=4 if is_cpu else 32,
-            max_picture_bytes=settings.picture_cache_bytes,
+            max_picture_bytes=settings.picture_cache_bytes - self._pixels.max_bytes,
             fingerprint=fingerprint,
             disk=self._disk,
         )
@@ -156,7 +161,7 @@ class ServedModel:
                 constraint = request.constraint
                 mask = await asyncio.to_thread(lambda: self._form_masks().make(constraint))
             return await self._engine.submit(
-                prompt, request.sampling, tenant=request.tenant if self._settings.isolate_tenants else "", mask=mask,
+                prompt, request.sampling, tenant=self._tenant_of(request), mask=mask,
                 max_context_tokens=request.max_context_tokens,
             )  # fmt: skip
         finally:
@@ -194,7 +199,14 @@ class ServedModel:
 
     def stats(self) -> EngineStats:
         """Say what the engine is doing."""
-        return replace(self._engine.stats(), max_waiting=self._settings.max_waiting)
+        stats = self._engine.stats()
+        return replace(
+            stats,
+            max_waiting=self._settings.max_waiting,
+            num_image_cache_bytes=stats.num_image_cache_bytes + self._pixels.num_bytes,
+            max_image_cache_bytes=stats.max_image_cache_bytes + self._pixels.max_bytes,
+            num_prepared_hits=self._pixels.num_hits,
+        )
 
     def close(self, *, grace_s: float) -> None:
         """Let running requests end, cancel the rest after ``grace_s`` seconds, and let go of the model."""
@@ -205,6 +217,10 @@ class ServedModel:
     def check_integrity(self) -> None:
         """Raise AssertionError if anything in the engine is not accounted for; while it has nothing to do."""
         self._engine.call(self._paged.check_integrity).result()
+
+    def _tenant_of(self, request: GenerateRequest) -> str:
+        """Whose what is cached for it will be: everybody's, unless tenants are kept apart."""
+        return request.tenant if self._settings.isolate_tenants else ""
 
     # Preparing, away from the event loop.
 
@@ -235,7 +251,7 @@ class ServedModel:
                 continue
             return prepare_segments(
                 segments, tokenizer=loaded.tokenizer, processing=preset.image, config=loaded.config,
-                policy=loaded.policy,
+                policy=loaded.policy, cache=self._pixels, owner=self._tenant_of(request),
             )  # fmt: skip
 
     def _count(self, segments: Sequence[Segment]) -> int:

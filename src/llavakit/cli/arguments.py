@@ -344,7 +344,7 @@ def _serve() -> argparse.ArgumentParser:
         "--kv-cache-gib", type=float, metavar="X", help="memory of keys and values (default: what is free)"
     )
     work.add_argument(
-        "--picture-cache-gib", type=float, metavar="X", help="memory of pictures' features (default: 0.25)"
+        "--picture-cache-gib", type=float, metavar="X", help="memory of pictures that may come again (default: 0.25)"
     )
     work.add_argument(
         "--cache-dir", metavar="FOLDER", help="keep pictures on the disk over a restart (default: nowhere)"

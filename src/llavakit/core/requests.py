@@ -135,6 +135,7 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_images_encoded: int = 0
     num_image_hits: int = 0
+    num_prepared_hits: int = 0  # pictures that did not have to be decoded and resized again
     num_image_cache_bytes: int = 0  # now
     max_image_cache_bytes: int = 0
     num_kv_cache_bytes: int = 0  # now: blocks that were used at least once

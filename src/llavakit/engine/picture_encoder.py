@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llavakit.core.bounded_cache import BoundedCache
 from llavakit.engine.disk_store import DiskStore
-from llavakit.engine.feature_cache import FeatureCache
 from llavakit.model.llava import Llava
 
 __all__ = ["PictureEncoder"]
@@ -34,7 +34,7 @@ class PictureEncoder:
 
     def __init__(self, model: Llava, *, max_bytes: int, disk: DiskStore | None, prefix: str) -> None:
         self._model = model
-        self._features = FeatureCache(max_bytes=max_bytes)
+        self._features: BoundedCache[str, Tensor] = BoundedCache(max_bytes=max_bytes)
         self._disk = disk
         self._prefix = prefix
         self._key: str | None = None

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llavakit.core.bounded_cache import BoundedCache
 from llavakit.core.config import LlavaConfig
-from llavakit.engine.feature_cache import FeatureCache
 from llavakit.engine.generation import EnginePrompt, Generation
 from llavakit.engine.kv_cache import DecodeView, KVCache, PrefillView
 from llavakit.model.llava import Llava
@@ -26,7 +26,7 @@ class ModelRunner:
     def __init__(self, model: Llava) -> None:
         self.model = model
         self._device = model.device
-        self._features = FeatureCache(max_bytes=_FEATURE_CACHE_BYTES)
+        self._features: BoundedCache[str, Tensor] = BoundedCache(max_bytes=_FEATURE_CACHE_BYTES)
 
     def forget_pictures(self) -> None:
         """Drop all picture features."""

@@ -15,6 +15,7 @@ from llavakit.core.errors import PromptError
 from llavakit.core.types import Message
 from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render
 from llavakit.processing.image import ImageProcessing, preprocess
+from llavakit.processing.pixel_cache import PixelCache, PreparedPicture
 from llavakit.processing.presets import Preset
 from llavakit.processing.sources import SourcePolicy, open_image
 from llavakit.processing.tokenizer import IMAGE_TOKEN, Tokenizer
@@ -108,8 +109,13 @@ def prepare_segments(
     processing: ImageProcessing,
     config: LlavaConfig,
     policy: SourcePolicy,
+    cache: PixelCache | None = None,
+    owner: str = "",
 ) -> PreparedPrompt:
-    """Prepare rendered segments. Each text is tokenized on its own: the tokenizer starts anew after a control token."""
+    """Prepare rendered segments. Each text is tokenized on its own: the tokenizer starts anew after a control token.
+
+    What was prepared before under the same policy may be taken from a cache, if for the same owner.
+    """
     ids = [tokenizer.bos_token_id]
     starts: list[int] = []
     sources: list[Any] = []
@@ -122,25 +128,40 @@ def prepare_segments(
             ids += [tokenizer.image_token_id] * config.num_image_tokens
         else:
             ids.append(tokenizer.eos_token_id)
-    return _with_pixels(ids, starts, sources, processing, policy)
+    return _with_pixels(ids, starts, sources, processing, policy, cache, owner)
 
 
 def _with_pixels(
-    ids: list[int], starts: list[int], sources: Sequence[Any], processing: ImageProcessing, policy: SourcePolicy
+    ids: list[int],
+    starts: list[int],
+    sources: Sequence[Any],
+    processing: ImageProcessing,
+    policy: SourcePolicy,
+    cache: PixelCache | None = None,
+    owner: str = "",
 ) -> PreparedPrompt:
     decode_s = resize_s = 0.0
-    arrays = []
+    pictures = []
     for source in sources:
         began = time.perf_counter()
-        opened = open_image(source, policy=policy)
-        decoded = time.perf_counter()
-        arrays.append(preprocess(opened.image, processing))
+        key = None if cache is None else cache.key_of(source, processing, owner)
+        picture = None if cache is None else cache.find(key)
+        if picture is None:
+            opened = open_image(source, policy=policy)
+            decoded = time.perf_counter()
+            pixels = preprocess(opened.image, processing)
+            picture = PreparedPicture(pixels, hashlib.sha256(pixels.tobytes()).hexdigest())
+            resize_s += time.perf_counter() - decoded
+            if cache is not None:
+                cache.put(key, picture)
+        else:
+            decoded = time.perf_counter()
         decode_s += decoded - began
-        resize_s += time.perf_counter() - decoded
+        pictures.append(picture)
     return PreparedPrompt(
         token_ids=tuple(ids),
-        pixel_values=np.stack(arrays) if arrays else None,
-        image_keys=tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays),
+        pixel_values=np.stack([picture.pixels for picture in pictures]) if pictures else None,
+        image_keys=tuple(picture.key for picture in pictures),
         image_starts=tuple(starts),
         image_decode_s=decode_s,
         image_resize_s=resize_s,

@@ -51,7 +51,7 @@ class ServerSettings:
     kv_cache_gib : float
         Memory of keys and values; 0 for what is free.
     picture_cache_gib : float
-        Memory of what the vision tower gave, kept for pictures that come again.
+        Memory of pictures that may come again: seven eighths for what the vision tower gave, one for their pixels.
     cache_dir : str
         Where pictures outlive a restart; empty for nowhere.
     disk_cache_gib : float

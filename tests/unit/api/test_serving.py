@@ -29,6 +29,7 @@ from llavakit.core.types import FinishReason, ImagePart, Message, Role, Sampling
 from llavakit.engine.attention_map import compute_attention
 from llavakit.model.layers import apply_rotary
 from llavakit.processing.grammar import FormMasks
+from llavakit.processing.sources import open_image
 
 _SHAPES = Path(__file__).parents[3] / "examples" / "shapes.png"
 _QUESTION = "How many red circles are there?"
@@ -96,6 +97,27 @@ def test_a_second_question_finds_the_picture_and_the_beginning() -> None:
             assert timings.num_prompt_tokens - timings.num_cached_tokens < 40 or is_first
 
     _serve(use)
+
+
+@pytest.mark.parametrize("isolates", [False, True])
+def test_a_picture_that_comes_again_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch, isolates: bool) -> None:
+    opened: list[object] = []
+
+    def record(source: object, **kinds: object) -> object:
+        opened.append(source)
+        return open_image(source, **kinds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("llavakit.processing.prompt.open_image", record)
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        texts = [await _text(served, _ask(tenant=tenant)) for tenant in ("one", "one", "two")]
+        assert len(set(texts)) == 1
+        assert len(opened) == (2 if isolates else 1)
+        assert served.stats().num_prepared_hits == 3 - len(opened)
+        await _text(served, _ask(tenant="one", preset="hf"))
+        assert len(opened) == (3 if isolates else 2)
+
+    _serve(use, isolate_tenants=isolates)
 
 
 def test_who_stops_listening_leaves_nothing_behind() -> None:
