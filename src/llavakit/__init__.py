@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llavakit.core.errors import ShapeError as ShapeError
     from llavakit.core.errors import StoreError as StoreError
     from llavakit.core.errors import UnexpectedTensorError as UnexpectedTensorError
+    from llavakit.core.errors import UnloadedError as UnloadedError
     from llavakit.core.errors import UnsupportedFieldError as UnsupportedFieldError
     from llavakit.core.errors import WeightsError as WeightsError
     from llavakit.core.types import GenerationResult as GenerationResult
@@ -56,7 +57,8 @@ _ERRORS = (
     "AccessError", "BadImageError", "CapacityError", "ConfigError", "ConstraintError", "ContextOverflowError",
     "DiskFullError", "DownloadError", "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError",
     "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RefusedError",
-    "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnsupportedFieldError",
+    "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnloadedError",
+    "UnsupportedFieldError",
     "WeightsError",
 )  # fmt: skip
 

@@ -123,9 +123,9 @@ def test_openai_forms(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="llava:tiny", messages=_MESSAGES, extra_body={"guided_regex": "("})
 
 
-@pytest.mark.parametrize("field", [{"foo": 1}, {"tools": []}, {"temperature": -1}, {"top_logprobs": 3}, {"n": 0},
-                                   {"max_tokens": -4}, {"logit_bias": {"x": 1}}, {"stop": [""]},
-                                   {"seed": True}])  # fmt: skip
+@pytest.mark.parametrize("field", [{"foo": 1}, {"tools": [{"type": "function"}]}, {"temperature": -1},
+                                   {"top_logprobs": 3}, {"n": 0}, {"max_tokens": -4}, {"logit_bias": {"x": 1}},
+                                   {"stop": [""]}, {"seed": True}])  # fmt: skip
 def test_what_is_not_done_is_refused(client: openai.OpenAI, field: dict[str, object]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="llava:tiny", messages=_MESSAGES, extra_body=field)

@@ -45,7 +45,7 @@ def test_keys_are_needed_compared_and_limited() -> None:
                         {"Authorization": "Basic secret-one"}, {"Authorization": "Bearer"}):  # fmt: skip
             refused = _post(url, headers=headers)
             assert refused.status_code == 401
-            assert refused.json()["error"]["code"] == "access"
+            assert refused.json()["error"]["code"] == "invalid_api_key"
             assert "secret" not in refused.text
         for path in ("/metrics", "/v1/models", "/api/tags", "/api/llavakit/info", "/openapi.json"):
             assert httpx.get(f"{url}{path}").status_code == 401, path
@@ -80,8 +80,16 @@ def test_web_pages_of_others_may_not_call_it_unless_listed() -> None:
         allowed = _post(url, headers={"Origin": "https://good.example"})
         assert allowed.headers["access-control-allow-origin"] == "https://good.example"
         assert "access-control-allow-credentials" not in allowed.headers
-        preflight = httpx.options(f"{url}{_CHAT}", headers={"Origin": "https://good.example"})
-        assert preflight.status_code == 204
+        assert "retry-after" in allowed.headers["access-control-expose-headers"]
+        for asked, named in (
+            (None, "authorization, content-type"), ("authorization,x-stainless-lang", "authorization,x-stainless-lang"),
+            ("a\tb", "authorization, content-type"),
+        ):  # fmt: skip
+            headers = {"Origin": "https://good.example"}
+            headers |= {} if asked is None else {"Access-Control-Request-Headers": asked}
+            preflight = httpx.options(f"{url}{_CHAT}", headers=headers)
+            assert preflight.status_code == 204
+            assert preflight.headers["access-control-allow-headers"] == named
         assert _post(url, headers={"Origin": url}).status_code == 200
 
 
@@ -308,7 +316,10 @@ def test_stopping_the_server_lets_answers_end() -> None:
 def test_unknown_paths_and_methods_have_bodies_of_the_dialect(scripted: str) -> None:
     assert httpx.get(f"{scripted}/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert isinstance(httpx.get(f"{scripted}/api/nothing").json()["error"], str)
-    assert httpx.get(f"{scripted}{_CHAT}").status_code == 405
+    refused = httpx.get(f"{scripted}{_CHAT}")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    for path in ("/health", "/health/live", "/v1/models", "/api/tags", "/api/version"):
+        assert httpx.head(f"{scripted}{path}").status_code == 200
     for name in ("create", "push", "copy", "embed", "embeddings", "blobs/sha256:1"):
         assert httpx.post(f"{scripted}/api/{name}", json={}).status_code == 501
 
@@ -344,14 +355,22 @@ def test_settings_have_one_precedence_and_say_where_they_come_from(tmp_path: Pat
         read_settings({}, environment={"LLAVAKIT_PARALLEL": "many"})
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("1h30m", 5400), (5, 5), (0, 0), ("250ms", 0.25)])
+@pytest.mark.parametrize("origin", ["*", "example.org", "https://example.org/page", ""])
+def test_an_origin_is_no_pattern(origin: str) -> None:
+    with pytest.raises(ConfigError, match="allowed_origins has"):
+        read_settings({"allowed_origins": [origin]}, environment={})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10m", 600), ("1h30m", 5400), (5, 5), ("5", 5), (0, 0), ("250ms", 0.25)]
+)
 def test_durations(text: str | float, seconds: float) -> None:
     assert keep_alive_s(text) == seconds
 
 
 def test_durations_for_ever_and_none_and_bad_ones() -> None:
-    assert keep_alive_s(-1) == keep_alive_s("-1m") == float("inf")
+    assert keep_alive_s(-1) == keep_alive_s("-1") == keep_alive_s("-1m") == float("inf")
     assert keep_alive_s(None) is None
-    for bad in ("", "soon", "5", "m5", "5m!"):
+    for bad in ("", "soon", "5x", "m5", "5m!", "-"):
         with pytest.raises(errors.PromptError, match="no duration"):
             keep_alive_s(bad)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
 from llavakit.api.serving import ServedModel, ServeSettings
-from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedError, StoreError
+from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedError, RefusedError, StoreError
 from llavakit.core.requests import LoadedInfo, ModelInfo
 from llavakit.core.shapes import count_parameters
 from llavakit.planner.machine import detect_machine
@@ -33,6 +33,7 @@ __all__ = ["Host", "make_host"]
 # Left to the system, to pictures that are being opened and to activations.
 _SPARE_BYTES = 3 * 1024**3 // 2
 _CHECK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.02  # whether the last picture for a model that is let go of has been prepared
 _T = TypeVar("_T")
 
 
@@ -63,6 +64,8 @@ class Host:
     settings : ServeSettings
     keep_alive_s : float
         How long a model stays after its last request where the request does not say.
+    mmproj : str, optional
+        The projector of the default model, where it is a GGUF file without one beside it.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class Host:
         load_model: Callable[[str], LoadedModel],
         settings: ServeSettings,
         keep_alive_s: float,
+        mmproj: str | None = None,
     ) -> None:
         self._default = default
+        self._mmproj = mmproj
         self._load_model = load_model
         self._settings = settings
         self._keep_alive_s = keep_alive_s
@@ -100,7 +105,7 @@ class Host:
         if name in self._entries:
             return self._entries[name].info
         self._check_allowed(name)
-        return _describe(name)
+        return self._describe(name)
 
     async def open(self, name: str | None, *, keep_alive_s: float | None = None) -> tuple[ServedModel, float]:
         """Return a model ready to answer, and the seconds that loading took."""
@@ -118,7 +123,7 @@ class Host:
                 self._touch(entry, keep_alive_s)
                 return entry.served, 0.0
             started = time.perf_counter()
-            info = await asyncio.to_thread(_describe, name)
+            info = await asyncio.to_thread(self._describe, name)
             await self._make_room(info)
             loaded = await _in_own_thread(self._load_model, name)
             free = await asyncio.to_thread(_available_bytes)
@@ -153,17 +158,23 @@ class Host:
             entry = self._entries.pop(name, None)
             if entry is None:
                 return False
+            while entry.served.num_coming:  # a picture that is being prepared for it
+                await asyncio.sleep(_LOOK_EVERY_S)
             await asyncio.to_thread(entry.served.close, grace_s=math.inf if entry.served.num_open else 0.0)
             return True
 
     async def remove(self, name: str) -> None:
         """Delete a model's files from the store."""
         self._check_allowed(name)
+        if not store.is_hub_id(name) or Path(name).is_dir():
+            raise RefusedError(f"{name[:100]!r} is no model of the store and cannot be removed.", status=403)
         await self.unload(name)
         await asyncio.to_thread(store.remove, name)
 
     async def pull(self, name: str) -> AsyncIterator[tuple[str, int, int]]:
         """Fetch a model from the Hub, yielding the file at work, bytes so far and bytes in all."""
+        if name in (self._default, store.EMBEDDED) and not store.is_hub_id(name):
+            return  # it is here, and nowhere else
         if not store.is_hub_id(name):
             raise ModelNotFoundError(
                 f"{name[:100]!r} is no model of the Hub. Name one such as llava:7b or llava-hf/llava-1.5-7b-hf."
@@ -192,6 +203,9 @@ class Host:
             self._reaper.cancel()
         entries, self._entries = list(self._entries.values()), {}
         await asyncio.gather(*(asyncio.to_thread(entry.served.close, grace_s=grace_s) for entry in entries))
+
+    def _describe(self, name: str) -> ModelInfo:
+        return _describe(name, self._mmproj if name == self._default else None)
 
     def _check_allowed(self, name: str) -> None:
         """Let clients name models of the store, and what the server was started with: no path of its disk."""
@@ -289,11 +303,11 @@ def make_host(
         num_parallel=num_parallel, max_waiting=max_waiting, cache_bytes=cache_bytes, isolate_tenants=isolate_tenants,
         cache_dir=cache_dir, disk_cache_bytes=disk_cache_bytes, picture_cache_bytes=picture_cache_bytes,
     )  # fmt: skip
-    return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s)
+    return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s, mmproj=mmproj)
 
 
-def _describe(name: str) -> ModelInfo:
-    found = store.resolve(name, allow_download=False)
+def _describe(name: str, mmproj: str | None) -> ModelInfo:
+    found = store.resolve(name, allow_download=False, mmproj=mmproj)
     opened = open_resolved(found)
     config, files = opened.checkpoint.config, opened.weight_files
     statuses = [(file.name, file.stat()) for file in files]

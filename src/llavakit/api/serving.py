@@ -148,6 +148,11 @@ class ServedModel:
         return [default, *(name for name in self._loaded.presets if name != default)]
 
     @property
+    def num_coming(self) -> int:
+        """Requests that are being prepared."""
+        return self._num_coming
+
+    @property
     def num_open(self) -> int:
         """Requests that came and have not ended."""
         return self._num_coming + self._engine.num_open

@@ -78,6 +78,7 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
         cache_bytes=int(settings.kv_cache_gib * _GIB) or None, isolate_tenants=settings.isolate_tenants,
         threads=settings.threads or None,
     )  # fmt: skip
+    host.describe(settings.model)  # what is not there or cannot be read is said before anything is opened
     try:
         listener = socket.create_server((settings.host, settings.port), reuse_port=False)
     except OSError as error:
@@ -87,7 +88,14 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
         ) from error
     address = listener.getsockname()
     url = f"http://{settings.host}:{address[1]}"
-    app = create_app(host, settings, default_model=settings.model)
+
+    def announce() -> None:
+        console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
+        console.stdout.flush()
+        if not options.no_state_file:
+            remember_server(url, settings.model, os.getpid(), needs_key=bool(settings.api_keys))
+
+    app = create_app(host, settings, default_model=settings.model, on_ready=announce)
 
     async def drain(grace_s: float) -> None:
         app.state.context.is_draining = True
@@ -95,19 +103,20 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
 
     server = DrainingServer(make_config(app), drain, grace_s=settings.grace_s)
     freeze_modules()
-    console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
-    console.stdout.flush()
-    if not options.no_state_file:
-        remember_server(url, settings.model, os.getpid(), needs_key=bool(settings.api_keys))
     try:
         # uvicorn stops in good order and then raises the signal once more, which would end us with a failure's status.
         signal.signal(signal.SIGTERM, lambda _signum, _frame: None)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
+    except SystemExit:  # uvicorn's, of an application that did not start
+        if app.state.failure is None:
+            raise
     finally:
         if not options.no_state_file:
             forget_server(os.getpid())
+    if app.state.failure is not None:
+        raise app.state.failure
     return 0
 
 

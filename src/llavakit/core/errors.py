@@ -140,10 +140,17 @@ class DiskFullError(StoreError):
 
 
 class RequestError(LlavakitError):
-    """A request cannot be served as asked."""
+    """A request cannot be served as asked.
+
+    Attributes
+    ----------
+    param : str, optional
+        The field it is about, of a request that came as JSON.
+    """
 
     code = "request"
     exit_code = 5
+    param: str | None = None
 
 
 class BadImageError(RequestError):
@@ -229,6 +236,12 @@ class OverloadedError(CapacityError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class UnloadedError(OverloadedError):
+    """The model was let go of while the request was on its way; it can be loaded again."""
+
+    code = "unloaded"
 
 
 class AccessError(LlavakitError):

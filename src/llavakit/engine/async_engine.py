@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError
+from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError, UnloadedError
 from llavakit.core.requests import EngineStats
 from llavakit.core.types import GenerationResult, SamplingParams, TokenEvent
 from llavakit.engine.generation import EnginePrompt
@@ -187,7 +187,7 @@ class AsyncEngine:
 
         with self._lock:
             if self._has_ended:  # nobody would ever make the call
-                raise OverloadedError("the model has been unloaded; try again in a moment.", retry_after_s=2)
+                raise UnloadedError("the model has been unloaded; try again in a moment.", retry_after_s=2)
             self._calls.put(run)
         return future
 
@@ -213,7 +213,7 @@ class AsyncEngine:
     def _reserve(self, answer: EngineAnswer) -> None:
         with self._lock:
             if self._is_closing:
-                raise OverloadedError("the model is being unloaded; try again in a moment.", retry_after_s=2)
+                raise UnloadedError("the model is being unloaded; try again in a moment.", retry_after_s=2)
             if self._num_open >= self._max_open:
                 raise OverloadedError(
                     f"{self._num_open} requests are running or waiting, which is as many as are taken here. "

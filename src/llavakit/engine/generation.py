@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.core.errors import ContextOverflowError
+from llavakit.core.errors import ContextOverflowError, SamplingError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings, TokenEvent, TokenLogprob
 from llavakit.engine.beam import Beam, EarlyStopping
 from llavakit.engine.sampler import Sampler, TokenMask
@@ -156,11 +156,16 @@ def make_generation(
     ------
     ContextOverflowError
         If the prompt leaves no room for an answer.
+    SamplingError
+        If a bias is on a token that the model does not have.
     """
     context = model.config.max_context_tokens
     if max_context_tokens is not None:
         context = min(context, max_context_tokens)
     num_prompt_tokens = len(prompt.token_ids)
+    vocab_size = model.config.text_config.vocab_size
+    if (unknown := max((token_id for token_id, _ in params.logit_bias), default=0)) >= vocab_size:
+        raise SamplingError(f"logit_bias names the token {unknown}; the vocabulary has {vocab_size}, counted from 0.")
     room = context - num_prompt_tokens
     if room < 1:
         raise ContextOverflowError(

@@ -28,11 +28,10 @@ def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tenso
     """
     if params.logit_bias:
         ids, biases = zip(*params.logit_bias, strict=True)
-        kept = [idx for idx, token_id in enumerate(ids) if token_id < scores.shape[-1]]
         scores = scores.index_add(
             0,
-            torch.tensor([ids[idx] for idx in kept], dtype=torch.int64, device=scores.device),
-            torch.tensor([biases[idx] for idx in kept], dtype=scores.dtype, device=scores.device),
+            torch.tensor(ids, dtype=torch.int64, device=scores.device),
+            torch.tensor(biases, dtype=scores.dtype, device=scores.device),
         )
     generated_ids = torch.tensor(generated, dtype=torch.int64, device=scores.device)
     if params.repetition_penalty != 1.0:

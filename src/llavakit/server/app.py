@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,7 @@ _PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,64}( ?, ?[A-Za-z0-9-]{1,64}){0,63}")
 _OLLAMA_GREETING = "Ollama is running"
 
 
@@ -52,7 +54,13 @@ class AttentionRequest(BaseModel):
     preset: Literal["original", "hf"] | None = None
 
 
-def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str | None = None) -> FastAPI:
+def create_app(
+    host: ModelHost,
+    settings: ServerSettings,
+    *,
+    default_model: str | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> FastAPI:
     """Make the application.
 
     Parameters
@@ -61,7 +69,10 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
         Closed when the application ends.
     settings : ServerSettings
     default_model : str, optional
-        Loaded when the application starts; none is loaded without.
+        Loaded when the application starts; none is loaded without. Where that fails the application does not start, and
+        ``app.state.failure`` says why.
+    on_ready : callable, optional
+        Called when requests are taken.
     """
     max_bodies_mib = max(settings.max_bodies_mib, settings.max_body_mib)
     context = Context(host, settings, Metrics(), Bodies(max_bodies_mib << 20))
@@ -69,14 +80,20 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
     @asynccontextmanager
     async def live(_app: FastAPI) -> AsyncIterator[None]:
         if default_model is not None:
-            await host.open(default_model)
+            try:
+                await host.open(default_model)
+            except LlavakitError as error:
+                app.state.failure = error
+                raise
         context.is_loaded = True
+        if on_ready is not None:
+            on_ready()
         yield
         context.is_draining = True
         await host.close(grace_s=settings.grace_s)
 
     app = FastAPI(title="llavakit", version=__version__, lifespan=live, docs_url=None, redoc_url=None)
-    app.state.context = context
+    app.state.context, app.state.failure = context, None
     app.include_router(openai.make_router(context))
     app.include_router(ollama.make_router(context))
     app.include_router(_own_router(context))
@@ -92,7 +109,9 @@ def create_app(host: ModelHost, settings: ServerSettings, *, default_model: str 
             refused = RefusedError(
                 f"{request.method} {request.url.path[:200]}: {error.detail}.", status=error.status_code, code="request"
             )
-            return failure_response(refused, is_ollama=is_ollama)
+            response = failure_response(refused, is_ollama=is_ollama)
+            response.headers.update(error.headers or {})  # of a method that is not taken: those that are
+            return response
         _LOG.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
         return failure_response(LlavakitError("failed"), is_ollama=is_ollama)
 
@@ -107,13 +126,16 @@ def _own_router(context: Context) -> APIRouter:
     router = APIRouter(tags=["llavakit"])
 
     @router.get("/health")
+    @router.head("/health", include_in_schema=False)
     @router.get("/health/ready")
+    @router.head("/health/ready", include_in_schema=False)
     def ready() -> Response:
         """Say whether requests are taken. A model that was unloaded because nobody asked is loaded by the next one."""
         is_ready = context.is_loaded and not context.is_draining
         return JSONResponse({"status": "ok" if is_ready else "loading"}, status_code=200 if is_ready else 503)
 
     @router.get("/health/live")
+    @router.head("/health/live", include_in_schema=False)
     def alive() -> dict[str, str]:
         """Say that the process runs."""
         return {"status": "ok"}
@@ -209,7 +231,7 @@ class _Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _without_traceback(send, scope))
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path, request_id, started_s = scope["path"], uuid.uuid4().hex[:16], time.perf_counter()
@@ -226,13 +248,16 @@ class _Entrance:
                 held.release()  # a stream has let go of the request before it begins, any other answer is ready
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if may_read and origin is not None:
-                    message["headers"] += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+                    message["headers"] += [
+                        (b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin"),
+                        (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                    ]  # fmt: skip
             await send(message)
 
         try:
             is_asset = path == "/" or path.startswith(("/static/", "/planner/"))
             if may_read and scope["method"] == "OPTIONS":
-                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send_noted)
+                await _preflight(headers)(scope, receive, send_noted)
                 return
             scope["state"]["tenant"] = self._gate.check(path, headers, is_asset=is_asset)
             await self._app(scope, receive, send_noted)
@@ -250,7 +275,22 @@ class _Entrance:
             )  # fmt: skip
 
 
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Allow-Headers": "authorization, content-type",
-    "Access-Control-Max-Age": "600",
-}  # fmt: skip
+def _without_traceback(send: Send, scope: Scope) -> Send:
+    """Leave the telling of a failure that is known to whoever runs the application."""
+
+    async def send_short(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed" and scope["app"].state.failure is not None:
+            message = {"type": message["type"]}
+        await send(message)
+
+    return send_short
+
+
+def _preflight(headers: dict[str, str]) -> Response:
+    """Tell the browser of a page that may call us what it may send: whatever headers it asks for."""
+    asked = headers.get("access-control-request-headers", "")
+    named = asked if _HEADER_NAMES.fullmatch(asked) else "authorization, content-type"
+    return Response(status_code=204, headers={
+        "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Allow-Headers": named,
+        "Access-Control-Max-Age": "600",
+    })  # fmt: skip

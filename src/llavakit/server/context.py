@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from llavakit.server.settings import ServerSettings
 __all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
 
 _Body = TypeVar("_Body", bound=BaseModel)
+_FIELD = re.compile(r"[a-z][a-z0-9_]*")
 _SMALL_BYTES = 1 << 20
 _MAX_PAUSE_S = 30.0  # of a body that arrives
 _MIN_BYTES_PER_S = 4096.0  # of a body, after that time
@@ -121,11 +123,21 @@ def _too_large(limit: int) -> RefusedError:
 def _explain(error: ValidationError) -> LlavakitError:
     """Say what is wrong with the first bad field, without repeating its content."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-    where = ".".join(str(part) for part in first["loc"]) or "the body"
+    # Of a field that may be this or that each has its errors; the one that came furthest is what was meant.
+    first = max(found, key=lambda e: (e["type"] == "extra_forbidden", len(_path(e["loc"]))))
+    where = ".".join(_path(first["loc"]))[:200] or "the body"
+    explained: LlavakitError
     if first["type"] == "extra_forbidden":
-        return UnsupportedFieldError(f"the field {where[:200]!r} is not done here. Leave it out.")
-    return PromptError(f"the field {where[:200]!r} cannot be used: {first['msg'][:300]}.")
+        explained = UnsupportedFieldError(f"the field {where!r} is not done here. Leave it out.")
+    else:
+        explained = PromptError(f"the field {where!r} cannot be used: {first['msg'][:300]}.")
+    explained.param = where if first["loc"] else None
+    return explained
+
+
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """Return the names and numbers that lead to a field, without pydantic's own names of what it may be."""
+    return [str(part) for part in location if isinstance(part, int) or _FIELD.fullmatch(part)]
 
 
 def failure_response(error: LlavakitError, *, is_ollama: bool) -> JSONResponse:

@@ -24,6 +24,9 @@ STATUS_BY_ERROR: dict[type[LlavakitError], int] = {
     LlavakitError: 500,
 }
 
+# What clients of OpenAI look for, to shorten a conversation for instance.
+_OPENAI_CODES = {"context-overflow": "context_length_exceeded", "model-not-found": "model_not_found"}
+
 
 def status_of(error: LlavakitError) -> int:
     """Return the status of an error: that of its nearest ancestor in the table."""
@@ -41,7 +44,7 @@ def headers_of(error: LlavakitError) -> dict[str, str]:
     return {"WWW-Authenticate": "Bearer"} if status_of(error) == 401 else {}
 
 
-def body_of(error: LlavakitError, *, is_ollama: bool, param: str | None = None) -> dict[str, Any]:
+def body_of(error: LlavakitError, *, is_ollama: bool) -> dict[str, Any]:
     """Return the body of an error in a dialect. Faults of ours do not say what they are: that is for the log."""
     status = status_of(error)
     is_told = status < 500 or status in (501, 503)
@@ -55,4 +58,5 @@ def body_of(error: LlavakitError, *, is_ollama: bool, param: str | None = None) 
         return {"error": message}
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+    code = "invalid_api_key" if status == 401 else _OPENAI_CODES.get(error.code, error.code)
+    return {"error": {"message": message, "type": kind, "param": getattr(error, "param", None), "code": code}}

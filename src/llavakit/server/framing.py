@@ -69,15 +69,16 @@ def chat_chunk(
             "choices": [choice]}  # fmt: skip
 
 
-def usage_of(results: list[GenerationResult]) -> dict[str, Any]:
-    """Tokens of a request with one or more answers; its prompt counts once."""
-    first = results[0].timings
+def usage_of(results: list[GenerationResult], *, num_prompts: int = 1) -> dict[str, Any]:
+    """Tokens of a request; each of its prompts, which have the same number of answers, counts once."""
+    firsts = [result.timings for result in results[:: len(results) // num_prompts]]
+    prompt = sum(timings.num_prompt_tokens for timings in firsts)
     completion = sum(len(result.token_ids) for result in results)
     return {
-        "prompt_tokens": first.num_prompt_tokens,
+        "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "total_tokens": first.num_prompt_tokens + completion,
-        "prompt_tokens_details": {"cached_tokens": first.num_cached_tokens},
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(timings.num_cached_tokens for timings in firsts)},
     }
 
 

@@ -56,6 +56,7 @@ def make_router(context: Context) -> APIRouter:
         return await _answer(context, request, body, from_ollama_generate(body, context.limits(request)), "response")
 
     @router.get("/tags")
+    @router.head("/tags", include_in_schema=False)
     def tags() -> dict[str, Any]:
         """List the models of this machine."""
         return {"models": [_summary(info) for info in context.host.list_models()]}
@@ -87,6 +88,7 @@ def make_router(context: Context) -> APIRouter:
         }  # fmt: skip
 
     @router.get("/version")
+    @router.head("/version", include_in_schema=False)
     def version() -> dict[str, str]:
         """Say which llavakit this is."""
         return {"version": __version__}
@@ -95,13 +97,12 @@ def make_router(context: Context) -> APIRouter:
     async def pull(request: Request) -> Response:
         """Fetch a model from the Hub."""
         body = await read(request, schemas.OllamaName, context)
-        lines = _pull(context, _named(body))
+        name = _named(body)
         if body.stream:
-            return streaming(lines, is_ollama=True)
-        last = b"{}"
-        async for line in lines:
-            last = line
-        return Response(last, media_type="application/json")
+            return streaming(_pull(context, name), is_ollama=True)
+        async for _ in context.host.pull(name):
+            pass
+        return JSONResponse({"status": "success"})
 
     @router.delete("/delete", openapi_extra=body_schema(schemas.OllamaName))
     async def delete(request: Request) -> Response:
@@ -163,6 +164,7 @@ async def _load_or_unload(context: Context, body: Any, field: str) -> Response:
     """Load a model for an empty request, or with ``keep_alive`` 0 let go of it."""
     keep_s = keep_alive_s(body.keep_alive)
     if keep_s == 0:
+        context.host.describe(body.model)  # or an error that says that there is none
         await context.host.unload(body.model)
         reason = "unload"
     else:

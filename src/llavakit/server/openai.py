@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from llavakit.core.errors import LlavakitError
+from llavakit.core.errors import LlavakitError, UnloadedError
 from llavakit.core.requests import GenerateRequest, ModelInfo
 from llavakit.core.types import GenerationResult
 from llavakit.server import schemas
@@ -31,6 +31,8 @@ from llavakit.server.framing import (
 from llavakit.server.requests import from_chat, from_completion, from_responses
 
 __all__ = ["begin", "body_schema", "make_router"]
+
+_MAX_ATTEMPTS = 5  # to ask a model that others let go of
 
 
 def make_router(context: Context) -> APIRouter:
@@ -63,33 +65,38 @@ def make_router(context: Context) -> APIRouter:
         """Continue a text as it stands."""
         body = await read(request, schemas.CompletionRequest, context)
         job = await begin(context, request, body.model, from_completion(body, context.limits(request)))
+        num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
         if body.stream:
-            return streaming(_stream_completion(job, with_usage=_wants_usage(body)), is_ollama=False, job=job)
+            chunks = _stream_completion(job, with_usage=_wants_usage(body), num_prompts=num_prompts)
+            return streaming(chunks, is_ollama=False, job=job)
         results = await until_gone(request, gather(job))
         choices = [
             {"index": idx, "text": r.text, "finish_reason": finish_name(r.finish_reason), "logprobs": None}
             for idx, r in enumerate(results)
         ]
         return JSONResponse({"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()),
-                             "model": job.engine.name, "choices": choices, "usage": usage_of(results)})  # fmt: skip
+                             "model": job.engine.name, "choices": choices,
+                             "usage": usage_of(results, num_prompts=num_prompts)})  # fmt: skip
 
     @router.post("/responses", openapi_extra=body_schema(schemas.ResponsesRequest))
     async def responses(request: Request) -> Response:
         """Answer an input of texts and pictures."""
         body = await read(request, schemas.ResponsesRequest, context)
         job = await begin(context, request, body.model, [from_responses(body, context.limits(request))])
-        frame = _ResponseFrame(job.engine.name)
+        frame = _ResponseFrame(job.engine.name, body)
         if body.stream:
             return streaming(_stream_response(job, frame), is_ollama=False, job=job)
         (result,) = await until_gone(request, gather(job))
         return JSONResponse(frame.response(result))
 
     @router.get("/models")
+    @router.head("/models", include_in_schema=False)
     def models() -> dict[str, Any]:
         """List the models of this machine."""
         return {"object": "list", "data": [_model(info) for info in context.host.list_models()]}
 
     @router.get("/models/{name:path}")
+    @router.head("/models/{name:path}", include_in_schema=False)
     def model(name: str) -> dict[str, Any]:
         """Describe one model."""
         return _model(context.host.describe(name))
@@ -100,20 +107,24 @@ def make_router(context: Context) -> APIRouter:
 async def begin(
     context: Context, request: Request, model: str | None, asked: list[GenerateRequest], *, keep_s: float | None = None
 ) -> Job:
-    """Open the model and submit the requests, unless the client goes away before."""
-    engine, load_s, started_s = await context.open(model, keep_alive_s=keep_s)
-    job: Job = await until_gone(
-        request,
-        start(
-            engine,
-            asked,
-            load_s=load_s,
-            started_s=started_s,
-            metrics=context.metrics,
+    """Open the model and submit the requests, unless the client goes away before.
+
+    Where somebody else lets go of the model meanwhile, it is loaded again.
+    """
+    for attempt in range(_MAX_ATTEMPTS):
+        engine, load_s, started_s = await context.open(model, keep_alive_s=keep_s)
+        starting = start(
+            engine, asked, load_s=load_s, started_s=started_s, metrics=context.metrics,
             request_id=request.state.request_id,
-        ),
-    )
-    return job
+        )  # fmt: skip
+        try:
+            job: Job = await until_gone(request, starting)
+        except UnloadedError:
+            if attempt == _MAX_ATTEMPTS - 1:
+                raise
+        else:
+            return job
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
@@ -191,7 +202,7 @@ async def _stream_chat(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
     yield ready + DONE
 
 
-async def _stream_completion(job: Job, *, with_usage: bool) -> AsyncIterator[bytes]:
+async def _stream_completion(job: Job, *, with_usage: bool, num_prompts: int) -> AsyncIterator[bytes]:
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": job.engine.name}
     try:
         async with aclosing(stream(job)) as events:  # type: ignore[type-var]
@@ -200,7 +211,7 @@ async def _stream_completion(job: Job, *, with_usage: bool) -> AsyncIterator[byt
                 choice = {"index": idx, "text": event.text, "finish_reason": finish, "logprobs": None}
                 yield sse({**head, "choices": [choice]})
         if with_usage:
-            yield sse({**head, "choices": [], "usage": usage_of(job.results)})
+            yield sse({**head, "choices": [], "usage": usage_of(job.results, num_prompts=num_prompts)})
     except LlavakitError as error:
         yield sse(body_of(error, is_ollama=False))
         return
@@ -210,24 +221,37 @@ async def _stream_completion(job: Job, *, with_usage: bool) -> AsyncIterator[byt
 class _ResponseFrame:
     """The objects of ``/v1/responses``, which name each other."""
 
-    def __init__(self, model: str) -> None:
-        self.response_id = new_id("resp")
-        self.message_id = new_id("msg")
+    def __init__(self, model: str, body: schemas.ResponsesRequest) -> None:
+        self.response_id = new_id("resp").replace("-", "_")
+        self.message_id = new_id("msg").replace("-", "_")
         self._created_s = int(time.time())
         self._model = model
+        self._body = body
 
     def response(self, result: GenerationResult | None) -> dict[str, Any]:
         """Return the response; without a result one that has begun."""
-        is_cut = result is not None and finish_name(result.finish_reason) == "length"
+        body, status = self._body, self.status(result)
+        text = body.text or schemas.TextSettings()
         return {
             "id": self.response_id, "object": "response", "created_at": self._created_s, "model": self._model,
-            "status": "in_progress" if result is None else "incomplete" if is_cut else "completed",
-            "error": None, "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "instructions": None, "metadata": {}, "parallel_tool_calls": False, "temperature": None, "top_p": None,
-            "tool_choice": "none", "tools": [],
-            "output": [] if result is None else [self.message(result.text, "completed")],
+            "status": status, "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "metadata": {},
+            "parallel_tool_calls": False, "temperature": 1.0 if body.temperature is None else body.temperature,
+            "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": body.truncation,
+            "text": {"format": {"type": "text"} if text.format is None else text.format.model_dump(
+                by_alias=True, exclude_unset=True)},
+            "tool_choice": "none", "tools": [], "background": False, "previous_response_id": None, "store": False,
+            "output": [] if result is None else [self.message(result.text, status)],
             "usage": None if result is None else self._usage(result),
         }  # fmt: skip
+
+    @staticmethod
+    def status(result: GenerationResult | None) -> str:
+        """Say how far the answer is."""
+        if result is None:
+            return "in_progress"
+        return "incomplete" if finish_name(result.finish_reason) == "length" else "completed"
 
     def message(self, text: str | None, status: str) -> dict[str, Any]:
         """Return the one message of the output."""
@@ -270,7 +294,8 @@ async def _stream_response(job: Job, frame: _ResponseFrame) -> AsyncIterator[byt
         (result,) = job.results
         yield event("response.output_text.done", text=result.text, logprobs=[], **place)
         yield event("response.content_part.done", part=frame.part(result.text), **place)
-        yield event("response.output_item.done", output_index=0, item=frame.message(result.text, "completed"))
+        item = frame.message(result.text, frame.status(result))
+        yield event("response.output_item.done", output_index=0, item=item)
         response = frame.response(result)
         yield event(f"response.{response['status']}", response=response)
     except LlavakitError as error:

@@ -78,20 +78,32 @@ def from_chat(body: schemas.ChatRequest, limits: Limits) -> list[GenerateRequest
     constraint = _constraint(body) or _response_format(body.response_format)
     request = GenerateRequest(
         messages=limits.check(tuple(messages)), sampling=params, constraint=constraint, preset=body.preset,
-        should_truncate=body.truncate, tenant=limits.tenant or body.user or "",
+        should_truncate=body.truncate, tenant=_tenant(body, limits),
     )  # fmt: skip
     return _copies(request, body.n or 1)
 
 
 def from_completion(body: schemas.CompletionRequest, limits: Limits) -> list[GenerateRequest]:
-    """One request for each of the ``n`` answers; the prompt is continued as it stands."""
+    """One request for each of the ``n`` answers to each prompt, which is continued as it stands."""
     _check_pairs(body)
-    request = GenerateRequest(
-        prompt=body.prompt, constraint=_constraint(body),
-        sampling=_params(body, num_tokens=16 if body.max_tokens is None else body.max_tokens),
-        preset=body.preset, tenant=limits.tenant or body.user or "",
-    )  # fmt: skip
-    return _copies(request, body.n or 1)
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    sampling = _params(body, num_tokens=16 if body.max_tokens is None else body.max_tokens)
+    constraint, tenant = _constraint(body), _tenant(body, limits)
+    return [
+        copy
+        for prompt in prompts
+        for copy in _copies(
+            GenerateRequest(
+                prompt=prompt, constraint=constraint, sampling=sampling, preset=body.preset, tenant=tenant
+            ),
+            body.n or 1,
+        )
+    ]  # fmt: skip
+
+
+def _tenant(body: Any, limits: Limits) -> str:
+    """Name whose request it is: the key's owner, or whom the client names."""
+    return limits.tenant or body.user or body.safety_identifier or ""
 
 
 def from_responses(body: schemas.ResponsesRequest, limits: Limits) -> GenerateRequest:
@@ -125,7 +137,7 @@ def from_responses(body: schemas.ResponsesRequest, limits: Limits) -> GenerateRe
         constraint = OutputConstraint(kind=ConstraintKind.JSON_SCHEMA, text=json.dumps(form.schema_))
     return GenerateRequest(
         messages=limits.check(tuple(messages)), constraint=constraint, should_truncate=body.truncation == "auto",
-        sampling=_params(body, num_tokens=body.max_output_tokens), tenant=limits.tenant or body.user or "",
+        sampling=_params(body, num_tokens=body.max_output_tokens), tenant=_tenant(body, limits),
     )  # fmt: skip
 
 
@@ -155,6 +167,8 @@ def keep_alive_s(value: float | str | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
+        if value.strip().lstrip("+-").isdecimal():
+            return keep_alive_s(float(value))
         parts = _DURATION.findall(value)
         if not parts or "".join(f"{number}{unit}" for number, unit in parts) != value.strip():
             raise PromptError(f"keep_alive {value!r} is no duration; write 10m, 1h30m, or a number of seconds.")

@@ -1,5 +1,7 @@
 """The fields that requests may have. Whatever is not listed is refused: nothing is accepted and ignored.
 
+Null is as good as leaving a field out, whatever its name: clients write it for what nobody has set. Of fields for
+things that are not done here, those values are taken that ask for nothing: no tools, nothing to store.
 Numbers are strict: no texts, no booleans, no NaN. Ranges that the engine checks itself (`SamplingParams`) are not
 repeated here; sizes that cost memory are.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["ChatRequest", "CompletionRequest", "OllamaChat", "OllamaGenerate", "OllamaName", "OllamaOptions",
            "ResponsesRequest"]  # fmt: skip
@@ -18,20 +20,44 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Whole = Annotated[int, Field(strict=True, ge=-(1 << 53), le=1 << 53)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Stop = _Text | Annotated[list[_Text], Field(max_length=64)]
+_Nothing = Annotated[list[Any], Field(max_length=0)]
+_NoPairs = Annotated[dict[str, Any], Field(max_length=0)]
+_Label = Annotated[str, Field(max_length=512)]
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        needed = {info.alias or name for name, info in cls.model_fields.items() if info.is_required()}
+        return {name: value for name, value in content.items() if value is not None or name in needed}
 
-class _OwnFields(_Body):
+
+class _Hosted(_Body):
+    """Fields of OpenAI's own service; of most of them only the value that asks for nothing."""
+
+    tools: _Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None  # of no tools
+    parallel_tool_calls: _Flag | None = None
+    store: Literal[False] | None = None
+    metadata: _NoPairs | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: _Label | None = None
+    safety_identifier: _Label | None = None  # the newer name of `user`
+    prompt_cache_key: _Label | None = None  # beginnings are found by their content, without a hint
+
+
+class _OwnFields(_Hosted):
     """Fields beyond OpenAI's, with the names that other servers use for them."""
 
     top_k: _Whole | None = None
     min_p: _Number | None = None
     repetition_penalty: _Number | None = None
     preset: Literal["original", "hf"] | None = None
-    truncate: _Flag = False
     guided_choice: Annotated[list[_Text], Field(max_length=1000)] | None = None
     guided_regex: _Text | None = None
     guided_grammar: _Text | None = None
@@ -41,6 +67,7 @@ class StreamOptions(_Body):
     """What a stream ends with."""
 
     include_usage: _Flag = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class _Asked(_OwnFields):
@@ -58,7 +85,6 @@ class _Asked(_OwnFields):
     presence_penalty: _Number | None = None
     frequency_penalty: _Number | None = None
     logit_bias: dict[str, _Number] | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
 
 
 class ImageUrl(_Body):
@@ -77,11 +103,12 @@ class ContentPart(_Body):
 
 
 class ChatMessage(_Body):
-    """One turn."""
+    """One turn; an answer may come back as it was given, with the fields of what it does not have."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: _Text | Annotated[list[ContentPart], Field(max_length=1000)]
-    name: Literal[None] = None
+    tool_calls: _Nothing | None = None
+    annotations: _Nothing | None = None
 
 
 class JsonSchema(_Body):
@@ -108,13 +135,16 @@ class ChatRequest(_Asked):
     logprobs: _Flag | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    truncate: _Flag = False
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
 
 class CompletionRequest(_Asked):
     """``POST /v1/completions``."""
 
-    prompt: _Text
+    prompt: _Text | Annotated[list[_Text], Field(min_length=1, max_length=16)]
     echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
 
 
 class InputPart(_Body):
@@ -124,14 +154,18 @@ class InputPart(_Body):
     text: _Text | None = None
     image_url: Annotated[str, Field(max_length=200_000_000)] | None = None
     detail: Literal["auto", "low", "high"] = "auto"
+    annotations: _Nothing | None = None
+    logprobs: _Nothing | None = None
 
 
 class InputMessage(_Body):
-    """One turn of an input of ``/v1/responses``."""
+    """One turn of an input of ``/v1/responses``; an output may come back as it was given."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: _Text | Annotated[list[InputPart], Field(max_length=1000)]
+    id: _Label | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
 
 
 class TextFormat(_Body):
@@ -150,7 +184,7 @@ class TextSettings(_Body):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(_Body):
+class ResponsesRequest(_Hosted):
     """``POST /v1/responses``."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
@@ -160,10 +194,20 @@ class ResponsesRequest(_Body):
     temperature: _Number | None = None
     top_p: _Number | None = None
     stream: _Flag | None = False
-    store: Literal[False] | None = None
     text: TextSettings | None = None
     truncation: Literal["auto", "disabled"] = "disabled"
-    user: Annotated[str, Field(max_length=512)] | None = None
+    background: Literal[False] | None = None
+    # More about items that no answer has here.
+    include: (
+        list[
+            Literal[
+                "reasoning.encrypted_content", "file_search_call.results", "web_search_call.results",
+                "web_search_call.action.sources", "code_interpreter_call.outputs",
+                "computer_call_output.output.image_url",
+            ]
+        ]
+        | None
+    ) = None  # fmt: skip
 
 
 class OllamaOptions(_Body):
@@ -188,6 +232,7 @@ class OllamaMessage(_Body):
 
     role: Literal["system", "user", "assistant"]
     content: _Text = ""
+    tool_calls: _Nothing | None = None
     images: Annotated[list[Annotated[str, Field(max_length=200_000_000)]], Field(max_length=1000)] | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from llavakit.core.errors import ConfigError
 __all__ = ["ServerSettings", "read_settings"]
 
 _PREFIX = "LLAVAKIT_"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -118,6 +120,12 @@ class ServerSettings:
                 f"listening on {self.host!r} opens the server to other machines, and no key is set. Set one with "
                 "--api-key or --api-key-file, or say --insecure-no-key."
             )
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"allowed_origins has {origin!r}; a page's origin is scheme, host and port, such as "
+                    "https://example.org or http://localhost:3000, and each is named by itself."
+                )
         if any(len(key) < 8 for key in self.api_keys):
             raise ConfigError("an API key is shorter than 8 characters; use a longer one.")
 
