@@ -2,11 +2,13 @@
 
     python -m benchmarks.transformers_peer --shape 7b-2-layers --dtype bfloat16
     python -m benchmarks.transformers_peer --model llava:tiny --dtype float32
+    python -m benchmarks.transformers_peer --shape 7b-2-layers --dtype float16 --default
 
 Both libraries compute on the same tensors (transformers is handed ours), with the same number of threads, in the order
 A B A B, so that a busy neighbour meets both. Each side is called as its users call it: our engine, their `generate`,
 and token times taken where tokens come out. Loading is timed in fresh processes, also in turns, from files in the page
-cache to the first token, imports left out.
+cache to the first token, imports left out. With `--default` our side loads the files as it does where nobody names a
+dtype, and transformers computes in that of the files, which is its default.
 """
 
 from __future__ import annotations
@@ -57,10 +59,11 @@ class TokenClock:
         """Do nothing: the last token has been timed."""
 
 
-def compare(loaded: LoadedModel, *, prompt_tokens: int, new_tokens: int, rounds: int) -> Iterator[dict[str, Any]]:
+def compare(
+    loaded: LoadedModel, reference: Reference, *, prompt_tokens: int, new_tokens: int, rounds: int
+) -> Iterator[dict[str, Any]]:
     """Measure every stage on both sides; yield one row per stage as soon as it is measured."""
     loaded = loaded.with_preset("hf")
-    reference = Reference(loaded.model, loaded.folder, is_shared=True)
     question = loaded.prepare(_QUESTION, images=[make_picture(0)])
     words = _make_words(loaded, prompt_tokens)
     pixels = torch.from_numpy(question.pixel_values)
@@ -149,14 +152,16 @@ def _show(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def compare_loading(folder: Path, *, dtype: str, num_threads: int, rounds: int) -> Iterator[dict[str, Any]]:
+def compare_loading(
+    folder: Path, *, dtype: str, is_default: bool, num_threads: int, rounds: int
+) -> Iterator[dict[str, Any]]:
     """Time loading, and loading up to the first token, in fresh processes."""
     times: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for idx in range(rounds + 1):
         for side in ("ours", "theirs") if idx % 2 else ("theirs", "ours"):
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.transformers_peer", "--child", side, "--model", str(folder),
-                 "--dtype", dtype, "--threads", str(num_threads)],
+                 "--dtype", dtype, "--threads", str(num_threads), *(["--default"] if is_default else [])],
                 cwd=ROOT, capture_output=True, text=True, check=True,
             )  # fmt: skip
             if idx:
@@ -166,14 +171,14 @@ def compare_loading(folder: Path, *, dtype: str, num_threads: int, rounds: int) 
         yield _row(name, [run[key] for run in times["ours"]], [run[key] for run in times["theirs"]])
 
 
-def _run_child(side: str, folder: str, dtype: str) -> dict[str, float]:
+def _run_child(side: str, folder: str, dtype: str, *, is_default: bool) -> dict[str, float]:
     """Load once in this process."""
     picture = make_picture(0)
     if side == "ours":
         import llavakit.api.loading  # imports are not timed
 
         began = time.perf_counter()
-        loaded = llavakit.load(folder, dtype=dtype, device="cpu", preset="hf")
+        loaded = llavakit.load(folder, dtype=None if is_default else dtype, device="cpu", preset="hf")
         load_s = time.perf_counter() - began
         loaded.chat(_QUESTION, images=[picture], max_new_tokens=1)
         return {"load_s": load_s, "first_s": time.perf_counter() - began}
@@ -212,6 +217,7 @@ def main() -> None:
         "--shape", choices=sorted(SHAPES), default="7b-2-layers", help="random weights, without --model"
     )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--default", action="store_true", help="name no dtype to llavakit.load")
     parser.add_argument("--dir", type=Path, help="where random weights are written for the occasion")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -222,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
-        print(json.dumps(_run_child(options.child, options.model, options.dtype)))
+        print(json.dumps(_run_child(options.child, options.model, options.dtype, is_default=options.default)))
         return
     manifest = make_manifest(num_threads=options.threads)
     with _provide(options) as (name, folder):
@@ -231,21 +237,26 @@ def main() -> None:
         print(make_table([], _COLUMNS), flush=True)
         for row in _measure(folder, options):
             # At once: a run that is interrupted keeps what it has measured.
-            write_result("transformers_peer", manifest, [{"model": label, "dtype": options.dtype, **row}])
+            columns = {"model": label, "dtype": options.dtype, "is_default": options.default}
+            write_result("transformers_peer", manifest, [{**columns, **row}])
             print(make_table([row], _COLUMNS).splitlines()[-1], flush=True)
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    loaded = llavakit.load(folder, dtype=options.dtype, device="cpu")
+    same = llavakit.load(folder, dtype=options.dtype, device="cpu")
+    reference = Reference(same.model, same.folder, is_shared=True)
+    loaded = llavakit.load(folder, device="cpu") if options.default else same
     room = loaded.config.max_context_tokens - options.new_tokens
     yield from compare(
-        loaded, prompt_tokens=min(options.prompt_tokens, room), new_tokens=options.new_tokens, rounds=options.rounds
-    )
-    del loaded
+        loaded, reference, prompt_tokens=min(options.prompt_tokens, room), new_tokens=options.new_tokens,
+        rounds=options.rounds,
+    )  # fmt: skip
+    del loaded, same, reference
     if not options.no_load:
         yield from compare_loading(
-            folder, dtype=options.dtype, num_threads=options.threads, rounds=min(3, options.rounds)
-        )
+            folder, dtype=options.dtype, is_default=options.default, num_threads=options.threads,
+            rounds=min(3, options.rounds),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

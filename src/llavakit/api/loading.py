@@ -20,7 +20,7 @@ from llavakit.weights.opening import open_resolved
 from llavakit.weights.read_ahead import start_reading_ahead
 from llavakit.weights.store import resolve
 
-__all__ = ["choose_device", "choose_dtype", "load"]
+__all__ = ["choose_dense_dtype", "choose_device", "choose_dtype", "load"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _KV_DTYPES = ("auto", "q8_0")
@@ -46,9 +46,10 @@ def load(
     model : str or Path, default "llava:tiny"
         ``llava:tiny`` (embedded), ``llava:7b``, ``llava:13b``, a Hugging Face id, a folder, or a ``.gguf`` file.
     dtype : str or torch.dtype, optional
-        ``float32``, ``float16`` or ``bfloat16``. By default the weights stay as stored, mapped and not
-        copied, except that on a CPU models under 2 GiB are widened to float32. Both are exact. A GGUF file's
-        matrices stay as stored on a CPU, and everything else is float32; elsewhere they are expanded.
+        ``float32``, ``float16`` or ``bfloat16``, of weights and of everything computed. By default a CPU computes in
+        float32: matrices of GGUF files, and of models over 2 GiB with weights of 16 bits, stay as they are stored,
+        mapped and not copied, and are multiplied by the native library; smaller models are widened. A GPU computes in
+        the dtype that is stored, and GGUF's matrices are expanded there.
     device : str, int or torch.device, optional
         By default the first GPU if there is one, else the CPU.
     preset : {"original", "hf"}, optional
@@ -101,7 +102,7 @@ def load(
         checkpoint.tensors,
         dtype=choose_dtype(dtype, checkpoint, target_device),
         device=target_device,
-        is_storage_kept=checkpoint.is_gguf,
+        is_storage_kept=checkpoint.is_gguf or _keeps_halves(dtype, checkpoint, target_device),
         on_progress=on_progress,
     )
     if target_device.type == "cpu" and has_library():
@@ -157,13 +158,34 @@ def choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
-    if dtype is None or dtype == "auto":
-        if checkpoint.is_gguf and device.type == "cpu":
+    if _is_open(dtype):
+        is_kept = checkpoint.is_gguf and device.type == "cpu"
+        if is_kept or _keeps_halves(dtype, checkpoint, device):
             return torch.float32
-        stored = _DTYPES[checkpoint.config.dtype]
-        num_parameters = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values()) // stored.itemsize
-        is_small = num_parameters * torch.float32.itemsize <= _MAX_WIDENED_BYTES
-        return torch.float32 if device.type == "cpu" and is_small else stored
+        return choose_dense_dtype(checkpoint, device)
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; use one of {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
+
+
+def choose_dense_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """Return the dtype in which a model is loaded whose matrices are torch's: as stored, on a CPU wider if small."""
+    stored = _DTYPES[checkpoint.config.dtype]
+    num_parameters = sum(tensor.num_bytes for tensor in checkpoint.tensors.values()) // stored.itemsize
+    is_small = num_parameters * torch.float32.itemsize <= _MAX_WIDENED_BYTES
+    return torch.float32 if device.type == "cpu" and is_small else stored
+
+
+def _is_open(dtype: str | torch.dtype | None) -> bool:
+    return dtype is None or dtype == "auto"
+
+
+def _keeps_halves(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> bool:
+    """Whether a model that nobody wants in a dtype keeps matrices of 16 bits as a GGUF file's are kept.
+
+    The native library multiplies them in 16-bit integers, several times as fast as torch does on most processors,
+    between activations in float32 (docs/numerics.md).
+    """
+    if checkpoint.is_gguf or not _is_open(dtype) or device.type != "cpu" or not has_library():
+        return False
+    return choose_dense_dtype(checkpoint, device) != torch.float32

@@ -23,7 +23,7 @@ def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = 
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="number format of the weights in memory (default: as stored; float32 for small models on a CPU)",
+        help="number format of weights and of all that is computed (default: weights as stored, float32 on a CPU)",
     )
     if has_device:
         group.add_argument(

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from llavakit.api.loaded_model import LoadedModel
-from llavakit.api.loading import load
+from llavakit.api.loading import choose_dense_dtype, choose_device, load
 from llavakit.core.errors import ConfigError, NonFiniteError
 from llavakit.diagnostics.quality import QualityPrompt, answer_ids_of, default_prompts, forward_answer
 from llavakit.model.layers import Linear
 from llavakit.model.llava import Llava
 from llavakit.model.storage import is_stored
+from llavakit.weights.opening import open_resolved
+from llavakit.weights.store import resolve
 
 __all__ = ["Calibration", "calibrate_model"]
 
@@ -77,12 +79,9 @@ def calibrate_model(
     NonFiniteError
         If an activation is NaN or infinite.
     """
-    loaded = model if isinstance(model, LoadedModel) else load(model)
+    loaded = model if isinstance(model, LoadedModel) else _load_dense(model)
     if is_stored(loaded.model):
-        raise ConfigError(
-            f"{loaded.name} is a GGUF file; importance is measured on the model it was made from. Name that, or "
-            "convert the file to a folder first."
-        )
+        raise ConfigError(f"the matrices of {loaded.name} are kept as they are stored; load it with a dtype.")
     prompts = default_prompts() if prompts is None else prompts
     if not prompts:
         raise ConfigError("there are no prompts; at least one is needed.")
@@ -98,6 +97,18 @@ def calibrate_model(
     if on_progress is not None:
         on_progress("calibrating", len(prompts), len(prompts))
     return Calibration(meter.importance(), len(prompts), meter.num_tokens)
+
+
+def _load_dense(model: str | Path) -> LoadedModel:
+    """Load a model with torch's own matrices, whose inputs can be seen one by one."""
+    checkpoint = open_resolved(resolve(model)).checkpoint
+    if checkpoint.is_gguf:
+        raise ConfigError(
+            f"{model} is a GGUF file; importance is measured on the model it was made from. Name that, or "
+            "convert the file to a folder first."
+        )
+    device = choose_device(None)
+    return load(model, dtype=choose_dense_dtype(checkpoint, device), device=device)
 
 
 class _Meter:
