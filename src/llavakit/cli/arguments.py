@@ -245,6 +245,7 @@ def _calibrate() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="an unquantized model, as for the other commands")
     parser.add_argument("out", metavar="OUT", help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     _add_prompt_options(parser, max_new_tokens=64)
     return parser
 

@@ -25,7 +25,7 @@ def calibrate(options: argparse.Namespace, console: Console) -> int:
     from llavakit.diagnostics.quality import read_prompts
 
     out = Path(options.out)
-    check_writable(out)
+    check_writable(out, is_overwrite_allowed=options.overwrite)
     prompts = None if options.prompts is None else read_prompts(Path(options.prompts))
     pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
     try:

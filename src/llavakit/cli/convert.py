@@ -27,18 +27,22 @@ def convert(options: argparse.Namespace, console: Console) -> int:
     importance = None if options.importance is None else read_importance(Path(options.importance))
     pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)
     started = time.perf_counter()
-    with byte_progress(f"converting {options.model}", console, is_quiet=is_quiet) as on_progress:
-        written = conversion.convert(
-            options.model,
-            options.out,
-            type_name=options.type.lower(),
-            mmproj=options.mmproj,
-            mmproj_type=options.mmproj_type,
-            is_overwrite_allowed=options.overwrite,
-            num_threads=options.threads,
-            importance=importance,
-            on_progress=on_progress,
-        )
+    try:
+        with byte_progress(f"converting {options.model}", console, is_quiet=is_quiet) as on_progress:
+            written = conversion.convert(
+                options.model,
+                options.out,
+                type_name=options.type.lower(),
+                mmproj=options.mmproj,
+                mmproj_type=options.mmproj_type,
+                is_overwrite_allowed=options.overwrite,
+                num_threads=options.threads,
+                importance=importance,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        console.note("What is written so far is kept; the same command goes on from there.")
+        raise
     elapsed_s = time.perf_counter() - started
     if options.json:
         console.line(json.dumps(_as_json(written, elapsed_s), ensure_ascii=False))

@@ -99,7 +99,9 @@ def _fits() -> argparse.ArgumentParser:
         "  llavakit fits llava:7b --memory-gb 8 --bandwidth-gb-s 256 --quant q8_0",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    parser.add_argument("--gpu", metavar="NAME", help='a device, "2x NAME", or "NAME + NAME"')
+    parser.add_argument(
+        "--gpu", metavar="NAME", action="append", help='a device, "2x NAME", or "NAME + NAME"; may be repeated'
+    )
     parser.add_argument("--memory-gb", type=float, metavar="X", help="describe a GPU that is not in the table")
     parser.add_argument("--bandwidth-gb-s", type=float, metavar="X", help="its memory bandwidth")
     parser.add_argument(

@@ -111,6 +111,13 @@ def _sentence(plan: Plan) -> str:
             f"Barely: {what} fits {where} at {context}, but only {human_bytes(plan.headroom_bytes)} are left. A "
             f"desktop on the same device may take them.{speed}"
         )
+    short = [total > usable for total, usable in zip(plan.totals, plan.usable, strict=True)]
+    if plan.devices and short[-1] and not any(short[:-1]):
+        return (
+            f"No: {what} fits {where}, but the computer around it has {human_bytes(plan.usable[-1])} of memory to be "
+            f"had and {human_bytes(plan.totals[-1])} are needed there. Free some, or say how much there is: "
+            "--host-memory-gb."
+        )
     missing = f"{human_bytes(-plan.headroom_bytes)} are missing at {context}"
     advice = "Nothing that can be changed makes it fit; take a larger device or the smaller model."
     if plan.change is not None:

@@ -88,7 +88,8 @@ def _log_lines(doing: str, console: Console) -> OnBytes:
         now_s = time.monotonic()
         if now_s - last_s >= _SECONDS_BETWEEN_LINES or done == total:
             last_s = now_s
-            console.note(f"{doing}: {human_bytes(done)} of {human_bytes(total)} ({file})")
+            where = f" ({file})" if file else ""
+            console.note(f"{doing}: {human_bytes(done)} of {human_bytes(total)}{where}")
 
     return show
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["print_quality", "quality"]
 
+_FEW = 5  # prompts that say how much prompts differ
+
 
 def quality(options: argparse.Namespace, console: Console) -> int:
     """Measure and print what quantizing has cost."""
@@ -52,14 +54,17 @@ def print_quality(report: QualityReport, console: Console) -> None:
         kind = "with pictures" if group.name == "pictures" else "without pictures"
         console.line(f"\n{group.num_prompts} prompts {kind}, {group.num_tokens:,} tokens of answers")
         change = f"{group.perplexity:.4f} became {group.quantized_perplexity:.4f}"
+        num = group.num_prompts
         pairs = [
-            ("divergence", f"{_estimate(group.divergence, '.5f')} nats a token; 0 is no loss"),
-            ("same token", f"{_estimate(group.agreement, '.2%')} most probable in both"),
-            ("perplexity", f"{change}, times {_estimate(group.perplexity_ratio, '.4f')}"),
+            ("divergence", f"{_estimate(group.divergence, '.5f', num)} nats a token; 0 is no loss"),
+            ("same token", f"{_estimate(group.agreement, '.2%', num)} most probable in both"),
+            ("perplexity", f"{change}, times {_estimate(group.perplexity_ratio, '.4f', num)}"),
         ]
         print_pairs(console, pairs)
-    console.line("\nIn brackets: intervals of 95 %.")
+    few = "" if all(group.num_prompts >= _FEW for group in report.groups) else f", of {_FEW} prompts or more"
+    console.line(f"\nIn brackets: intervals of 95 %{few}.")
 
 
-def _estimate(estimate: Estimate, form: str) -> str:
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+def _estimate(estimate: Estimate, form: str, num_prompts: int) -> str:
+    value = f"{estimate.value:{form}}"
+    return value if num_prompts < _FEW else f"{value} ({estimate.low:{form}} to {estimate.high:{form}})"

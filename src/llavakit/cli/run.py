@@ -179,8 +179,20 @@ def _check_local_images(sources: list[str]) -> None:
             raise ImageSourceError(f"there is no file {source[:200]!r}; check the path after --image.")
 
 
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _read_prompt(options: argparse.Namespace, console: Console) -> str | None:
     """Return the question, or None for a chat."""
+    if len(options.prompt) > 1 and (files := [word for word in options.prompt if _is_file(word)]):
+        raise ConfigError(
+            f"{files[0]!r} is a file and would be a word of the question. Give each picture an --image of its own: "
+            "--image a.png --image b.png; a question that names a file goes into quotes."
+        )
     prompt = " ".join(options.prompt)
     wants_stdin = options.prompt == [_STDIN] or (not options.prompt and not console.is_input_terminal)
     if wants_stdin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -120,13 +121,18 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     return 0
 
 
+def _is_no_forced_end(record: logging.LogRecord) -> bool:
+    """Leave out what a second Ctrl-C tears apart: whoever presses it knows."""
+    text = str(record.msg)
+    return not (text.startswith("Traceback") and ("KeyboardInterrupt" in text or "CancelledError" in text))
+
+
 def _log_to(console: Console) -> None:
     """Write log lines as JSON to the error stream."""
-    import logging
-
     from llavakit.server.log_lines import JsonLines
 
     lines = logging.StreamHandler(console.stderr)
     lines.setFormatter(JsonLines())
+    lines.addFilter(_is_no_forced_end)
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.getLogger("httpx").setLevel(logging.WARNING)

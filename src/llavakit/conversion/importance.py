@@ -36,16 +36,18 @@ def write_importance(path: Path, importance: Mapping[str, np.ndarray], *, model:
         raise StoreError(f"{str(path)!r} cannot be written: {error}.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a place where `write_importance` would fail, before hours are spent on what it is to hold.
+def check_writable(path: Path, *, is_overwrite_allowed: bool = False) -> None:
+    """Refuse a place where `write_importance` would fail or destroy something, before hours are spent on it.
 
     Raises
     ------
     StoreError
-        If the folder is not there or may not be written to, or ``path`` is a folder.
+        If the folder is not there or may not be written to, or ``path`` is a folder or a file that may not be replaced.
     """
     if path.is_dir():
         raise StoreError(f"{str(path)!r} is a folder; name a file in it.")
+    if path.exists() and not is_overwrite_allowed:
+        raise StoreError(f"{str(path)!r} is there already. Name another file, or replace it with --overwrite.")
     if not path.parent.is_dir():
         raise StoreError(f"the folder {str(path.parent)!r} is not there. Make it, or name another output.")
     if not os.access(path.parent, os.W_OK):

@@ -137,7 +137,7 @@ def merge_generation_config(base: GenerationConfig, given: Any, settings: Mappin
     ----------
     base : GenerationConfig
         The model's.
-    given : GenerationConfig or object with ``to_dict()``, optional
+    given : GenerationConfig, mapping, or object with ``to_dict()``, optional
         The ``generation_config`` argument; transformers' own class will do.
     settings : mapping
         Keyword arguments. None switches a setting off that has a default: ``top_k=None`` samples from all tokens,
@@ -149,7 +149,8 @@ def merge_generation_config(base: GenerationConfig, given: Any, settings: Mappin
         If a name is unknown, or asks for what this engine does not do.
     """
     merged = base
-    layers = ([] if given is None else [given.to_dict()]) + [dict(settings)]
+    mine = {} if given is None else dict(given) if isinstance(given, Mapping) else given.to_dict()
+    layers = [mine, dict(settings)]
     for layer in layers:
         supported, refused = _split(layer)
         if refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from llavakit.api.loading import choose_device
 from llavakit.core.errors import ConfigError
 from llavakit.dropin.quantization import BitsAndBytesConfig
+from llavakit.weights.store import ResolvedModel, resolve
 
-__all__ = ["HUB_ARGUMENTS", "ModelArguments", "check_hub_arguments", "read_model_arguments"]
+__all__ = ["HUB_ARGUMENTS", "ModelArguments", "check_hub_arguments", "read_model_arguments", "resolve_folder"]
 
 # Known to transformers, and without a meaning here. The reason completes "... is not supported: ".
 _REFUSED = {
@@ -189,3 +191,22 @@ def _read_attention(implementation: Any, *, use_flash: bool | None, device: torc
 def _say_once(message: str) -> None:
     # Python's default filter shows a warning of one text from one place once.
     warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def resolve_folder(name: str | Path, *, allow_download: bool, with_weights: bool = True) -> ResolvedModel:
+    """Find a model whose files are those of transformers.
+
+    Raises
+    ------
+    ConfigError
+        If it is a GGUF file.
+    StoreError
+        If it cannot be found.
+    """
+    found = resolve(name, allow_download=allow_download, with_weights=with_weights)
+    if found.gguf_file is not None:
+        raise ConfigError(
+            f"{found.gguf_file.name} is a GGUF file, which this interface does not read. Use llavakit.load, or "
+            f"make a folder of it: llavakit convert {found.gguf_file.name} FOLDER --type bf16."
+        )
+    return found

@@ -31,7 +31,7 @@ from llavakit.dropin.inputs import (
     refuse_inputs,
     split_rows,
 )
-from llavakit.dropin.loading_arguments import read_model_arguments
+from llavakit.dropin.loading_arguments import read_model_arguments, resolve_folder
 from llavakit.dropin.model_output import ModelOutput
 from llavakit.dropin.placement import parse_dtype, parse_to
 from llavakit.dropin.quantization import check_quantization_possible, quantize_decoder
@@ -42,7 +42,6 @@ from llavakit.model.llava import Llava
 from llavakit.model.loader import load_model
 from llavakit.processing.tokenizer import Tokenizer
 from llavakit.weights.checkpoint import open_checkpoint
-from llavakit.weights.store import resolve
 
 __all__ = ["LlavaForConditionalGeneration"]
 
@@ -112,7 +111,7 @@ class LlavaForConditionalGeneration:
         chosen = read_model_arguments(arguments)
         if chosen.quantization is not None:
             check_quantization_possible(chosen.quantization, chosen.device)
-        found = resolve(pretrained_model_name_or_path, allow_download=chosen.allow_download)
+        found = resolve_folder(pretrained_model_name_or_path, allow_download=chosen.allow_download)
         checkpoint = open_checkpoint(found.folder, vision_folder=found.vision_folder)
         config = checkpoint.config
         generation_config = load_generation_config(found.folder, config)

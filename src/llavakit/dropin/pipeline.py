@@ -275,11 +275,11 @@ def pipeline(
         _check_unused(
             "model", device_map=device_map, dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs, **forwarded
         )
-        loaded = model if device is None else model.to(device)
+        loaded = model if device is None else model.to(_place(device))
         name: str | Path = model.name_or_path
     else:
         name = model
-        place = device_map if device_map is not None else choose_device(device)
+        place = device_map if device_map is not None else choose_device(_place(device))
         arguments: dict[str, Any] = {"device_map": place, "dtype": dtype, "torch_dtype": torch_dtype}
         loaded = LlavaForConditionalGeneration.from_pretrained(
             name, **{**arguments, **forwarded, **(model_kwargs or {})}
@@ -370,3 +370,8 @@ def _check_input(entry: Any) -> Any:
     if isinstance(entry, str | _Chat) or _is_pair(entry):
         return entry
     raise PromptError(f"an input must be a prompt, a chat, or a dict with 'images' and 'text'; got {entry!r:.200}.")
+
+
+def _place(device: int | str | torch.device | None) -> int | str | torch.device | None:
+    """Take -1 for the CPU, as pipelines have always done."""
+    return "cpu" if device == -1 and isinstance(device, int) else device

@@ -12,12 +12,11 @@ from llavakit.core.errors import ConfigError, PromptError
 from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.dropin.conversation import find_images, load_chat_template, normalise, render_conversation
 from llavakit.dropin.image_processor import LlavaImageProcessor, flatten_images
-from llavakit.dropin.loading_arguments import check_hub_arguments
+from llavakit.dropin.loading_arguments import check_hub_arguments, resolve_folder
 from llavakit.dropin.tokenizer import LlavaTokenizer
 from llavakit.processing.presets import load_presets
 from llavakit.processing.sources import SourcePolicy
 from llavakit.weights.checkpoint import read_config
-from llavakit.weights.store import resolve
 
 __all__ = ["PROCESSOR_OPTIONS", "AutoProcessor", "LlavaProcessor"]
 
@@ -130,7 +129,7 @@ class LlavaProcessor:
                 "here, which is backend='pil'. "
                 "Leave both out."
             )
-        found = resolve(pretrained_model_name_or_path, allow_download=not local_files_only, with_weights=False)
+        found = resolve_folder(pretrained_model_name_or_path, allow_download=not local_files_only, with_weights=False)
         config = read_config(found.folder, vision_folder=found.vision_folder)
         policy = source_policy if source_policy is not None else SourcePolicy()
         return cls(

@@ -180,7 +180,8 @@ def plan_build(
         cheapest = min(composed, key=lambda entry: entry[2])
         return (
             None,
-            f"the cheapest machine that runs it costs {cheapest[2]:.0f} dollars, with {cheapest[0].device.name}.",
+            f"the cheapest machine with a graphics card for it costs {cheapest[2]:.0f} dollars, with "
+            f"{cheapest[0].device.name}. `llavakit fits` says whether this machine runs it without one.",
         )
     fastest = affordable[0][0].tokens_per_s
     near = [entry for entry in affordable if entry[0].tokens_per_s >= 0.95 * fastest]

@@ -207,7 +207,7 @@ def _nothing(candidates: Sequence[Candidate], need: Need) -> str:
         return "no device of this kind has a list price; say what one costs with --price, or leave --budget out."
     cheapest = min((c for c in candidates if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
     if need.budget_usd is not None and cheapest is not None and (cheapest.price_usd or 0) > need.budget_usd:
-        return f"the cheapest device that runs it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."
+        return f"the cheapest device of the table for it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."
     if candidates:
         fastest = max(candidates, key=lambda c: c.tokens_per_s)
         return (

@@ -230,6 +230,10 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
             f"of {needed}, but the context is {setting.num_context_tokens}. Ask for fewer pictures or more context."
         )
     warnings = []
+    if setting.num_new_tokens > (room := setting.num_context_tokens - needed + 1):
+        warnings.append(
+            f"an answer ends with the context, after {room} of {setting.num_new_tokens} tokens, and is timed so far"
+        )
     if setting.num_context_tokens > sizes.max_context_tokens:
         warnings.append(
             f"the model was trained for {sizes.max_context_tokens} tokens; at {setting.num_context_tokens} its answers "
@@ -277,9 +281,12 @@ def make_plan(
         If the setting cannot be, or the mixture is unknown.
     """
     warnings = check_setting(model, setting)
+    room = setting.num_context_tokens - formulas.prompt_tokens(model.sizes, setting)
+    setting = replace(setting, num_new_tokens=min(setting.num_new_tokens, room))
     if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in _LAYERED:
         setting = replace(setting, has_flash_attention=True)
-    if setting.engine in _HALF_ONLY or (setting.engine == _OWN and devices):
+    if (setting.engine in _HALF_ONLY or (setting.engine == _OWN and devices)) and quant != "f16":
+        warnings.append(f"{setting.engine} computes with 16 bits a weight here; F16 is planned, not {quant.upper()}")
         quant = "f16"
     setting = replace(setting, num_device_layers=min(setting.num_device_layers, model.sizes.num_layers + 1))
     case = _Case(model, model.quantize(quant), devices, host, engine=setting.engine)

@@ -119,7 +119,10 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
     if parts.username or parts.password:
         raise ImageSourceError(f"the URL of {host!r} carries a user name or password; remove it.")
     if port not in (None, 80, 443) and not policy.allow_private_hosts:
-        raise ImageSourceError(f"{_shown(parts)} uses port {port}; only 80 and 443 are allowed.")
+        raise ImageSourceError(
+            f"{_shown(parts)} uses port {port}; without leave for private hosts (--allow-private-urls) only 80 and 443 "
+            "are allowed."
+        )
     try:
         addresses = resolve(host, port or (443 if parts.scheme == "https" else 80))
     except (OSError, UnicodeError) as error:
@@ -131,7 +134,7 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
     if not policy.allow_private_hosts and not all(is_global_address(address) for address in addresses):
         raise ImageSourceError(
             f"{_shown(parts)} is not a public address; private and local ones are refused. "
-            "Download the picture and pass the file, or allow private hosts."
+            "Download the picture and pass the file, or allow private hosts (--allow-private-urls)."
         )
     return parts, addresses[0]
 

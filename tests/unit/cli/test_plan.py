@@ -66,6 +66,20 @@ def test_fits_gives_the_cheapest_change() -> None:
     assert _run("fits", "llava:13b", "--gpu", "RTX 3080 10GB", *options)[0] == 0
 
 
+def test_what_was_asked_is_planned_or_named() -> None:
+    assert "RTX 4090 + GeForce RTX 3090" in _run("fits", "llava:13b", "--gpu", "RTX 4090", "--gpu", "RTX 3090")[1]
+    status, out, _ = _run("fits", "llava:13b", "--gpu", "RTX 3090", "--host-memory-gb", "1")
+    assert status == 1
+    assert "the computer around it has 0 B of memory" in out
+    assert "-" not in out.split("all of it")[-1].split("B of")[-1][:20]
+    for extra, note in (
+        (("--engine", "vllm", "--quant", "q4_k_m"), "F16 is planned, not Q4_K_M"),
+        (("--new-tokens", "100000"), "an answer ends with the context, after 3460 of 100000 tokens"),
+    ):
+        _, out, err = _run("fits", "llava:13b", "--gpu", "RTX 4090", *extra)
+        assert note in out + err
+
+
 def test_this_machine_and_described_devices() -> None:
     status, plan = _json("fits", "llava:tiny")
     assert status == 0

@@ -91,6 +91,14 @@ def test_run_when_a_prompt_is_given_then_standard_input_is_left_alone() -> None:
     assert console.stdin.buffer.read() == b"for somebody else"
 
 
+def test_run_when_a_file_would_be_a_word_of_the_question_then_it_says_so(picture: Path) -> None:
+    status, _, err, model = _run("What is this?", "--image", str(picture), str(picture))
+    assert status == 2
+    assert "would be a word of the question" in err
+    assert not model.asked
+    assert _run(f"What is in {picture}?")[0] == 0
+
+
 def test_run_when_a_picture_is_piped_then_its_bytes_are_sent(picture: Path) -> None:
     _, out, _, model = _run("what?", "--image", "-", stdin=picture.read_bytes())
     assert out == "I see 1 and read: what?\n"

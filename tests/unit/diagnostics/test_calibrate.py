@@ -116,4 +116,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="cannot be written"):
             write_importance(path, values, model="m", num_tokens=1)
     check_writable(tmp_path / "a")
+    (tmp_path / "mine.jsonl").write_text("{}")
+    with pytest.raises(StoreError, match="is there already"):
+        check_writable(tmp_path / "mine.jsonl")
+    check_writable(tmp_path / "mine.jsonl", is_overwrite_allowed=True)
     assert not list(tmp_path.parent.glob("*.part"))

@@ -43,7 +43,7 @@ def usable_bytes(device: DeviceNumbers) -> int:
         return floor(device.memory_bytes * share)
     if device.kind == "unified":
         return floor(device.memory_bytes * device.usable_share)
-    return device.memory_bytes - device.reserved_bytes
+    return max(0, device.memory_bytes - device.reserved_bytes)
 
 
 def context_bytes(device: DeviceNumbers) -> int:
