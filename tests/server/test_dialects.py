@@ -92,6 +92,15 @@ def test_a_bad_part_is_named(url: str) -> None:
     assert "'text' or 'image_url'" in error["message"]
 
 
+@pytest.mark.parametrize("name", ["maxTokens", "Tools", "x-y", "str", "ä"])
+def test_an_unknown_field_is_named_whatever_its_name(url: str, name: str) -> None:
+    error = httpx.post(f"{url}{_CHAT}", json=chat_body(**{name: 1})).json()["error"]
+    assert (error["param"], error["code"]) == (name, "unsupported-field")
+    assert repr(name) in error["message"]
+    bad = httpx.post(f"{url}/api/chat", json={"model": "scripted", "messages": [], "keep_alive": [1]}).json()["error"]
+    assert "'keep_alive'" in bad
+
+
 def test_several_prompts_have_an_answer_each(client: openai.OpenAI) -> None:
     reply = client.completions.create(model="scripted", prompt=["one", "two"], n=2)
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -30,6 +31,7 @@ __all__ = ["Context", "failure_response", "new_id", "read", "streaming"]
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS = {"bool", "float", "int", "str"}
 _SMALL_BYTES = 1 << 20
 _MAX_PAUSE_S = 30.0  # of a body that arrives
 _MIN_BYTES_PER_S = 4096.0  # of a body, after that time
@@ -124,8 +126,8 @@ def _explain(error: ValidationError) -> LlavakitError:
     """Say what is wrong with the first bad field, without repeating its content."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     # Of a field that may be this or that each has its errors; the one that came furthest is what was meant.
-    first = max(found, key=lambda e: (e["type"] == "extra_forbidden", len(_path(e["loc"]))))
-    where = ".".join(_path(first["loc"]))[:200] or "the body"
+    first = max(found, key=lambda e: (e["type"] == "extra_forbidden", len(_path(e))))
+    where = ".".join(_path(first))[:200] or "the body"
     explained: LlavakitError
     if first["type"] == "extra_forbidden":
         explained = UnsupportedFieldError(f"the field {where!r} is not done here. Leave it out.")
@@ -135,9 +137,16 @@ def _explain(error: ValidationError) -> LlavakitError:
     return explained
 
 
-def _path(location: tuple[int | str, ...]) -> list[str]:
+def _path(error: ErrorDetails) -> list[str]:
     """Return the names and numbers that lead to a field, without pydantic's own names of what it may be."""
-    return [str(part) for part in location if isinstance(part, int) or _FIELD.fullmatch(part)]
+    location, last = error["loc"], len(error["loc"]) - 1
+    return [
+        str(part)
+        for idx, part in enumerate(location)
+        if isinstance(part, int)
+        or (idx == last and error["type"] == "extra_forbidden")  # any name that a client has thought of
+        or (_FIELD.fullmatch(part) and part not in _KINDS)
+    ]
 
 
 def failure_response(error: LlavakitError, *, is_ollama: bool) -> JSONResponse:
