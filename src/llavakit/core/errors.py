@@ -25,6 +25,7 @@ LlavakitError
 │   └── RefusedError            a server says no, with a status of HTTP
 ├── CapacityError               the machine lacks memory or a device
 │   └── OverloadedError         too many requests wait; try again
+│       └── UnloadedError       the model was let go of on the way; ask again
 ├── AccessError                 a key is missing or wrong, or a host or origin is not allowed
 ├── NonFiniteError              NaN or infinity in weights or activations
 └── MissingDependencyError      an optional package is needed for this command
@@ -56,6 +57,7 @@ __all__ = [
     "ShapeError",
     "StoreError",
     "UnexpectedTensorError",
+    "UnloadedError",
     "UnsupportedFieldError",
     "WeightsError",
 ]

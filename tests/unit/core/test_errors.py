@@ -37,6 +37,7 @@ EXPECTED = {
     "refused": 5,
     "capacity": 6,
     "overloaded": 6,
+    "unloaded": 6,
     "non-finite": 7,
     "missing-dependency": 8,
     "access": 9,
