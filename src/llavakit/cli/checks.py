@@ -104,12 +104,12 @@ def print_bench(report: BenchReport, console: Console) -> None:
     pairs = [
         ("model", f"{report.model}, {report.dtype} on {report.device}, weights {human_bytes(report.weight_bytes)}"),
         ("run", f"prompt {report.num_prompt_tokens} tokens, answer {report.num_new_tokens} tokens"),
-        ("versions", f"llavakit {report.version}, torch {report.torch_version}, {report.num_threads} threads"),
+        ("versions", f"llavakit {report.version}, torch {report.torch_version}, {_threads(report.num_threads)}"),
     ]
     if machine is not None:
         bf16 = f", {machine.bf16_gflops:.0f} GFLOP/s bfloat16" if machine.bf16_gflops is not None else ""
         pairs += [
-            ("machine", f"{machine.cpu_name}, {machine.num_threads} threads, {machine.instruction_set}"),
+            ("machine", f"{machine.cpu_name}, {_threads(machine.num_threads)}, {machine.instruction_set}"),
             ("limits", f"{machine.read_gb_per_s:.1f} GB/s, {machine.fp32_gflops:.0f} GFLOP/s float32{bf16} (measured)"),
         ]
     print_pairs(console, pairs)
@@ -157,3 +157,7 @@ def _number(value: float | None) -> str:
 
 def _dtype(options: argparse.Namespace) -> str | None:
     return None if options.dtype == "auto" else options.dtype
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"

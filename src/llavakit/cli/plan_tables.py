@@ -97,6 +97,15 @@ def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
     return pairs
 
 
+def _size(num_bytes: float) -> str:
+    """Two decimals of a GB, as models' sizes are compared; of a small model what there is."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else human_bytes(num_bytes)
+
+
+def _count(parameters: float) -> str:
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.3g} million"
+
+
 def _sentence(plan: Plan) -> str:
     where = " + ".join(dict.fromkeys(device.name for device in plan.devices)) or plan.host.name
     if len(plan.devices) > 1 and len({device.name for device in plan.devices}) == 1:
@@ -178,9 +187,9 @@ def print_card(card: Card, console: Console, *, chosen: str) -> None:
     pairs = [
         (
             "parameters",
-            f"{count['all'] / 1e9:.2f} billion: language model {count['language model'] / 1e9:.2f}, vision "
-            f"tower {count['vision tower'] / 1e9:.3f} (without the block that is not used), projector "
-            f"{count['projector'] / 1e9:.3f}",
+            f"{_count(count['all'])}: language model {_count(count['language model'])}, vision tower "
+            f"{_count(count['vision tower'])} (without the block that is not used), projector "
+            f"{_count(count['projector'])}",
         ),
         (
             "language model",
@@ -209,9 +218,9 @@ def print_card(card: Card, console: Console, *, chosen: str) -> None:
         (
             f"{row.name.upper()}{' <' if row.name == chosen else ''}",
             f"{row.bits_per_weight:.2f}",
-            f"{row.language_bytes / 1e9:.2f} GB",
-            f"{row.vision_bytes / 1e9:.2f} GB",
-            f"{row.memory_bytes / 1e9:.2f} GB",
+            _size(row.language_bytes),
+            _size(row.vision_bytes),
+            _size(row.memory_bytes),
             row.quality,
         )
         for row in card.quants

@@ -188,7 +188,7 @@ class SamplingParams:
         given = [name for name, value in chosen.items() if value is not None]
         if self.temperature == 0.0 and given:
             raise SamplingError(
-                f"{', '.join(given)} given with temperature 0, which is greedy and ignores them. "
+                f"{', '.join(given)} given with temperature 0, where nothing is drawn. "
                 "Set a temperature above 0 or remove them."
             )
         if self.num_beams > 1 and self.temperature > 0.0:

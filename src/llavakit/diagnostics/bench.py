@@ -221,7 +221,7 @@ def bench_loaded(
     prompt = _make_prompt(loaded, picture, prompt_tokens, new_tokens)
     if machine is None and loaded.device.type == "cpu":
         report("limits of the machine", 0, 1)
-        machine = measure_machine(_MACHINE_SECONDS)
+        machine = measure_machine(_MACHINE_SECONDS, num_threads=torch.get_num_threads())
         report("limits of the machine", 1, 1)
     limits = _Limits(loaded, machine)
     parts = _picture_parts(loaded, picture, limits, repeats, report)

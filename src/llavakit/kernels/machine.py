@@ -56,13 +56,15 @@ class MachineLimits:
     instruction_set: str
 
 
-def measure_machine(seconds: float = 2.0) -> MachineLimits:
+def measure_machine(seconds: float = 2.0, *, num_threads: int | None = None) -> MachineLimits:
     """Measure the limits of this machine.
 
     Parameters
     ----------
     seconds : float, default 2.0
         Roughly how long to take; at least 0.1. Longer runs are steadier on a busy machine.
+    num_threads : int, optional
+        Those of the work that is to be compared; by default all that this process may use.
 
     Returns
     -------
@@ -73,14 +75,16 @@ def measure_machine(seconds: float = 2.0) -> MachineLimits:
     MissingDependencyError
         If the native library is absent.
     ConfigError
-        If `seconds` is out of range.
+        If `seconds` or `num_threads` is out of range.
     CapacityError
         If memory or a thread is not to be had.
     """
     if not (math.isfinite(seconds) and 0.1 <= seconds <= 600.0):
         raise ConfigError(f"seconds is {seconds}; it must be between 0.1 and 600.")
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(f"num_threads is {num_threads}; it must be at least 1.")
     library = load_library()
-    num_threads = count_cpus()
+    num_threads = num_threads or count_cpus()
     rates = {rate: _measure_rate(library, rate, num_threads, seconds / 6) for rate in Rate}
     fp32_gflops = rates[Rate.FP32_FMA]
     assert fp32_gflops is not None  # noqa: S101 - every instruction set has float32

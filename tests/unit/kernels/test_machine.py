@@ -32,6 +32,12 @@ def test_seconds_out_of_range_are_refused(seconds: float) -> None:
         measure_machine(seconds)
 
 
+def test_limits_may_be_those_of_fewer_threads() -> None:
+    assert measure_machine(0.2, num_threads=1).num_threads == 1
+    with pytest.raises(ConfigError, match="num_threads is 0"):
+        measure_machine(0.2, num_threads=0)
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
