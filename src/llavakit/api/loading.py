@@ -57,7 +57,7 @@ def load(
     mmproj : str or Path, optional
         The projector of a GGUF language model; by default the one beside it.
     kv_dtype : {"auto", "q8_0"}
-        How keys and values of past tokens are kept: as the model computes them (float16 for a GGUF file on a CPU), or
+        How keys and values of past tokens are kept: as the model computes them (float16 beside matrices as stored), or
         in 8 bits with a scale for every 32 numbers.
     policy : SourcePolicy, optional
         Which picture sources are allowed, and their limits.
