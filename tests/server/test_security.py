@@ -371,6 +371,6 @@ def test_durations(text: str | float, seconds: float) -> None:
 def test_durations_for_ever_and_none_and_bad_ones() -> None:
     assert keep_alive_s(-1) == keep_alive_s("-1") == keep_alive_s("-1m") == float("inf")
     assert keep_alive_s(None) is None
-    for bad in ("", "soon", "5x", "m5", "5m!", "-"):
+    for bad in ("", "soon", "5x", "m5", "5m!", "-", "--5", "+-5", "5 5", "1e9"):
         with pytest.raises(errors.PromptError, match="no duration"):
             keep_alive_s(bad)

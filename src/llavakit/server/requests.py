@@ -24,6 +24,7 @@ __all__ = [
 
 _DEFAULT_TOKENS = 512
 _DATA_URI = "data:"
+_SECONDS = re.compile(r"[+-]?[0-9]{1,18}")
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -167,7 +168,7 @@ def keep_alive_s(value: float | str | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
-        if value.strip().lstrip("+-").isdecimal():
+        if _SECONDS.fullmatch(value.strip()):
             return keep_alive_s(float(value))
         parts = _DURATION.findall(value)
         if not parts or "".join(f"{number}{unit}" for number, unit in parts) != value.strip():
