@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fon
 from llavakit.model.layers import apply_rotary
 from recipes.tiny import train
 from recipes.tiny.conversations import SYSTEM, encode
+from recipes.tiny.export import CHAT_TEMPLATE
 from recipes.tiny.grounding import (
     Gaze,
     find_meant,
@@ -32,6 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train.load_vocabulary(folder)
     return folder
+
+
+def test_the_embedded_chat_template_is_the_recipes(repository: Path) -> None:
+    stored = repository / "src" / "llavakit" / "assets" / "tiny" / "chat_template.jinja"
+    assert stored.read_text(encoding="utf-8") == CHAT_TEMPLATE
 
 
 def test_only_answers_and_their_ends_are_learnt(folder: Path) -> None:
