@@ -1,18 +1,20 @@
-"""Errors of our quantizer beside llama.cpp's, type by type.
+"""Errors and speed of our quantizer beside llama.cpp's, type by type.
 
     python -m benchmarks.quantizer_error --peer PEER_FOLDER     # as built by benchmarks.cpu_peers --build-peer
 
 Both quantize the same rows: normal numbers as most weights are, Laplace and Student's t with three degrees of freedom,
 whose tails are heavy, and matrices of llava:tiny; without importance, and with that of columns whose scales differ. The
 error is the root of the weighted mean squared difference over that of the weights; ours divided by theirs should not
-exceed 1.
+exceed 1. Speed is that of one thread each, on the normal numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llavakit.weights.store import resolve
 
 _TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 _ROWS, _K = 256, 2048
+_REPEATS = 3
 
 
 def make_tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -67,10 +70,10 @@ class LlamaCpp:
         return out
 
 
-def quantize_ours(x: np.ndarray, dtype: str, importance: np.ndarray | None) -> np.ndarray:
+def quantize_ours(x: np.ndarray, dtype: str, importance: np.ndarray | None, num_threads: int = 2) -> np.ndarray:
     """Return the blocks of rows (N, K)."""
     out = np.empty(stored_bytes(dtype, x.size), dtype=np.uint8)
-    load_library().quantize(x, type_by_name(dtype).type_id, out, num_threads=2, importance=importance)
+    load_library().quantize(x, type_by_name(dtype).type_id, out, num_threads=num_threads, importance=importance)
     return out
 
 
@@ -80,6 +83,30 @@ def error_of(blocks: np.ndarray, dtype: str, x: np.ndarray, importance: np.ndarr
     weight = np.ones(x.shape[1]) if importance is None else importance.astype(np.float64)
     squares = (values.astype(np.float64) - x) ** 2 * weight
     return float(np.sqrt(squares.sum() / (x.astype(np.float64) ** 2 * weight).sum()))
+
+
+def speed_of(quantize: Callable[[], object], num_weights: int) -> float:
+    """Million weights in a second of one processor, which others' work changes less than seconds of the clock."""
+    seconds = []
+    for _ in range(_REPEATS):
+        began = time.process_time()
+        quantize()
+        seconds.append(time.process_time() - began)
+    return num_weights / min(seconds) / 1e6
+
+
+def speed_rows(theirs: LlamaCpp, x: np.ndarray, importance: np.ndarray) -> list[dict[str, Any]]:
+    """One thread each, in turn; searches go on until the error stops falling, so the weights matter."""
+    rows: list[dict[str, Any]] = []
+    for title, weights in (("none", None), ("log-normal", importance)):
+        row: dict[str, Any] = {"weights": "speed", "importance": title}
+        for dtype in _TYPES:
+            ours = speed_of(partial(quantize_ours, x, dtype, weights, num_threads=1), x.size)
+            their = speed_of(partial(theirs.quantize, x, dtype, weights), x.size)
+            row[dtype] = round(ours / their, 2)
+            row[f"{dtype} million weights a second"] = [round(ours, 2), round(their, 2)]
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -98,10 +125,13 @@ def main() -> None:
                 row[dtype] = round(ours / their, 4)
                 row[f"{dtype} errors"] = [ours, their]
             rows.append(row)
+    speeds = speed_rows(theirs, next(x for _, x in make_tensors()), importance)
     manifest = make_manifest(num_threads=2)
-    write_result("quantizer_error", manifest, rows)
+    write_result("quantizer_error", manifest, rows + speeds)
     print(f"our error over llama.cpp's; commit {manifest['commit']}\n")
     print(make_table(rows, ["weights", "importance", *_TYPES]))
+    print("\nour speed over llama.cpp's, a thread each\n")
+    print(make_table(speeds, ["importance", *_TYPES]))
 
 
 if __name__ == "__main__":
