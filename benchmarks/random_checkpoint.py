@@ -32,6 +32,7 @@ _VOCAB_SIZE = 32064
 _IMAGE_TOKEN_ID, _PAD_TOKEN_ID = 32000, 32001
 _SHARD_BYTES = 5 * 1000**3
 _BLOCK_NUMBERS = 1 << 22
+_ALIGNMENT = 64
 _CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()-"
 _DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
@@ -152,7 +153,9 @@ def _write_shard(file: Path, tensors: dict[str, tuple[int, ...]], *, dtype: str,
         begin, end = end, end + math.prod(shape) * item_bytes
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data begin at a multiple of 8
+    # Data begin at a cache line: torch's product of one row in bfloat16 takes its sums in an order that depends on
+    # where weights lie, so that a library that copies them and one that maps the file would round differently.
+    encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
     with file.open("wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in tensors.items():

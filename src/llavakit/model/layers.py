@@ -44,6 +44,7 @@ class Linear(nn.Linear):
     The storage decides how the product is computed:
 
     - ``matrix`` is set: from the stored bytes, by the native library.
+    - ``is_left_to_torch`` is set: a parameter by torch, as transformers does it, whatever follows here.
     - ``is_left_to_library`` is set: up to 64 rows of float32 on a CPU without gradients, by the native library.
     - bfloat16 on a CPU, up to four rows: by the native library where it is there.
     - float16 on a CPU: widened slice by slice to float32 for the product of more than a few rows, which is about four
@@ -56,6 +57,8 @@ class Linear(nn.Linear):
         The weight, in place of the parameter.
     is_left_to_library : bool
         See `LlamaModel.use_native`.
+    is_left_to_torch : bool
+        See `LlavaModel.use_torch_products`.
     interleaved_head_dim : int, optional
         The weight's rows are in GGUF's order of rotary pairs (0, d/2, 1, d/2 + 1, ...) within every head of this size;
         outputs are put back in order.
@@ -63,6 +66,7 @@ class Linear(nn.Linear):
 
     matrix: StoredMatrix | None = None
     is_left_to_library = False
+    is_left_to_torch = False
     interleaved_head_dim: int | None = None
 
     def reset_parameters(self) -> None:
@@ -98,6 +102,17 @@ class Linear(nn.Linear):
         """Map (..., in_features) to (..., out_features), the rows in the order they are stored in."""
         if self.matrix is not None:
             return self.matrix.multiply(x, self.bias)
+        if not self.is_left_to_torch:
+            product = self._multiply_faster(x)
+            if product is not None:
+                return product
+        if x.dim() > 2:
+            # For a slice of positions of a batch torch's product would first copy the whole weight.
+            return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
+        return F.linear(x, self.weight, self.bias)
+
+    def _multiply_faster(self, x: Tensor) -> Tensor | None:
+        """Multiply a parameter by other means than torch's product of these dtypes, where one is faster."""
         if self.is_left_to_library and self.is_native(x):
             return multiply_stored(self.weight.data_ptr(), "float32", self.out_features, x, self.bias)
         if self._has_few_bfloat16_rows(x):
@@ -107,10 +122,7 @@ class Linear(nn.Linear):
         has_many_rows = is_half_on_cpu and x.numel() > _MAX_HALF_ROWS * self.in_features
         if (is_mixed or has_many_rows) and not torch.is_grad_enabled():
             return self._forward_widened(x)
-        if x.dim() > 2:
-            # For a slice of positions of a batch torch's product would first copy the whole weight.
-            return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
-        return F.linear(x, self.weight, self.bias)
+        return None
 
     def _has_few_bfloat16_rows(self, x: Tensor) -> bool:
         return (

@@ -13,7 +13,7 @@ from llavakit.weights.streamed_file import FilePlan, PlannedTensor
 __all__ = ["plan_safetensors"]
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_ALIGNMENT = 8
+_ALIGNMENT = 64  # the format asks for 8; mapped weights that begin at a cache line are read a little faster
 
 
 def plan_safetensors(tensors: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> FilePlan:
@@ -33,7 +33,7 @@ def plan_safetensors(tensors: Sequence[tuple[str, str, str, tuple[int, ...]]]) -
         places.append((offset, num_bytes))
         offset += num_bytes
     text = json.dumps(content, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-(len(text)) % _ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     planned = tuple(
         PlannedTensor(name, source, dtype, shape, len(header) + start, num_bytes)
