@@ -10,26 +10,12 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from llavakit.conversion.chat_templates import FOLDER_TEMPLATES
 from llavakit.conversion.hf_folder import hf_files, unused_tensors
 from llavakit.model.llava import Llava
-from llavakit.processing.chat import TEMPLATES
 from llavakit.weights.names import to_hf_legacy
 
-__all__ = ["CHAT_TEMPLATE", "export", "load_checkpoint"]
-
-# The conversations it was trained on, `vicuna_v1`: with the template of llava-hf's checkpoints it answers nonsense.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}{{ '"
-    + (TEMPLATES["vicuna_v1"] or "").replace("'", "\\'")
-    + " ' }}{% endif %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for block in message['content'] %}{% if block['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}{% endfor %}"
-    "{% for block in message['content'] %}{% if block['type'] == 'text' %}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ block['text'] + '</s>' }}{% endgeneration %}"
-    "{% else %}{{ block['text'] + ' ' }}{% endif %}{% endif %}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+__all__ = ["export", "load_checkpoint"]
 
 
 def export(model: Llava, tokenizer_file: Path, folder: Path) -> None:
@@ -49,7 +35,8 @@ def export(model: Llava, tokenizer_file: Path, folder: Path) -> None:
     shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
     for name, content in hf_files(config, dtype="float16", preset="original").items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    # The conversations it was trained on: with the template of llava-hf's checkpoints it answers nonsense.
+    (folder / "chat_template.jinja").write_text(FOLDER_TEMPLATES["original"], encoding="utf-8")
 
 
 def load_checkpoint(model: Llava, file: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("matplotlib", reason="the recipe draws with matplotlib's fonts: pip install 'llavakit[recipes]'")
 
+from llavakit.conversion.chat_templates import FOLDER_TEMPLATES
 from llavakit.model.layers import apply_rotary
 from recipes.tiny import train
 from recipes.tiny.conversations import SYSTEM, encode
-from recipes.tiny.export import CHAT_TEMPLATE
 from recipes.tiny.grounding import (
     Gaze,
     find_meant,
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_embedded_chat_template_is_the_recipes(repository: Path) -> None:
     stored = repository / "src" / "llavakit" / "assets" / "tiny" / "chat_template.jinja"
-    assert stored.read_text(encoding="utf-8") == CHAT_TEMPLATE
+    assert stored.read_text(encoding="utf-8") == FOLDER_TEMPLATES["original"]
 
 
 def test_only_answers_and_their_ends_are_learnt(folder: Path) -> None:

@@ -36,11 +36,11 @@ def _add_machine_options(parser: argparse.ArgumentParser, *, has_device: bool = 
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 
 
-def _add_mmproj_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def _add_mmproj_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, of: str = "a .gguf model") -> None:
     parser.add_argument(
         "--mmproj",
         metavar="FILE",
-        help="projector of a .gguf model (default: the file with mmproj in its name beside it)",
+        help=f"projector of {of} (default: the file with mmproj in its name beside it)",
     )
 
 
@@ -152,7 +152,9 @@ def _pull() -> argparse.ArgumentParser:
         "An interrupted download goes on where it stopped. The disk is checked before the first byte.",
         "  llavakit pull llava:7b\n  llavakit pull llava-hf/llava-1.5-13b-hf",
     )
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "model", metavar="MODEL", help="llava:7b, llava:13b, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf"
+    )
     output = add_output_options(parser, json_help="print one JSON object when done")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -265,6 +267,7 @@ def _quality() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("quantized", metavar="QUANTIZED", help="the quantized model, such as a .gguf file")
+    _add_mmproj_option(parser, of="QUANTIZED, where that is a .gguf file")
     _add_prompt_options(parser, max_new_tokens=32)
     return parser
 
@@ -279,6 +282,7 @@ def _verify() -> argparse.ArgumentParser:
         "  llavakit verify llava:tiny\n  llavakit verify llava:7b --json",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    _add_mmproj_option(parser)
     add_output_options(parser, json_help="print one JSON object")
     _add_machine_options(parser, has_device=False)
     return parser

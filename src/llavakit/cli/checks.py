@@ -29,7 +29,9 @@ def verify(options: argparse.Namespace, console: Console) -> int:
 
     pull_with_progress(options.model, console, is_quiet=options.json, must_be_newest=False)
     try:
-        report = verify_model(options.model, dtype=_dtype(options), on_progress=show_stage(console))
+        report = verify_model(
+            options.model, dtype=_dtype(options), mmproj=options.mmproj, on_progress=show_stage(console)
+        )
     finally:
         console.status("")
     if options.json:

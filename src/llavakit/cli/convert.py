@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavakit.cli.console import Console
+from llavakit.cli.loading import set_threads
 from llavakit.cli.progress import byte_progress, human_bytes, pull_with_progress
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
     from llavakit.conversion import convert as conversion
     from llavakit.conversion.importance import read_importance
 
+    set_threads(options.threads)
     is_quiet = options.json or options.quiet
     importance = None if options.importance is None else read_importance(Path(options.importance))
     pull_with_progress(options.model, console, is_quiet=is_quiet, must_be_newest=False)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "set_threads"]
 
-_MAX_THREADS = 1024
-
 
 def load_model(options: argparse.Namespace, console: Console, load: Callable[..., Any] | None) -> LoadedModel:
     """Load the model that the options name, fetching it first if it is not here.
@@ -71,10 +69,12 @@ def set_threads(num_threads: int | None) -> None:
     ConfigError
         If the number is out of range.
     """
+    from llavakit.kernels.machine import MAX_THREADS
+
     if num_threads is None:
         return
-    if not 1 <= num_threads <= _MAX_THREADS:
-        raise ConfigError(f"--threads is {num_threads}; it must be between 1 and {_MAX_THREADS}.")
+    if not 1 <= num_threads <= MAX_THREADS:
+        raise ConfigError(f"--threads is {num_threads}; it must be between 1 and {MAX_THREADS}.")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(num_threads)
     torch = sys.modules.get("torch")  # loaded by somebody else: it no longer reads the environment

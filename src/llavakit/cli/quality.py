@@ -33,6 +33,7 @@ def quality(options: argparse.Namespace, console: Console) -> int:
         report = measure_quality(
             options.model,
             options.quantized,
+            mmproj=options.mmproj,
             prompts=prompts,
             max_new_tokens=options.max_new_tokens,
             on_progress=show_stage(console),

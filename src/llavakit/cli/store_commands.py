@@ -133,7 +133,8 @@ def _describe(name: str, mmproj: str | None) -> dict[str, Any]:
     checkpoint, config = opened.checkpoint, opened.checkpoint.config
     default = default_preset_name(opened.processor_folder)
     presets = load_presets(opened.processor_folder, config)
-    card, licence = _card_and_licence(found.folder)
+    # What else lies in the folder of a GGUF file may be anybody's.
+    card, licence = (None, None) if found.gguf_file is not None else _card_and_licence(found.folder)
     by_part: dict[str, int] = {}
     for tensor_name, tensor in checkpoint.tensors.items():
         part = tensor_name.split(".", maxsplit=1)[0]

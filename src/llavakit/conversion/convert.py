@@ -6,29 +6,40 @@ slices of rows, whatever the model's size.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llavakit.conversion.carried_files import TEMPLATE_FILES, read_carried_files
+from llavakit.conversion.chat_templates import FOLDER_TEMPLATES
+from llavakit.conversion.checks import (
+    FLOAT_TYPES,
+    PROJECTOR_TYPES,
+    check_importance,
+    check_is_no_other_model,
+    check_request,
+)
 from llavakit.conversion.gguf_layout import plan_pair
 from llavakit.conversion.gguf_metadata import TextExtras
-from llavakit.conversion.hf_folder import CHAT_TEMPLATE, hf_files, unused_tensors
+from llavakit.conversion.hf_folder import hf_files, unused_tensors
 from llavakit.conversion.rows import Target, encode_tensor
-from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import ConfigError, ShapeError, StoreError
+from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig
+from llavakit.core.errors import ConfigError, DiskFullError, StoreError
 from llavakit.core.shapes import expected_tensors
 from llavakit.kernels.machine import count_cpus
-from llavakit.processing.presets import default_preset_name, read_json
+from llavakit.processing.presets import default_preset_name, load_presets, read_json
 from llavakit.processing.spm import pieces_to_tokenizer_json, read_sentencepiece, tokenizer_json_to_pieces
 from llavakit.weights.gguf_checkpoint import GgufVocabulary
 from llavakit.weights.mixtures import find_mixture
-from llavakit.weights.names import to_hf_legacy
+from llavakit.weights.names import Dialect, to_hf_legacy
 from llavakit.weights.opening import OpenedModel, open_resolved
 from llavakit.weights.safetensors_writer import plan_safetensors
 from llavakit.weights.store import ResolvedModel, resolve
@@ -36,8 +47,6 @@ from llavakit.weights.streamed_file import PlannedTensor, StreamedFile
 
 __all__ = ["PROJECTOR_TYPES", "Conversion", "convert"]
 
-PROJECTOR_TYPES = {"f16": "float16", "f32": "float32", "bf16": "bfloat16", "q8_0": "q8_0"}
-_FLOAT_TYPES = {"f16": "float16", "f32": "float32", "bf16": "bfloat16"}
 # Sentencepiece's numbers of kinds of pieces, and a score below every merge's.
 _CONTROL, _UNUSED, _LEAST_SCORE = 3, 5, -1e9
 _VOCABULARY_STEP = 64
@@ -131,22 +140,18 @@ def convert(
     ShapeError
         If the importance is that of another model.
     """
+    target = Path(out).expanduser()
+    check_request(target, type_name, mmproj_type, num_threads, has_importance=bool(importance))
     found = resolve(source, mmproj=mmproj)
     opened = open_resolved(found)
     preset = opened.preset or default_preset_name(opened.processor_folder)
     origin = _Source(found, opened, opened.checkpoint.config, preset)
-    _check_importance(importance or {}, origin.config)
-    target = Path(out).expanduser()
+    check_importance(importance or {}, origin.config)
     threads = count_cpus() if num_threads is None else num_threads
     job = _Job(origin, threads, importance or {}, on_progress, is_overwrite_allowed)
     if target.suffix.lower() == ".gguf":
         return job.to_pair(target, type_name, mmproj_type)
-    if type_name not in _FLOAT_TYPES:
-        raise ConfigError(
-            f"{str(out)!r} is taken for a folder of safetensors, which hold {', '.join(_FLOAT_TYPES)} and not "
-            f"{type_name!r}. For a quantized file give a name that ends in .gguf."
-        )
-    return job.to_folder(target, _FLOAT_TYPES[type_name])
+    return job.to_folder(target, FLOAT_TYPES[type_name])
 
 
 class _Job:
@@ -169,13 +174,12 @@ class _Job:
 
     def to_pair(self, path: Path, type_name: str, mmproj_type: str) -> Conversion:
         config, mixture = self._source.config, find_mixture(type_name)
-        if mmproj_type not in PROJECTOR_TYPES:
-            raise ConfigError(f"projector type {mmproj_type[:50]!r} is not known; use {', '.join(PROJECTOR_TYPES)}.")
         dtype = PROJECTOR_TYPES[mmproj_type]
         name = path.stem
-        extras = TextExtras(name, self._source.preset, self._vocabulary())
-        text, vision = plan_pair(config, mixture, extras, vision_dtype=dtype)
         projector_path = path.with_name(f"mmproj-{name}-{mmproj_type}.gguf")
+        extras = TextExtras(name, self._source.preset, self._vocabulary(), projector_path.name)
+        self._check_pictures()
+        text, vision = plan_pair(config, mixture, extras, vision_dtype=dtype)
         files = [
             StreamedFile(where, plan, origin=self._origin()) for where, plan in ((path, text), (projector_path, vision))
         ]
@@ -188,18 +192,51 @@ class _Job:
         unused = unused_tensors(config)
         tensors += [(name, name, dtype, shape) for name, (shape, _) in unused.items()]
         plan = plan_safetensors(tensors)
+        check_is_no_other_model(folder)
+        file = StreamedFile(folder / "model.safetensors", plan, origin=self._origin())
+        return self._write(folder, [file], self._folder_texts(config, dtype))
+
+    def _folder_texts(self, config: LlavaConfig, dtype: str) -> dict[str, str]:
+        """Return the files beside the weights: the source's own where it is a folder of this format."""
         texts = {
             name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             for name, content in hf_files(config, dtype=dtype, preset=self._source.preset).items()
         }
         texts["tokenizer.json"] = json.dumps(self._tokenizer_json(), indent=1, ensure_ascii=False)
-        texts["chat_template.jinja"] = CHAT_TEMPLATE
-        return self._write(folder, [StreamedFile(folder / "model.safetensors", plan, origin=self._origin())], texts)
+        carried = {}
+        if self._source.opened.checkpoint.dialect in (Dialect.HF_LEGACY, Dialect.HF_CURRENT):
+            carried = read_carried_files(self._source.found.folder)
+        if "processor_config.json" in carried and "preprocessor_config.json" not in carried:
+            # transformers 5 writes one file for both.
+            del texts["preprocessor_config.json"]
+        if not any(name in carried for name in TEMPLATE_FILES):
+            texts["chat_template.jinja"] = FOLDER_TEMPLATES[self._source.preset]
+        return {**texts, **carried}
 
     def _write(self, folder: Path, files: list[StreamedFile], texts: Mapping[str, str]) -> Conversion:
-        self._check_places([file.path for file in files] + [folder / name for name in texts])
+        paths = [file.path for file in files] + [folder / name for name in texts]
+        self._check_places(paths)
         _make_folder(folder)
-        files[0].check_space(sum(file.num_missing_bytes for file in files))
+        with ExitStack() as stack:
+            for file in files:
+                stack.enter_context(file)
+            num_missing_bytes = sum(file.num_missing_bytes for file in files)
+            files[0].check_space(num_missing_bytes + sum(len(content.encode()) for content in texts.values()))
+            self._write_tensors(files)
+            # The small ones last and all renamings together: what was there before stays until everything is written.
+            parts = _write_parts({folder / name: content for name, content in texts.items()})
+            for path, part in parts.items():
+                part.replace(path)
+            for file in reversed(files):
+                file.publish()
+        total = sum(file.plan.num_bytes for file in files)
+        types: dict[str, int] = {}
+        for tensor in (tensor for file in files for tensor in file.plan.tensors):
+            types[tensor.dtype] = types.get(tensor.dtype, 0) + tensor.num_bytes
+        was_quantized = any(tensor.is_quantized for tensor in self._source.opened.checkpoint.tensors.values())
+        return Conversion(tuple(file.path for file in files), total, types, was_quantized)
+
+    def _write_tensors(self, files: list[StreamedFile]) -> None:
         total, done = sum(file.plan.num_bytes for file in files), 0
         current = ""
 
@@ -216,15 +253,6 @@ class _Job:
 
         for file in files:
             file.write(produce, on_bytes)
-        for name, content in texts.items():
-            (folder / name).write_text(content, encoding="utf-8")
-        for file in reversed(files):
-            file.publish()
-        types: dict[str, int] = {}
-        for tensor in (tensor for file in files for tensor in file.plan.tensors):
-            types[tensor.dtype] = types.get(tensor.dtype, 0) + tensor.num_bytes
-        was_quantized = any(tensor.is_quantized for tensor in self._source.opened.checkpoint.tensors.values())
-        return Conversion(tuple(file.path for file in files), total, types, was_quantized)
 
     def _encode(self, planned: PlannedTensor) -> Iterator[np.ndarray]:
         tensor = self._source.opened.checkpoint.tensors.get(planned.source)
@@ -259,8 +287,22 @@ class _Job:
         for path in paths:
             if path.resolve() in sources:
                 raise StoreError(f"{str(path)!r} is part of the model that is converted; name another output.")
+            if path.is_dir():
+                raise StoreError(
+                    f"{str(path)!r} is a folder, and a file of that name is to be written. Name another output."
+                )
             if path.exists() and not self._is_overwrite_allowed:
                 raise StoreError(f"{str(path)!r} is there already. Name another output, or say --overwrite.")
+
+    def _check_pictures(self) -> None:
+        """Refuse a model whose pictures are prepared with other colours than CLIP's: GGUF programs would not do it."""
+        image = load_presets(self._source.opened.processor_folder, self._source.config)["hf"].image
+        if not np.allclose((image.mean, image.std), (CLIP_MEAN, CLIP_STD), atol=1e-6):
+            raise ConfigError(
+                f"the model's pictures are prepared with a mean of {list(image.mean)} and a deviation of "
+                f"{list(image.std)}; programs that read GGUF pairs of LLaVA-1.5 take CLIP's {list(CLIP_MEAN)} and "
+                f"{list(CLIP_STD)}. Convert to a safetensors folder instead."
+            )
 
     def _vocabulary(self) -> GgufVocabulary:
         folder, found = self._source.found.folder, self._source.opened.vocabulary
@@ -300,20 +342,21 @@ class _Job:
         return replace(config, text_config=replace(config.text_config, vocab_size=size))
 
 
-def _check_importance(importance: Mapping[str, np.ndarray], config: LlavaConfig) -> None:
-    """Refuse importance measured on another model, before anything is written."""
-    shapes = expected_tensors(config)
-    shapes.setdefault("lm_head.weight", shapes["language_model.embed_tokens.weight"])  # tied
-    for name, values in importance.items():
-        if name not in shapes:
-            raise ShapeError(
-                f"the importance names {name!r}, which the model has not. It was measured on another model."
-            )
-        if values.shape != shapes[name][-1:]:
-            raise ShapeError(
-                f"the importance of {name!r} is of {values.shape}, but the matrix has {shapes[name][-1]} columns. It "
-                "was measured on another model."
-            )
+def _write_parts(texts: Mapping[Path, str]) -> dict[Path, Path]:
+    """Write each text beside its final name; return where."""
+    parts = {path: path.with_name(path.name + ".part") for path in texts}
+    try:
+        for path, content in texts.items():
+            parts[path].write_text(content, encoding="utf-8")
+    except OSError as error:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(
+                f"the disk is full: {error.filename!r} could not be written. Free some room."
+            ) from error
+        raise StoreError(f"{error.filename!r} cannot be written ({error}). Name another output.") from error
+    return parts
 
 
 def _is_query_or_key(name: str) -> bool:

@@ -8,28 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from llavakit.conversion.chat_templates import GGUF_TEMPLATES
 from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig
 from llavakit.core.errors import ConfigError
 from llavakit.processing.spm import pieces_to_tokenizer_json
-from llavakit.weights.gguf_checkpoint import GgufVocabulary
+from llavakit.weights.gguf_checkpoint import PROJECTOR_KEY, GgufVocabulary
 from llavakit.weights.gguf_file import GgufValue
 from llavakit.weights.mixtures import Mixture
 
-__all__ = ["VICUNA_TEMPLATE", "projector_metadata", "text_metadata"]
+__all__ = ["TextExtras", "projector_metadata", "text_metadata"]
 
 _QUANTIZATION_VERSION = 2
 _CLIP_TEXT_WIDTH = 768  # of CLIP's text side, which LLaVA has not; readers ask for the key
 _FULL_TOWER = 24
-# Programs of llama.cpp's world put the picture's mark into the user's text themselves.
-VICUNA_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}{% else %}"
-    "{{ 'A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the human\\'s questions. ' }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + '</s>' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -41,11 +32,14 @@ class TextExtras:
     name : str
     preset : str
     vocabulary : GgufVocabulary
+    projector_name : str
+        Of the file beside it.
     """
 
     name: str
     preset: str
     vocabulary: GgufVocabulary
+    projector_name: str
 
 
 def text_metadata(config: LlavaConfig, mixture: Mixture, extras: TextExtras) -> dict[str, GgufValue]:
@@ -75,7 +69,8 @@ def text_metadata(config: LlavaConfig, mixture: Mixture, extras: TextExtras) -> 
         "tokenizer.ggml.bos_token_id": config.bos_token_id, "tokenizer.ggml.eos_token_id": config.eos_token_id,
         "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_bos_token": True,
         "tokenizer.ggml.add_eos_token": False, "tokenizer.ggml.add_space_prefix": True,
-        "tokenizer.chat_template": VICUNA_TEMPLATE,
+        "tokenizer.chat_template": GGUF_TEMPLATES[extras.preset],
+        PROJECTOR_KEY: extras.projector_name,
     }  # fmt: skip
     if config.pad_token_id is not None and config.pad_token_id < text.vocab_size:
         keys["tokenizer.ggml.padding_token_id"] = config.pad_token_id

@@ -9,19 +9,7 @@ from typing import Any
 
 from llavakit.core.config import CLIP_MEAN, CLIP_STD, LlavaConfig
 
-__all__ = ["CHAT_TEMPLATE", "hf_files", "unused_tensors"]
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for block in message['content'] %}{% if block['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}{% endfor %}"
-    "{% for block in message['content'] %}{% if block['type'] == 'text' %}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ block['text'] + ' ' }}{% endgeneration %}"
-    "{% else %}{{ block['text'] + ' ' }}{% endif %}"
-    "{% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-"""For pictures first and words after, as in the published folders."""
+__all__ = ["hf_files", "unused_tensors"]
 
 
 def hf_files(config: LlavaConfig, *, dtype: str, preset: str) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,9 @@ def plan_random_pair(path: Path, config: LlavaConfig, type_name: str) -> tuple[S
     ConfigError
         If the type is not known, or the format cannot say what the configuration says.
     """
-    extras = TextExtras(path.stem, "original", _vocabulary(config))
-    text, vision = plan_pair(config, find_mixture(type_name), extras, vision_dtype="float16")
     projector = path.with_name(f"mmproj-{path.stem}-f16.gguf")
+    extras = TextExtras(path.stem, "original", _vocabulary(config), projector.name)
+    text, vision = plan_pair(config, find_mixture(type_name), extras, vision_dtype="float16")
     return StreamedFile(path, text, origin="random"), StreamedFile(projector, vision, origin="random")
 
 
@@ -108,10 +109,13 @@ def write_random_pair(
         if on_progress is not None:
             on_progress(min(done, total), total)
 
-    for file in files:
-        file.write(produce, on_bytes)
-    for file in reversed(files):
-        file.publish()
+    with ExitStack() as stack:
+        for file in files:
+            stack.enter_context(file)
+        for file in files:
+            file.write(produce, on_bytes)
+        for file in reversed(files):
+            file.publish()
 
 
 def _repeat(

@@ -87,13 +87,19 @@ def _is_same_order(tensor: RawTensor, target: Target) -> bool:
 
 
 def _copies(tensor: RawTensor) -> Iterator[np.ndarray]:
-    data, step = tensor.data, 4 * _SLICE_WEIGHTS
-    for start in range(0, data.nbytes, step):
-        piece = data[start : start + step]
+    num_rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+    row_bytes = stored_bytes(tensor.dtype, width)
+    per_slice = max(1, _SLICE_WEIGHTS // width)
+    for start in range(0, num_rows, per_slice):
+        stop = min(start + per_slice, num_rows)
+        piece = tensor.data[start * row_bytes : stop * row_bytes]
         if tensor.dtype in _EXPONENTS:
             bits = np.dtype("uint32" if tensor.dtype == "float32" else "uint16").type(_EXPONENTS[tensor.dtype])
-            if ((piece.view(bits.dtype) & bits) == bits).any():
-                raise _not_finite(tensor)
+            is_finite = not ((piece.view(bits.dtype) & bits) == bits).any()
+        else:  # a scale may be none
+            is_finite = bool(np.isfinite(_read_rows(tensor, start, stop)).all())
+        if not is_finite:
+            raise _not_finite(tensor)
         yield piece
     tensor.release()
 

@@ -36,6 +36,7 @@ ProgressFn = Callable[[str, int, int], None]
 
 _NUM_RESAMPLES = 1000
 _DEFAULT_PROMPTS = 40
+_PROMPT_KEYS = {"text", "images", "answer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class QualityGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityReport:
-    """What quantizing a model has cost. ``model_bytes`` and ``quantized_bytes`` are of the weights in the files."""
+    """What quantizing a model has cost. ``model_bytes`` and ``quantized_bytes`` are of the weights as loaded."""
 
     model: str
     quantized: str
@@ -97,8 +98,16 @@ class QualityReport:
     groups: tuple[QualityGroup, ...]
 
     def to_json(self) -> str:
-        """Return the report as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """Return the report as one JSON object; a figure beyond all numbers is ``null``."""
+        return json.dumps(_without_infinities(asdict(self)), ensure_ascii=False, allow_nan=False)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def read_prompts(path: Path) -> list[QualityPrompt]:
         If the file cannot be read or a line is something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the prompts {str(path)!r} cannot be read: {error}.") from error
     prompts = []
@@ -145,6 +154,11 @@ def read_prompts(path: Path) -> list[QualityPrompt]:
             raise ConfigError(
                 f'{path.name}, line {number} is no prompt; {{"text": "...", "images": ["a.png"], "answer": "..."}} is '
                 "needed, the last two if there are any."
+            )
+        if unknown := sorted(entry.keys() - _PROMPT_KEYS):
+            raise ConfigError(
+                f"{path.name}, line {number} has {unknown[0]!r}, which is not known; a prompt has text, and perhaps "
+                "images and answer."
             )
         prompts.append(QualityPrompt(entry["text"], tuple(path.parent / image for image in images), answer))
     if not prompts:
@@ -170,6 +184,7 @@ def measure_quality(
     model: str | Path | LoadedModel,
     quantized: str | Path | LoadedModel,
     *,
+    mmproj: str | Path | None = None,
     prompts: Sequence[QualityPrompt] | None = None,
     max_new_tokens: int = 32,
     on_progress: ProgressFn | None = None,
@@ -180,6 +195,8 @@ def measure_quality(
     ----------
     model, quantized : str, Path or LoadedModel
         As for `llavakit.load`.
+    mmproj : str or Path, optional
+        Projector of the quantized model, a GGUF file; by default the one beside it.
     prompts : sequence of QualityPrompt, optional
         By default 40 generated questions, half of them about a generated picture. Prompts of your own kind tell more.
     max_new_tokens : int, default 32
@@ -201,7 +218,7 @@ def measure_quality(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed.")
     exact = model if isinstance(model, LoadedModel) else load(model)
-    other = quantized if isinstance(quantized, LoadedModel) else load(quantized)
+    other = quantized if isinstance(quantized, LoadedModel) else load(quantized, mmproj=mmproj)
     other = other.with_preset(exact.preset.name)
     if prompts is None:
         prompts = default_prompts()
@@ -295,7 +312,8 @@ def _summarise(name: str, scored: Sequence[_Scored]) -> QualityGroup:
     sums = sums[sums[:, 0] > 0]
 
     def estimate(of: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-        low, high = np.quantile(of(sums), (0.025, 0.975))
+        with np.errstate(invalid="ignore"):  # between two infinite values lies none
+            low, high = np.quantile(of(sums), (0.025, 0.975))
         return Estimate(float(of(columns.sum(axis=0, keepdims=True))[0]), float(low), float(high))
 
     tokens, _, _, loss, quantized_loss = columns.sum(axis=0)
@@ -305,7 +323,13 @@ def _summarise(name: str, scored: Sequence[_Scored]) -> QualityGroup:
         num_tokens=int(tokens),
         divergence=estimate(lambda rows: rows[:, 1] / rows[:, 0]),
         agreement=estimate(lambda rows: rows[:, 2] / rows[:, 0]),
-        perplexity=math.exp(loss / tokens),
-        quantized_perplexity=math.exp(quantized_loss / tokens),
-        perplexity_ratio=estimate(lambda rows: np.exp((rows[:, 4] - rows[:, 3]) / rows[:, 0])),
+        perplexity=float(_exp(loss / tokens)),
+        quantized_perplexity=float(_exp(quantized_loss / tokens)),
+        perplexity_ratio=estimate(lambda rows: _exp((rows[:, 4] - rows[:, 3]) / rows[:, 0])),
     )
+
+
+def _exp(value: Any) -> Any:
+    """Infinite where a model holds an answer for impossible."""
+    with np.errstate(over="ignore"):
+        return np.exp(value)

@@ -93,6 +93,7 @@ def verify_model(
     model: str | Path,
     *,
     dtype: str | None = None,
+    mmproj: str | Path | None = None,
     num_prompts: int | None = None,
     max_new_tokens: int = 64,
     on_progress: ProgressFn | None = None,
@@ -103,7 +104,7 @@ def verify_model(
     ----------
     model : str or Path
         As for `llavakit.load`.
-    dtype : str, optional
+    dtype, mmproj : optional
         As for `llavakit.load`.
     num_prompts : int, optional
         Questions, with 0 to 3 pictures as the context allows; by default 20, or 4 for models above 2 GiB.
@@ -124,7 +125,7 @@ def verify_model(
         As `llavakit.load`.
     """
     import_transformers()
-    loaded = load(model, dtype=dtype, device="cpu")
+    loaded = load(model, dtype=dtype, device="cpu", mmproj=mmproj)
     return verify_loaded(loaded, num_prompts=num_prompts, max_new_tokens=max_new_tokens, on_progress=on_progress)
 
 

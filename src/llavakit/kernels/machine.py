@@ -17,7 +17,10 @@ from llavakit.core.errors import ConfigError
 from llavakit.core.host_memory import list_control_groups, read_available_bytes
 from llavakit.kernels.library import KernelLibrary, Rate, load_library
 
-__all__ = ["MachineLimits", "count_cpus", "get_cpu_name", "measure_machine"]
+__all__ = ["MAX_THREADS", "MachineLimits", "count_cpus", "get_cpu_name", "measure_machine"]
+
+MAX_THREADS = 1024
+"""Of the native library."""
 
 _MIB = 1 << 20
 # The buffer is four times the last cache, so that at most a quarter of the reads can hit it, within these.

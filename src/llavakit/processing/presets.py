@@ -37,7 +37,8 @@ def load_presets(folder: Path | None, config: LlavaConfig) -> dict[str, Preset]:
     Parameters
     ----------
     folder : Path, optional
-        The model's files; ``preprocessor_config.json`` is read for ``hf`` where it exists.
+        The model's files; ``preprocessor_config.json`` is read for ``hf``, or what ``processor_config.json`` says of
+        pictures, where transformers 5 writes it.
     config : LlavaConfig
 
     Raises
@@ -50,8 +51,7 @@ def load_presets(folder: Path | None, config: LlavaConfig) -> dict[str, Preset]:
     original = ImageProcessing(
         mode="pad", shortest_edge=size, mean=CLIP_MEAN, std=CLIP_STD, is_exif_turned=False, alpha="drop", **common
     )
-    file = Path("preprocessor_config.json") if folder is None else folder / "preprocessor_config.json"
-    raw = read_json(file) if folder is not None and file.is_file() else _default_processor(size)
+    file, raw = _read_processor_file(folder) or (Path("preprocessor_config.json"), _default_processor(size))
     return {
         "original": Preset("original", original, "vicuna_v1"),
         "hf": Preset("hf", _from_processor_file(raw, file, size), "llava-hf"),
@@ -86,6 +86,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file.name} holds {type(content).__name__}, an object is needed. Fetch the model again.")
     return content
+
+
+def _read_processor_file(folder: Path | None) -> tuple[Path, dict[str, Any]] | None:
+    if folder is None:
+        return None
+    if (file := folder / "preprocessor_config.json").is_file():
+        return file, read_json(file)
+    if (file := folder / "processor_config.json").is_file() and isinstance(
+        raw := read_json(file).get("image_processor"), dict
+    ):
+        return file, raw
+    return None
 
 
 def _default_processor(size: int) -> dict[str, Any]:

@@ -23,7 +23,10 @@ from llavakit.weights.gguf_file import GgufFile, open_gguf
 from llavakit.weights.mapped_file import RawTensor
 from llavakit.weights.names import Dialect, gguf_projector_name, gguf_text_name
 
-__all__ = ["GgufVocabulary", "find_projector", "open_gguf_checkpoint"]
+__all__ = ["PROJECTOR_KEY", "GgufVocabulary", "find_projector", "open_gguf_checkpoint"]
+
+PROJECTOR_KEY = "llavakit.projector"
+"""Where a language model that llavakit wrote names its projector's file."""
 
 _VISION_BLOCK = re.compile(r"^v\.blk\.(\d+)\.")
 _QUERY_OR_KEY = re.compile(r"^blk\.\d+\.attn_[qk]\.weight$")
@@ -77,7 +80,10 @@ def open_gguf_checkpoint(path: Path, *, projector: Path | None = None) -> tuple[
     """
     text = open_gguf(path)
     _check_text_architecture(text)
-    vision = open_gguf(projector if projector is not None else find_projector(path, _text_width(text)))
+    if projector is None:
+        stated = _value(text, PROJECTOR_KEY, str) if PROJECTOR_KEY in text.metadata else None
+        projector = find_projector(path, _text_width(text), stated=stated)
+    vision = open_gguf(projector)
     _check_projector_architecture(vision)
     config = _config(text, vision)
     _check_pair(text, vision, config)
@@ -90,22 +96,35 @@ def open_gguf_checkpoint(path: Path, *, projector: Path | None = None) -> tuple[
     return account(config, Dialect.GGUF, named, path, is_quantization_allowed=True), _vocabulary(text)
 
 
-def find_projector(path: Path, hidden_size: int) -> Path:
+def find_projector(path: Path, hidden_size: int, *, stated: str | None = None) -> Path:
     """Find the one ``mmproj`` file beside a language model whose output is as wide as the model.
+
+    One that bears the model's whole name goes before one that only contains it, and that before all others; damaged
+    ones of another name are passed over.
+
+    Parameters
+    ----------
+    path : Path
+    hidden_size : int
+    stated : str, optional
+        The name that the model's file gives. It decides where names alone do not: files may have been renamed since.
 
     Raises
     ------
     ModelNotFoundError
         If there is none, or more than one.
+    FormatError
+        If the one that bears the model's name is damaged.
     """
     beside = sorted(file for file in path.parent.glob("*.gguf") if "mmproj" in file.name.lower() and file != path)
-    fitting = []
-    for file in beside:
-        tensor = open_gguf(file).tensors.get("mm.2.weight")
-        if tensor is not None and tensor.shape[0] == hidden_size:
-            fitting.append(file)
-    if len(fitting) > 1:  # one that was made together with the model bears its name
-        fitting = [file for file in fitting if path.stem.lower() in file.name.lower()] or fitting
+    stem = path.stem.lower()
+    whole_name = re.compile(rf"mmproj-{re.escape(stem)}(-(f16|f32|bf16|q8_0))?")
+    own = [file for file in beside if whole_name.fullmatch(file.stem.lower())]
+    fitting = [file for file in own if _projector_width(file) == hidden_size]
+    for group in ([file for file in beside if stem in file.name.lower()], beside):
+        fitting = fitting or [file for file in group if file not in own and _has_width(file, hidden_size)]
+    if len(fitting) > 1 and stated is not None:
+        fitting = [file for file in fitting if file.name == stated] or fitting
     if len(fitting) > 1:  # one per storage type is usual: F16 is the one everybody has
         fitting = [file for file in fitting if re.search(r"[-._]f16[-._]", file.name.lower())] or fitting
     if len(fitting) == 1:
@@ -116,6 +135,18 @@ def find_projector(path: Path, hidden_size: int) -> Path:
         f"there are {'several that fit' if fitting else 'none that fit'} ({found}). Name one with --mmproj FILE, in "
         "Python with mmproj=."
     )
+
+
+def _projector_width(file: Path) -> int | None:
+    tensor = open_gguf(file).tensors.get("mm.2.weight")
+    return None if tensor is None else tensor.shape[0]
+
+
+def _has_width(file: Path, hidden_size: int) -> bool:
+    try:
+        return _projector_width(file) == hidden_size
+    except FormatError:
+        return False
 
 
 def _value(file: GgufFile, key: str, kind: type, default: Any = None) -> Any:

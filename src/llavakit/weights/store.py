@@ -154,9 +154,13 @@ def pull(model: str, *, on_progress: OnProgress | None = None) -> ResolvedModel:
     ------
     ModelNotFoundError, DownloadError, DiskFullError
         What was fetched before stays and is not fetched again.
+    StoreError
+        If it is a file or folder of the user's.
     """
     if model == EMBEDDED:
         return resolve(model)
+    if not is_hub_id(model) and (kind := _kind_of_path(model)) is not None:
+        raise StoreError(f"{model!r} is a {kind} of yours, and there is nothing to fetch: use it by this name.")
     from llavakit.weights import hub
 
     folder = hub.download(_hub_id(model), on_progress=on_progress)
@@ -186,15 +190,15 @@ def remove(model: str) -> int:
     Raises
     ------
     StoreError
-        If it is the embedded model or a folder of the user's.
+        If it is the embedded model, or a file or folder of the user's.
     ModelNotFoundError
         If it is not in the store.
     """
     if model == EMBEDDED:
         raise StoreError(f"{EMBEDDED} is part of the program and cannot be removed.")
-    if model and _is_dir(_path(model)):
+    if (kind := _kind_of_path(model)) is not None:
         raise StoreError(
-            f"{model!r} is a folder of yours, not a model of the store; delete it yourself if you mean to."
+            f"{model!r} is a {kind} of yours, not a model of the store; delete it yourself if you mean to."
         )
     from llavakit.weights import hub
 
@@ -230,6 +234,12 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _kind_of_path(name: str) -> str | None:
+    """Tell whether a name is a folder or a file here."""
+    path = _path(name)
+    return "folder" if name and _is_dir(path) else "file" if _is_file(path) else None
 
 
 def is_hub_id(name: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from llavakit.cli.main import run_command
 from tests.unit.cli.streams import make_console
 
@@ -39,3 +41,20 @@ def test_a_second_time_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert status == 4
     assert "--overwrite" in notes
     assert _run(*arguments, "--overwrite")[0] == 0
+
+
+def test_a_licence_beside_a_gguf_file_is_not_the_models(tmp_path: Path) -> None:
+    _run("convert", "llava:tiny", str(tmp_path / "a.gguf"), "--type", "q8_0", "--quiet")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    status, out, _ = _run("show", str(tmp_path / "a.gguf"), "--json")
+    assert status == 0
+    assert json.loads(out)["licence"] is None
+
+
+@pytest.mark.parametrize("command", [["verify"], ["quality", "llava:tiny"]])
+def test_a_projector_can_be_named_wherever_one_is_asked_for(tmp_path: Path, command: list[str]) -> None:
+    model, projector = str(tmp_path / "a.gguf"), str(tmp_path / "absent.gguf")
+    _run("convert", "llava:tiny", model, "--type", "q8_0", "--quiet")
+    status, _, err = _run(*command, model, "--mmproj", projector)
+    assert status == 4
+    assert "absent.gguf" in err

@@ -105,10 +105,22 @@ def test_prompts_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "a.png")
     file.write_text('{"text": "What?", "images": ["a.png"], "answer": "This."}\n\n{"text": "Why?"}\n')
     assert read_prompts(file) == [QualityPrompt("What?", (tmp_path / "a.png",), "This."), QualityPrompt("Why?")]
+    file.write_bytes(b"\xef\xbb\xbf" + b'{"text": "Why?"}')  # as editors on Windows begin a file
+    assert read_prompts(file) == [QualityPrompt("Why?")]
+
+
+def test_an_answer_that_is_held_for_impossible_has_no_end_of_perplexity(tiny: LoadedModel) -> None:
+    wrong = llavakit.load("llava:tiny", device="cpu")
+    with torch.no_grad():
+        wrong.model.lm_head.weight.mul_(5000)
+    report = measure_quality(tiny, wrong, prompts=[QualityPrompt("Hi", answer="zebra piano seven green")])
+    (group,) = report.groups
+    assert group.quantized_perplexity == math.inf
+    assert json.loads(report.to_json(), parse_constant=pytest.fail)["groups"][0]["quantized_perplexity"] is None
 
 
 @pytest.mark.parametrize("line", ["", "[1]", "{", '{"text": 5}', '{"text": "a", "images": "b"}', '{"images": []}',
-                                  '{"text": "a", "answer": 1}'])  # fmt: skip
+                                  '{"text": "a", "answer": 1}', '{"text": "a", "answre": "b"}'])  # fmt: skip
 def test_what_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(line)

@@ -340,6 +340,11 @@ def test_a_gguf_file_and_a_plain_file_are_explained(tmp_path: Path) -> None:
 def test_what_is_not_the_stores_cannot_be_removed(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="part of the program"):
         store.remove(store.EMBEDDED)
-    with pytest.raises(StoreError, match="folder of yours"):
-        store.remove(str(tmp_path))
-    assert tmp_path.is_dir()
+    file = tmp_path / "a.gguf"
+    file.touch()
+    for path, kind in ((tmp_path, "folder"), (file, "file")):
+        with pytest.raises(StoreError, match=f"{kind} of yours"):
+            store.remove(str(path))
+        with pytest.raises(StoreError, match=f"{kind} of yours, and there is nothing to fetch"):
+            store.pull(str(path))
+    assert file.is_file()
