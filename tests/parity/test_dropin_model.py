@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,46 @@ def test_forward_refuses_what_it_does_not_do(pair: Pair) -> None:
     with pytest.raises(ConfigError, match="does not take an argument 'token_type_ids'"):
         pair.model(**inputs, token_type_ids=inputs["input_ids"])
     assert isinstance(pair.model(**inputs, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dtype": "bfloat16"}, {"dtype": "float16"}, {"load_in_8bit": True}])
+@pytest.mark.parametrize("part", ["multi_modal_projector", "vision_tower", "norm"])
+def test_weights_changed_in_place_are_those_of_the_next_answer(
+    pair: Pair, arguments: dict[str, Any], part: str
+) -> None:
+    model, untouched = _load(pair, **arguments), _load(pair, **arguments)
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt").to(model.dtype)
+    settings = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_logits": True}
+    model.generate(**inputs, **settings)
+    for one in (model, untouched):
+        with torch.no_grad():
+            for name, parameter in one.named_parameters():
+                if part in name:
+                    parameter.mul_(-2.0)
+    changed, fresh = model.generate(**inputs, **settings), untouched.generate(**inputs, **settings)
+    assert torch.equal(torch.stack(changed.logits), torch.stack(fresh.logits))
+
+
+def test_reset_forgets_what_weights_changed_through_data_left(pair: Pair) -> None:
+    model, untouched = _load(pair), _load(pair)
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt")
+    model.generate(**inputs, max_new_tokens=4)
+    for one in (model, untouched):
+        one.model.multi_modal_projector.linear_1.weight.data.zero_()
+    model.reset()
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), untouched.generate(**inputs, max_new_tokens=4))
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop_strings": ["zz"]}])
+def test_weights_go_with_the_last_name_for_the_model(pair: Pair, settings: dict[str, Any]) -> None:
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt")
+    gc.collect()
+    gc.disable()
+    try:
+        model = _load(pair)
+        model.generate(**inputs, max_new_tokens=2, tokenizer=pair.processor.tokenizer, **settings)
+        weight = weakref.ref(next(iter(model.parameters())))
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()

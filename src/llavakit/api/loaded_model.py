@@ -232,7 +232,10 @@ class LoadedModel:
         )
 
     def reset(self) -> None:
-        """Forget cached conversations and pictures, and give their memory back."""
+        """Forget cached conversations and pictures, and give their memory back.
+
+        Needed after weights were changed through ``.data`` or by something else than torch; other changes are noticed.
+        """
         self._engine.reset()
 
     def __repr__(self) -> str:

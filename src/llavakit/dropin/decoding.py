@@ -18,6 +18,7 @@ from llavakit.processing.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
     "AnchoredDecoder",
+    "DecoderChoice",
     "DecodingPlan",
     "SilentDecoder",
     "StepRecorder",
@@ -89,6 +90,23 @@ class AnchoredDecoder:
     def finish(self) -> str:
         """Return what was held back."""
         return self._decoder.finish()
+
+
+class DecoderChoice:
+    """Makes the detokenizers of one call after the other.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer, optional
+        Set for calls that look for a stop string; None where no text is needed.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer: Tokenizer | None = None
+
+    def __call__(self) -> SilentDecoder | AnchoredDecoder:
+        """Return a fresh detokenizer."""
+        return SilentDecoder() if self.tokenizer is None else AnchoredDecoder(self.tokenizer)
 
 
 class StepRecorder:

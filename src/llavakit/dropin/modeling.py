@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.dropin.decoding import (
-    AnchoredDecoder,
+    DecoderChoice,
     DecodingPlan,
-    SilentDecoder,
     StepRecorder,
     assemble,
     check_streamer,
@@ -37,7 +36,6 @@ from llavakit.dropin.placement import parse_dtype, parse_to
 from llavakit.dropin.quantization import check_quantization_possible, quantize_decoder
 from llavakit.engine.engine import Engine
 from llavakit.engine.generation import Generation
-from llavakit.engine.text_stream import TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.model.loader import load_model
 from llavakit.processing.tokenizer import Tokenizer
@@ -68,7 +66,7 @@ class LlavaForConditionalGeneration:
         self._folder = folder
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
-        self._needs_text = False
+        self._decoders = DecoderChoice()
 
     @classmethod
     def from_pretrained(
@@ -168,8 +166,15 @@ class LlavaForConditionalGeneration:
         if self.is_quantized and (dtype is not None or (device is not None and device != self.device)):
             raise ConfigError("a quantized model keeps its device and dtype. Choose them in from_pretrained.")
         self.model.to(device=device, dtype=dtype)
-        self._engine = None  # its caches have the old device and dtype
+        self.reset()  # caches have the old device and dtype
         return self
+
+    def reset(self) -> None:
+        """Forget cached prompts and pictures, and give their memory back.
+
+        Needed after weights were changed through ``.data`` or by something else than torch; other changes are noticed.
+        """
+        self._engine = None
 
     def half(self) -> LlavaForConditionalGeneration:
         """Convert to float16."""
@@ -369,14 +374,10 @@ class LlavaForConditionalGeneration:
     def _submit(
         self, prompts: list[TensorPrompt], plan: DecodingPlan, recorder: StepRecorder | None, tokenizer: Any
     ) -> list[Generation]:
-        self._needs_text = bool(plan.params[0].stop)
-        if self._needs_text and self._tokenizer is None:
-            own = getattr(tokenizer, "backend", None)
-            self._tokenizer = (
-                own if isinstance(own, Tokenizer) else Tokenizer.from_folder(self._folder, config=self.config)
-            )
+        self._decoders.tokenizer = self._find_tokenizer(tokenizer) if plan.params[0].stop else None
         if self._engine is None:
-            self._engine = Engine(self.model, make_decoder=self._make_decoder)
+            # Not a method of this object: weights shall go with the last name for it, not when cycles are looked for.
+            self._engine = Engine(self.model, make_decoder=self._decoders)
         generations = self._engine.submit(
             prompts,
             plan.params,
@@ -404,10 +405,12 @@ class LlavaForConditionalGeneration:
         if streamer is not None:
             streamer.end()
 
-    def _make_decoder(self) -> TokenDecoder:
-        if self._needs_text and self._tokenizer is not None:
-            return AnchoredDecoder(self._tokenizer)
-        return SilentDecoder()
+    def _find_tokenizer(self, given: Any) -> Tokenizer:
+        if self._tokenizer is None:
+            backend = getattr(given, "backend", None)
+            is_own = isinstance(backend, Tokenizer)
+            self._tokenizer = backend if is_own else Tokenizer.from_folder(self._folder, config=self.model.config)
+        return self._tokenizer
 
 
 def _answers(generation: Generation, plan: DecodingPlan) -> list[Sequence[int]]:

@@ -3,7 +3,7 @@
 One loop serves everything: prompts wait, a free row takes the next one and computes it (prefill), then all
 rows take one step together (decode). A row is freed the moment its answer ends. A single prompt runs on a
 cache row that survives the call, so a further turn of a conversation computes only its new words; a
-picture's features are kept by content and never computed twice.
+picture's features are kept by content and never computed twice. Both are forgotten when the weights have changed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from llavakit.engine.runner import ModelRunner, position_keys
 from llavakit.engine.sampler import apply_penalties
 from llavakit.engine.text_stream import TextStream, TokenDecoder
 from llavakit.model.llava import Llava
+from llavakit.model.weights_state import read_weights_state
 from llavakit.scheduling.blocks import PositionKey
 
 __all__ = ["Engine"]
@@ -64,6 +65,7 @@ class Engine:
         self._solo_cache: KVCache | None = None
         self._solo_keys: list[PositionKey] = []
         self._solo_is_busy = False
+        self._weights_state = read_weights_state(model)
 
     def reset(self) -> None:
         """Forget cached conversations and pictures, and give their memory back."""
@@ -128,6 +130,7 @@ class Engine:
         TokenEvent
             For each request one event per token, the last of them with a finish reason.
         """
+        self._forget_what_other_weights_made()
         for generation in [g for g in generations if g.params.num_beams > 1]:
             yield from self._run_beams(generation, should_stop)
         plain = [g for g in generations if g.params.num_beams == 1]
@@ -140,6 +143,12 @@ class Engine:
                 self._solo_is_busy = False
         elif plain:
             yield from self._run_batch(plain, should_stop)
+
+    def _forget_what_other_weights_made(self) -> None:
+        state = read_weights_state(self.model)
+        if state != self._weights_state:
+            self.reset()
+            self._weights_state = state
 
     # One sequence, on a row that outlives the call.
 
@@ -162,7 +171,7 @@ class Engine:
                 yield generation.cancel()
                 return
             logits = self._runner.decode([generation], cache)
-            self._solo_keys.append(generation.token_ids[-1])
+            keys.append(generation.token_ids[-1])  # not to `self._solo_keys`: they may have been reset meanwhile
             event = generation.advance(logits[0])
             yield event
 

@@ -8,6 +8,7 @@ bound is about 1e-5 of the largest logit, and 5e-5 is asserted (docs/numerics.md
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from llavakit.engine.generation import Generation
 from llavakit.engine.kv_cache import KVCache, PrefillView
 from llavakit.engine.naive import decode_greedily
 from llavakit.model.llava import Llava
+from llavakit.model.stored_matrix import StoredMatrix
+from llavakit.model.weights_state import read_weights_state
 from tests.tiny.random_model import NumberDecoder, RawPrompt, make_config, make_model, make_prompt
 
 _GREEDY = SamplingParams(max_new_tokens=24)
@@ -232,6 +235,52 @@ def test_reset_gives_conversations_and_pictures_back(model: Llava) -> None:
     (generation,), _ = _run(engine, [prompt])
     assert generation.timings.num_cached_tokens == 0
     assert generation.timings.num_images_encoded == 1
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector", "k_proj"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_changed_in_place_are_those_of_the_next_answer(part: str, dtype: torch.dtype) -> None:
+    model = make_model(seed=5).to(dtype)
+    engine = _engine(model)
+    prompt = make_prompt(model, num_images=1, seed=5)
+    _run(engine, [prompt])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part in name:
+                parameter.mul_(-2.0)
+    (changed,), _ = _run(engine, [prompt])
+    (fresh,), _ = _run(_engine(model), [prompt])
+    assert changed.token_ids == fresh.token_ids
+    assert changed.timings.num_images_encoded == 1
+    (again,), _ = _run(engine, [prompt])
+    assert again.timings.num_images_encoded == 0
+
+
+def test_a_replaced_parameter_or_stored_matrix_counts_as_changed() -> None:
+    model = make_model(seed=6)
+    states = [read_weights_state(model)]
+    linear = model.language_model.layers[0].mlp.up_proj
+    old = linear.weight
+    linear.weight = torch.nn.Parameter(old.detach().clone(), requires_grad=False)
+    states.append(read_weights_state(model))
+    linear.matrix = StoredMatrix.quantize(torch.zeros(48, 32), "q8_0")
+    states.append(read_weights_state(model))
+    assert len(set(states)) == 3
+    assert read_weights_state(model) == states[-1]
+
+
+def test_a_reset_while_an_answer_is_read_leaves_no_lie(model: Llava) -> None:
+    engine = _engine(model)
+    prompt = make_prompt(model, num_images=0, seed=7)
+    (generation,) = engine.submit([prompt], [_GREEDY])
+    stream = engine.run([generation])
+    next(stream)
+    engine.reset()
+    list(stream)
+    follow_up = replace(prompt, token_ids=(*generation.token_ids[1:4], *prompt.token_ids))
+    (second,), _ = _run(engine, [follow_up])
+    assert second.timings.num_cached_tokens == 0
+    assert second.token_ids == _naive(model, follow_up)
 
 
 def test_two_answers_read_in_turns_do_not_disturb_each_other(model: Llava) -> None:
