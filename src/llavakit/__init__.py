@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llavakit.core.errors import StoreError as StoreError
     from llavakit.core.errors import UnexpectedTensorError as UnexpectedTensorError
     from llavakit.core.errors import UnloadedError as UnloadedError
+    from llavakit.core.errors import UnsupportedAttributeError as UnsupportedAttributeError
     from llavakit.core.errors import UnsupportedFieldError as UnsupportedFieldError
     from llavakit.core.errors import WeightsError as WeightsError
     from llavakit.core.types import GenerationResult as GenerationResult
@@ -58,8 +59,7 @@ _ERRORS = (
     "DiskFullError", "DownloadError", "FormatError", "ImageSourceError", "LlavakitError", "MissingDependencyError",
     "MissingTensorError", "ModelNotFoundError", "NonFiniteError", "OverloadedError", "PromptError", "RefusedError",
     "RequestError", "SamplingError", "ShapeError", "StoreError", "UnexpectedTensorError", "UnloadedError",
-    "UnsupportedFieldError",
-    "WeightsError",
+    "UnsupportedAttributeError", "UnsupportedFieldError", "WeightsError",
 )  # fmt: skip
 
 _HOMES = {

@@ -9,7 +9,13 @@ import pytest
 import torch
 import transformers
 
-from llavakit.core.errors import ConfigError, ContextOverflowError, PromptError, SamplingError
+from llavakit.core.errors import (
+    ConfigError,
+    ContextOverflowError,
+    PromptError,
+    SamplingError,
+    UnsupportedAttributeError,
+)
 from llavakit.dropin import GenerationConfig
 from tests.tiny.dropin_pair import Pair, load_pair, make_picture
 
@@ -127,6 +133,27 @@ def test_length_limits_agree(pair: Pair) -> None:
         pair.model.generate(**inputs, max_length=width)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("name", ["min_new_tokens", "min_length"])
+def test_shortest_answers_agree(pair: Pair, name: str, num_beams: int) -> None:
+    inputs = _inputs(pair, [3, 1, 0])
+    start = inputs["input_ids"].shape[1]
+    ends = int(pair.model.generate(**inputs, max_new_tokens=8)[0, start + 1])
+    settings = {"eos_token_id": ends, "num_beams": num_beams, "max_new_tokens": 12}
+    _assert_same(pair, inputs, **settings)
+    least = 6 if name == "min_new_tokens" else start + 6
+    output = _assert_same(pair, inputs, **settings, **{name: least})
+    assert not (output[:, start : start + 6] == ends).any()
+
+
+def test_scores_of_forbidden_ends_agree(pair: Pair) -> None:
+    inputs = _inputs(pair, [1])
+    settings = {"min_new_tokens": 2, "max_new_tokens": 3, "return_dict_in_generate": True, "output_scores": True}
+    ours, theirs = (one.generate(**inputs, **settings).scores for one in (pair.model, pair.their_model))
+    assert [bool(torch.isinf(step[0, 2])) for step in ours] == [True, True, False]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_stop_string_ends_with_the_token_that_completes_it(pair: Pair) -> None:
     inputs = _inputs(pair, [1])
     free = pair.model.generate(**inputs, max_new_tokens=24)
@@ -233,6 +260,38 @@ def test_forward_pass_and_loss_agree(pair: Pair) -> None:
     assert last.loss is None
 
 
+def test_features_in_the_output_have_the_shape_of_transformers(pair: Pair) -> None:
+    inputs = _inputs(pair, [2])
+    ours, theirs = (model(**inputs).image_hidden_states for model in (pair.model, pair.their_model))
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_positions_to_keep_agree(pair: Pair) -> None:
+    inputs = _inputs(pair, [1])
+    for kept in (0, 2, torch.tensor([3, 4]), torch.tensor([-1])):
+        ours, theirs = (model(**inputs, logits_to_keep=kept).logits for model in (pair.model, pair.their_model))
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    for wrong in (-1, 1.5, torch.tensor([4000]), torch.tensor([0.5]), torch.tensor([[1]])):
+        with pytest.raises(PromptError, match="logits_to_keep"):
+            pair.model(**inputs, logits_to_keep=wrong)
+
+
+def test_forward_is_the_call(pair: Pair) -> None:
+    inputs = _inputs(pair, [0])
+    assert torch.equal(pair.model.forward(**inputs).logits, pair.model(**inputs).logits)
+
+
+def test_decoding_by_hand_is_told_that_there_is_no_cache(pair: Pair) -> None:
+    inputs = _inputs(pair, [1])
+    output = pair.model(**inputs)
+    assert list(output) == [name for name in pair.their_model(**inputs) if name != "past_key_values"]
+    assert output.hidden_states is None
+    with pytest.raises(UnsupportedAttributeError, match=r"past_key_values.*Use generate\(\)"):
+        pair.model(input_ids=inputs["input_ids"][:, -1:], past_key_values=output.past_key_values)
+
+
 def test_left_padded_rows_have_the_logits_of_rows_alone(pair: Pair) -> None:
     together = _inputs(pair, [3, 1])
     alone = _inputs(pair, [1])
@@ -244,7 +303,8 @@ def test_left_padded_rows_have_the_logits_of_rows_alone(pair: Pair) -> None:
     ("settings", "message"),
     [
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3"),
-        ({"min_new_tokens": 4}, "min_new_tokens=4"),
+        ({"min_new_tokens": 4, "max_new_tokens": 3}, "min_new_tokens is 4, but max_new_tokens is 3"),
+        ({"do_sample": True, "temperature": 1e-38}, "temperature is 1e-38, which no score can be divided by"),
         ({"typical_p": 0.5}, "typical_p=0.5"),
         ({"max_new_token": 4}, "'max_new_token'"),
         ({"use_cache": False}, "use_cache=False"),
@@ -271,6 +331,7 @@ def test_input_that_cannot_be_used_is_refused_by_name(pair: Pair, name: str) -> 
 def test_neutral_values_of_settings_that_are_not_done_are_accepted(pair: Pair) -> None:
     inputs = _inputs(pair, [0])
     neutral = {"no_repeat_ngram_size": 0, "typical_p": 1.0, "num_beam_groups": 1, "use_cache": True, "top_p": None}
+    neutral |= {"logits_processor": transformers.LogitsProcessorList(), "stopping_criteria": [], "min_new_tokens": 0}
     assert torch.equal(
         pair.model.generate(**inputs, max_new_tokens=4, **neutral), pair.model.generate(**inputs, max_new_tokens=4)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import transformers
 
 import llavakit
-from llavakit.core.errors import ConfigError, ModelNotFoundError
+from llavakit.core.errors import ConfigError, LlavakitError, ModelNotFoundError, UnsupportedAttributeError
 from tests.tiny import make_tiny_llava
 from tests.tiny.dropin_pair import Pair, load_pair, make_picture
 
@@ -113,6 +115,110 @@ def test_sizes_and_name_are_told(pair: Pair) -> None:
     assert set(pair.model.state_dict()) == {name for name, _ in pair.model.named_parameters()}
     assert "dtype=float32, device='cpu'" in repr(pair.model)
     assert pair.model.config.text_config.hidden_size == pair.their_model.config.text_config.hidden_size
+
+
+def test_numbers_of_parameters_agree_with_and_without_embeddings(pair: Pair) -> None:
+    ours, theirs = pair.model, pair.their_model
+    table = ours.get_input_embeddings().weight
+    assert torch.equal(table, theirs.get_input_embeddings().weight)
+    assert torch.equal(ours.get_output_embeddings().weight, theirs.get_output_embeddings().weight)
+    assert ours.lm_head is ours.get_output_embeddings()
+    positions = ours.num_parameters() - ours.num_parameters(exclude_embeddings=True) - table.numel()
+    assert positions == sum(
+        parameter.numel() for name, parameter in theirs.named_parameters() if "position_embedding" in name
+    )
+    assert ours.num_parameters(only_trainable=True) == 0
+
+
+def test_parts_of_the_model_are_torch_modules(pair: Pair) -> None:
+    names = {name for name, _ in pair.model.named_modules()}
+    assert "language_model.layers.0.self_attn.q_proj" in names
+    assert len(list(pair.model.modules())) == len(names)
+    assert [name for name, _ in pair.model.named_children()][-1] == "lm_head"
+    assert len(list(pair.model.children())) == 4
+    assert all(isinstance(buffer, torch.Tensor) for buffer in pair.model.buffers())
+    assert pair.model.can_generate() == pair.their_model.can_generate()
+    assert pair.model.main_input_name == pair.their_model.main_input_name
+    assert pair.model.requires_grad_(False) is pair.model
+    with pytest.raises(ConfigError, match="keeps no gradients"):
+        pair.model.requires_grad_()
+
+
+def test_features_of_pictures_agree(pair: Pair) -> None:
+    pixels = pair.processor(images=[make_picture(1), make_picture(2)], return_tensors="pt")["pixel_values"]
+    ours = pair.model.get_image_features(pixels).pooler_output
+    theirs = pair.their_model.get_image_features(pixels).pooler_output
+    assert [one.shape for one in ours] == [one.shape for one in theirs]
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="vision_feature_layer is not supported"):
+        pair.model.get_image_features(pixels, vision_feature_layer=-1)
+
+
+def test_numbers_of_the_configuration_agree(pair: Pair) -> None:
+    ours, theirs = pair.model.config, pair.their_model.config
+    for name in ("model_type", "architectures", "image_token_id", "image_token_index", "image_seq_length",
+                 "vision_feature_layer", "vision_feature_select_strategy", "tie_word_embeddings"):  # fmt: skip
+        assert getattr(ours, name) == getattr(theirs, name), name
+        assert ours.to_dict()[name] == getattr(theirs, name), name
+    for part, their_part in (
+        (ours.text_config, theirs.text_config),
+        (ours.get_text_config(), theirs.get_text_config()),
+        (ours.vision_config, theirs.vision_config),
+    ):
+        known = their_part.to_dict()
+        shared = {name: value for name, value in part.to_dict().items() if name in known}
+        assert len(shared) >= 9
+        assert shared == {name: known[name] for name in shared}
+    assert ours == _load(pair).config
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("", "vision_feature_layer", -1), ("", "use_cache", False), ("text_config", "hidden_size", 5), ("", "mystery", 1)],
+)
+def test_configuration_cannot_be_changed(pair: Pair, part: str, name: str, value: Any) -> None:
+    config = getattr(pair.model.config, part) if part else pair.model.config
+    with pytest.raises(UnsupportedAttributeError, match=name):
+        setattr(config, name, value)
+
+
+def test_value_that_the_configuration_has_may_be_set(pair: Pair) -> None:
+    pair.model.config.use_cache = True
+    pair.model.config.text_config.pad_token_id = pair.their_model.config.text_config.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("save_pretrained", "llavakit convert"),
+        ("push_to_hub", "hf upload"),
+        ("resize_token_embeddings", "vocabulary is that of the checkpoint"),
+        ("gradient_checkpointing_enable", "training is not part of this release"),
+        ("load_state_dict", "state_dict"),
+        ("mystery", "check its spelling"),
+    ],
+)
+def test_attribute_that_is_not_there_is_told(pair: Pair, name: str, message: str) -> None:
+    assert not hasattr(pair.model, name)
+    with pytest.raises(UnsupportedAttributeError, match=f"{name}.*{message}") as caught:
+        getattr(pair.model, name)
+    assert isinstance(caught.value, LlavakitError)
+    assert isinstance(caught.value, AttributeError)
+
+
+def test_attribute_that_cannot_be_set_is_told(pair: Pair) -> None:
+    for name, value in (("config", {}), ("dtype", torch.float64), ("training", True)):
+        with pytest.raises(UnsupportedAttributeError, match=f"{name} is .* cannot be set"):
+            setattr(pair.model, name, value)
+    pair.model.training = False
+
+
+def test_copies_answer_alike(pair: Pair) -> None:
+    inputs = pair.processor(images=make_picture(1), text=PROMPT, return_tensors="pt")
+    expected = pair.model.generate(**inputs, max_new_tokens=4)
+    for copied in (copy.deepcopy(pair.model), pickle.loads(pickle.dumps(pair.model))):
+        assert torch.equal(copied.generate(**inputs, max_new_tokens=4), expected)
+    assert copy.deepcopy(pair.model.config) == pair.model.config
 
 
 def test_generation_config_of_the_model_can_be_changed(pair: Pair) -> None:

@@ -5,6 +5,7 @@ with ``exit_code``. A message has four parts: what failed, what was found, what 
 
 LlavakitError
 ├── ConfigError                 a config file or an argument cannot be used
+│   └── UnsupportedAttributeError   an attribute of transformers' classes that is not there, or cannot be set
 ├── WeightsError                a checkpoint cannot be loaded
 │   ├── FormatError             the file is not what its name says, truncated or hostile
 │   ├── MissingTensorError      tensors the model needs are not in the checkpoint
@@ -58,6 +59,7 @@ __all__ = [
     "StoreError",
     "UnexpectedTensorError",
     "UnloadedError",
+    "UnsupportedAttributeError",
     "UnsupportedFieldError",
     "WeightsError",
 ]
@@ -83,6 +85,12 @@ class ConfigError(LlavakitError):
 
     code = "config"
     exit_code = 2
+
+
+class UnsupportedAttributeError(ConfigError, AttributeError):
+    """An attribute that transformers' classes have is not there, or cannot be set to this value."""
+
+    code = "unsupported-attribute"
 
 
 class WeightsError(LlavakitError):

@@ -26,6 +26,9 @@ __all__ = [
     "TokenLogprob",
 ]
 
+# Logits of 1e8 divided by it are still finite in float32.
+_MIN_TEMPERATURE = 1e-30
+
 
 class Role(StrEnum):
     """Who speaks."""
@@ -94,8 +97,10 @@ class SamplingParams:
     ----------
     max_new_tokens : int, default 512
         At least 1.
+    min_new_tokens : int, default 0
+        The end-of-sequence token is not chosen before; a stop string still ends the answer.
     temperature : float, default 0.0
-        0 is greedy. The other sampling settings need a temperature above 0.
+        0 is greedy; others from 1e-30 to 100. The other sampling settings need a temperature above 0.
     top_k, top_p, min_p : optional
         Keep the k most likely tokens; the smallest set with probability p; tokens with at least
         ``min_p`` times the probability of the most likely one.
@@ -129,6 +134,7 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 512
+    min_new_tokens: int = 0
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -147,7 +153,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, low=1, high=1 << 20)
+        _check_int("min_new_tokens", self.min_new_tokens, low=0, high=1 << 20)
         _check_float("temperature", self.temperature, low=0.0, high=100.0)
+        if 0.0 < self.temperature < _MIN_TEMPERATURE:
+            raise SamplingError(
+                f"temperature is {self.temperature}, which no score can be divided by; it must be 0, or between "
+                f"{_MIN_TEMPERATURE} and 100. Use 0 for the most likely token."
+            )
         _check_float("repetition_penalty", self.repetition_penalty, low=1e-3, high=100.0)
         _check_float("presence_penalty", self.presence_penalty, low=-100.0, high=100.0)
         _check_float("frequency_penalty", self.frequency_penalty, low=-100.0, high=100.0)
@@ -165,6 +177,7 @@ class SamplingParams:
             _check_float("min_p", self.min_p, low=0.0, high=1.0)
         if self.repetition_window is not None:
             _check_int("repetition_window", self.repetition_window, low=0, high=1 << 31)
+        _check_pairs(self.logit_bias)
         for token_id, bias in self.logit_bias:
             _check_int("a token of logit_bias", token_id, low=0, high=1 << 31)
             _check_float("a bias of logit_bias", bias, low=-1000.0, high=1000.0)
@@ -176,7 +189,7 @@ class SamplingParams:
         self._check_contradictions()
 
     def _check_stop(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+        if not isinstance(self.stop, tuple | list) or not all(isinstance(text, str) for text in self.stop):
             raise SamplingError(f"stop must be a tuple of strings, got {self.stop!r}.")
         if any(not text for text in self.stop):
             raise SamplingError("stop holds an empty string, which would end every answer at once. Remove it.")
@@ -186,6 +199,11 @@ class SamplingParams:
     def _check_contradictions(self) -> None:
         chosen = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         given = [name for name, value in chosen.items() if value is not None]
+        if self.min_new_tokens > self.max_new_tokens:
+            raise SamplingError(
+                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is {self.max_new_tokens}. "
+                "Lower the first or raise the second."
+            )
         if self.temperature == 0.0 and given:
             raise SamplingError(
                 f"{', '.join(given)} given with temperature 0, where nothing is drawn. "
@@ -203,6 +221,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+
+def _check_pairs(logit_bias: object) -> None:
+    if not isinstance(logit_bias, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in logit_bias):
+        raise SamplingError(f"logit_bias must be a tuple of (token id, bias), got {logit_bias!r:.100}.")
 
 
 def _check_int(name: str, value: object, *, low: int, high: int) -> None:

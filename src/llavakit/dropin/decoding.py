@@ -158,6 +158,7 @@ def make_plan(config: GenerationConfig, *, num_rows: int, prompt_len: int, seed:
         pad_token_id = eos_token_ids[0]
     base = SamplingParams(
         max_new_tokens=_max_new_tokens(config, prompt_len),
+        min_new_tokens=max(config.min_new_tokens or 0, (config.min_length or 0) - prompt_len),
         repetition_penalty=1.0 if config.repetition_penalty is None else config.repetition_penalty,
         num_beams=config.num_beams or 1,
         length_penalty=1.0 if config.length_penalty is None else config.length_penalty,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,7 @@ from llavakit.core.errors import PromptError
 from llavakit.dropin.inputs import TensorPrompt
 from llavakit.model.llava import Llava
 
-__all__ = ["compute_logits", "shifted_loss"]
+__all__ = ["compute_logits", "encode_pixels", "keep_positions", "shifted_loss"]
 
 _IGNORED_LABEL = -100
 
@@ -37,15 +38,43 @@ def compute_logits(model: Llava, prompts: Sequence[TensorPrompt], mask: Tensor) 
     """
     vocab_size = model.config.text_config.vocab_size
     logits = torch.zeros((*mask.shape, vocab_size), dtype=model.dtype, device=model.device)
-    features = [_encode(model, prompt) for prompt in prompts]
+    features = [
+        None if prompt.pixel_values is None else encode_pixels(model, prompt.pixel_values) for prompt in prompts
+    ]
     for row, prompt, mine, is_seen in zip(logits, prompts, features, mask, strict=True):
         row[is_seen.to(model.device)] = _forward_row(model, prompt, mine)
     encoded = [mine for mine in features if mine is not None]
     return logits, torch.cat(encoded) if encoded else None
 
 
+def encode_pixels(model: Llava, pixels: np.ndarray) -> Tensor:
+    """Map normalised pixels (N, 3, S, S) to image features (N, P, D), each picture as if it were alone."""
+    pictures = torch.from_numpy(pixels).to(model.device)
+    return torch.cat([model.encode_images(picture[None]) for picture in pictures])
+
+
+def keep_positions(logits: Tensor, kept: int | Tensor) -> Tensor:
+    """Return logits (B, T, V) of the last so many positions, 0 for all, or of those that a tensor (n,) names.
+
+    Raises
+    ------
+    PromptError
+        If a position is not there, or ``kept`` is neither.
+    """
+    num_positions = logits.shape[1]
+    if isinstance(kept, Tensor) and kept.dim() == 1 and not (kept.is_floating_point() or kept.dtype == torch.bool):
+        if kept.numel() and not (-num_positions <= int(kept.min()) and int(kept.max()) < num_positions):
+            raise PromptError(f"logits_to_keep names positions {kept.tolist()}; the input has {num_positions}.")
+        return logits[:, kept.to(logits.device)]
+    if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0:
+        raise PromptError(f"logits_to_keep must be a number from 0, or a tensor of positions (n,); got {kept!r:.100}.")
+    return logits[:, -kept:] if kept else logits
+
+
 def shifted_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Return the mean cross-entropy, float32, of label t + 1 under the logits of position t, where t is not hidden.
+
+    It has no gradient: logits are computed without one, and training is not part of this release.
 
     Raises
     ------
@@ -56,13 +85,6 @@ def shifted_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         raise PromptError(f"labels has shape {tuple(labels.shape)}, but input_ids has {tuple(logits.shape[:2])}.")
     targets = labels[:, 1:].to(logits.device).masked_fill(~mask[:, :-1].to(logits.device), _IGNORED_LABEL)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED_LABEL)
-
-
-def _encode(model: Llava, prompt: TensorPrompt) -> Tensor | None:
-    if prompt.pixel_values is None:
-        return None
-    pictures = torch.from_numpy(prompt.pixel_values).to(model.device)
-    return torch.cat([model.encode_images(picture[None]) for picture in pictures])
 
 
 def _forward_row(model: Llava, prompt: TensorPrompt, features: Tensor | None) -> Tensor:

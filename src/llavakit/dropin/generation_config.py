@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, SamplingError
+from llavakit.dropin.loading_arguments import resolve_folder
 from llavakit.processing.presets import read_json
+from llavakit.weights.checkpoint import read_config
 
 __all__ = ["GENERATION_SETTINGS", "GenerationConfig", "load_generation_config", "merge_generation_config"]
 
@@ -47,8 +49,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_cache_len": (),
     "max_matching_ngram_size": (2,),
     "max_time": (),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
     "no_repeat_ngram_size": (0,),
     "num_assistant_tokens": (20, 5),
     "num_assistant_tokens_schedule": ("constant", "heuristic"),
@@ -76,14 +76,18 @@ _DEFAULT_TOP_K = 50
 _BOOKKEEPING = frozenset({"_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version"})
 
 
-@dataclass(kw_only=True)
+@dataclass(init=False)
 class GenerationConfig:
     """What ``generate`` does when it is not told otherwise. None means transformers' default.
+
+    Other names of transformers are taken with values that ask for nothing, and read as None.
 
     Parameters
     ----------
     max_new_tokens, max_length : int, optional
         Limit of new tokens; of prompt and new tokens together. The first one wins; without either 20 new tokens.
+    min_new_tokens, min_length : int, optional
+        No end token before so many new tokens; prompt and new tokens together.
     do_sample : bool, optional
         False (greedy or beams) by default. temperature, top_k (50), top_p and min_p apply to sampling only.
     repetition_penalty : float, optional
@@ -99,10 +103,17 @@ class GenerationConfig:
     use_cache : bool, optional
         Must not be False.
     return_dict_in_generate, output_scores, output_logits : bool, optional
+
+    Raises
+    ------
+    SamplingError
+        For a setting that is unknown, or asks for what this engine does not do; also when it is set later.
     """
 
     max_new_tokens: int | None = None
     max_length: int | None = None
+    min_new_tokens: int | None = None
+    min_length: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -121,6 +132,49 @@ class GenerationConfig:
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
     output_logits: bool | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        self.update(**settings)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _, refused = _split({name: value})
+        if refused:
+            raise SamplingError(_refusal(refused))
+        if name in GENERATION_SETTINGS:
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> None:
+        # Only called for what is no setting of this class.
+        if name not in _NEUTRAL:
+            raise AttributeError(f"GenerationConfig has no setting {name!r}; check its spelling.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name: str | Path, *, local_files_only: bool = False) -> GenerationConfig:
+        """Read the settings of a model: a folder, a Hugging Face id, or ``llava:tiny`` and the like.
+
+        Raises
+        ------
+        ConfigError
+            If the file asks for what this engine does not do.
+        StoreError
+            If the model cannot be found.
+        """
+        found = resolve_folder(pretrained_model_name, allow_download=not local_files_only, with_weights=False)
+        return load_generation_config(found.folder, read_config(found.folder, vision_folder=found.vision_folder))
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> GenerationConfig:
+        """Take settings from a mapping."""
+        return cls(**config_dict)
+
+    def update(self, **settings: Any) -> dict[str, Any]:
+        """Change several settings at once, or none where one is refused; return those that were not used: none."""
+        _, refused = _split(settings)
+        if refused:
+            raise SamplingError(_refusal(refused))
+        for name, value in settings.items():
+            setattr(self, name, value)
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that have a value."""

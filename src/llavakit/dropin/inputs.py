@@ -21,6 +21,7 @@ from llavakit.core.errors import ConfigError, PromptError
 __all__ = [
     "REFUSED_INPUTS",
     "TensorPrompt",
+    "as_pixels",
     "check_input_ids",
     "infer_attention_mask",
     "refuse_inputs",
@@ -118,7 +119,7 @@ def split_rows(
     rows = [ids[is_seen].tolist() for ids, is_seen in zip(input_ids, mask.bool(), strict=True)]
     if empty := [idx for idx, row in enumerate(rows) if not row]:
         raise PromptError(f"row {empty[0]} of input_ids is hidden entirely by attention_mask; a prompt needs a token.")
-    pixels = _as_pixels(pixel_values, config)
+    pixels = None if pixel_values is None else as_pixels(pixel_values, config)
     counts = [_count_images(idx, row, config) for idx, row in enumerate(rows)]
     num_pixels = 0 if pixels is None else len(pixels)
     if sum(counts) != num_pixels:
@@ -135,9 +136,14 @@ def split_rows(
     return prompts
 
 
-def _as_pixels(pixel_values: Tensor | None, config: LlavaConfig) -> np.ndarray | None:
-    if pixel_values is None:
-        return None
+def as_pixels(pixel_values: object, config: LlavaConfig) -> np.ndarray:
+    """Return ``pixel_values`` as a float32 array (N, 3, S, S).
+
+    Raises
+    ------
+    PromptError
+        If it is no floating tensor of this shape.
+    """
     side = config.vision_config.image_size
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
         raise PromptError("pixel_values must be a floating tensor. Call the processor with return_tensors='pt'.")
@@ -170,5 +176,6 @@ def refuse_inputs(inputs: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         if name not in REFUSED_INPUTS:
             raise ConfigError(f"the model does not take an argument {name!r}; check its spelling or leave it out.")
-        if value is not None and value is not False:
+        is_empty = isinstance(value, list | tuple) and not value
+        if value is not None and value is not False and not is_empty:
             raise ConfigError(f"{name} is not supported: {REFUSED_INPUTS[name]}.")

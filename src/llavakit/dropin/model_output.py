@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llavakit.core.errors import UnsupportedAttributeError
+
 __all__ = ["ModelOutput"]
+
+
+# What transformers' outputs have and these have not; completes "this output has no ...: ".
+_MISSING = {
+    "past_key_values": "the key-value cache belongs to the engine. Use generate(), which reuses it by itself",
+    "last_hidden_state": "hidden states are not handed out",
+    "sequences_scores": "scores of beams are not handed out",
+    "beam_indices": "they are not kept",
+}
 
 
 class ModelOutput(Mapping[str, Any]):
     """Named results in order; those that are None are attributes but not entries.
+
+    Raises
+    ------
+    UnsupportedAttributeError
+        For a name that the output does not have.
 
     Examples
     --------
@@ -24,7 +40,8 @@ class ModelOutput(Mapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name != "_values" and name in self._values:
             return self._values[name]
-        raise AttributeError(f"this output has no {name!r}")
+        reason = f": {_MISSING[name]}." if name in _MISSING else "."
+        raise UnsupportedAttributeError(f"this output has no {name!r}{reason}", name=name)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, int | slice):

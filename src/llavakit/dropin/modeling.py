@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.dropin.decoding import (
     DecoderChoice,
@@ -20,11 +19,12 @@ from llavakit.dropin.decoding import (
     check_streamer,
     make_plan,
 )
-from llavakit.dropin.forward import compute_logits, shifted_loss
+from llavakit.dropin.forward import compute_logits, encode_pixels, keep_positions, shifted_loss
 from llavakit.dropin.generation_config import GenerationConfig, load_generation_config, merge_generation_config
 from llavakit.dropin.inputs import (
     REFUSED_INPUTS,
     TensorPrompt,
+    as_pixels,
     check_input_ids,
     infer_attention_mask,
     refuse_inputs,
@@ -32,7 +32,8 @@ from llavakit.dropin.inputs import (
 )
 from llavakit.dropin.loading_arguments import read_model_arguments, resolve_folder
 from llavakit.dropin.model_output import ModelOutput
-from llavakit.dropin.placement import parse_dtype, parse_to
+from llavakit.dropin.module_surface import ModuleSurface
+from llavakit.dropin.placement import parse_dtype
 from llavakit.dropin.quantization import check_quantization_possible, quantize_decoder
 from llavakit.engine.engine import Engine
 from llavakit.engine.generation import Generation
@@ -46,23 +47,23 @@ __all__ = ["LlavaForConditionalGeneration"]
 _LOGGER = logging.getLogger(__name__)
 
 
-class LlavaForConditionalGeneration:
+class LlavaForConditionalGeneration(ModuleSurface):
     """A LLaVA-1.5 model with transformers' surface, for inference. Made by `from_pretrained`.
 
     Attributes
     ----------
-    config : LlavaConfig
     generation_config : GenerationConfig
         Defaults of `generate`; may be changed.
-    model : Llava
-        The torch module.
+
+    Notes
+    -----
+    For the other attributes see `ModuleSurface`. Those of transformers that are not there raise an
+    `UnsupportedAttributeError` that says what to do.
     """
 
     def __init__(self, model: Llava, *, generation_config: GenerationConfig, folder: Path, name: str) -> None:
-        self.model = model
+        super().__init__(model, name=name)
         self.generation_config = generation_config
-        self.name_or_path = name
-        self.is_quantized = False
         self._folder = folder
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
@@ -130,44 +131,8 @@ class LlavaForConditionalGeneration:
         loaded.is_quantized = chosen.quantization is not None
         return loaded
 
-    @property
-    def config(self) -> LlavaConfig:
-        """The model's numbers."""
-        return self.model.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantized."""
-        return self.model.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    @property
-    def training(self) -> bool:
-        """Always False."""
-        return False
-
-    def to(self, *args: Any, **kwargs: Any) -> LlavaForConditionalGeneration:
-        """Move the weights to a device, or convert them to a dtype, in place.
-
-        Raises
-        ------
-        CapacityError
-            If this machine does not have the device.
-        ConfigError
-            If the dtype is not float32, float16 or bfloat16, or the model is quantized.
-        """
-        device, dtype = parse_to(args, kwargs)
-        if dtype is not None:
-            dtype = parse_dtype(dtype, stored=self.config.dtype)
-        if self.is_quantized and (dtype is not None or (device is not None and device != self.device)):
-            raise ConfigError("a quantized model keeps its device and dtype. Choose them in from_pretrained.")
-        self.model.to(device=device, dtype=dtype)
-        self.reset()  # caches have the old device and dtype
-        return self
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None}  # a copy starts with empty caches
 
     def reset(self) -> None:
         """Forget cached prompts and pictures, and give their memory back.
@@ -176,66 +141,28 @@ class LlavaForConditionalGeneration:
         """
         self._engine = None
 
-    def half(self) -> LlavaForConditionalGeneration:
-        """Convert to float16."""
-        return self.to(torch.float16)
+    @torch.no_grad()
+    def get_image_features(self, pixel_values: Tensor, **refused: Any) -> ModelOutput:
+        """Compute what stands in a prompt for pictures.
 
-    def float(self) -> LlavaForConditionalGeneration:
-        """Convert to float32."""
-        return self.to(torch.float32)
+        Parameters
+        ----------
+        pixel_values : floating tensor of shape (N, 3, S, S)
 
-    def bfloat16(self) -> LlavaForConditionalGeneration:
-        """Convert to bfloat16."""
-        return self.to(torch.bfloat16)
-
-    def cuda(self, device: int | str | torch.device | None = None) -> LlavaForConditionalGeneration:
-        """Move to a GPU."""
-        return self.to("cuda" if device is None else device)
-
-    def cpu(self) -> LlavaForConditionalGeneration:
-        """Move to the CPU."""
-        return self.to("cpu")
-
-    def eval(self) -> LlavaForConditionalGeneration:
-        """Return the model: it is always in evaluation mode."""
-        return self
-
-    def train(self, mode: bool = True) -> LlavaForConditionalGeneration:
-        """Refuse to train; ``train(False)`` is `eval`.
+        Returns
+        -------
+        ModelOutput
+            ``pooler_output``: a list of N tensors (P, D), as in transformers.
 
         Raises
         ------
+        PromptError
+            If the tensor has another shape.
         ConfigError
+            For an argument that is not supported, by name.
         """
-        if mode:
-            raise ConfigError(
-                "this class is for inference and keeps no gradients; training is not part of this release."
-            )
-        return self
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Weights, each once."""
-        return self.model.parameters()
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Weights with their names."""
-        return self.model.named_parameters()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights by name."""
-        return self.model.state_dict()
-
-    def num_parameters(self) -> int:
-        """How many numbers the weights are."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def get_memory_footprint(self) -> int:
-        """Bytes of the weights."""
-        return sum(parameter.nbytes for parameter in self.parameters())
-
-    def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"LlavaForConditionalGeneration({self.name_or_path!r}, dtype={dtype}, device={str(self.device)!r})"
+        refuse_inputs(refused)
+        return ModelOutput(pooler_output=list(encode_pixels(self.model, as_pixels(pixel_values, self.model.config))))
 
     @torch.no_grad()
     def __call__(
@@ -244,7 +171,7 @@ class LlavaForConditionalGeneration:
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool = True,
         use_cache: bool | None = None,
         **refused: Any,
@@ -260,16 +187,16 @@ class LlavaForConditionalGeneration:
             0 hides a position; its logits are zero.
         labels : integer tensor of shape (B, T), optional
             -100 is not counted. Position t is compared with label t + 1; what a hidden position would predict is not
-            counted either.
-        logits_to_keep : int, default 0
-            Only the last so many positions; 0 keeps all.
+            counted either. The loss is a number to read: it has no gradient.
+        logits_to_keep : int or integer tensor of shape (n,), default 0
+            Only the last so many positions, 0 keeps all; or the positions that a tensor names.
         return_dict : bool, default True
             False gives a tuple.
 
         Returns
         -------
         ModelOutput
-            ``loss`` (a float32 number, with labels), ``logits`` (B, T, V), ``image_hidden_states`` (N, P, D).
+            ``loss`` (a float32 number, with labels), ``logits`` (B, T, V), ``image_hidden_states`` (N * P, D).
 
         Raises
         ------
@@ -283,19 +210,20 @@ class LlavaForConditionalGeneration:
             raise ConfigError(
                 f"use_cache=True is not supported here: {REFUSED_INPUTS['past_key_values']}. Use generate()."
             )
-        ids = check_input_ids(input_ids, self.config)
-        prompts = split_rows(ids, attention_mask, pixel_values, self.config)
+        ids = check_input_ids(input_ids, self.model.config)
+        prompts = split_rows(ids, attention_mask, pixel_values, self.model.config)
         mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         logits, features = compute_logits(self.model, prompts, mask)
         output = ModelOutput(
             loss=None if labels is None else shifted_loss(logits, labels, mask),
-            logits=logits[:, -logits_to_keep:] if logits_to_keep else logits,
-            past_key_values=None,
+            logits=keep_positions(logits, logits_to_keep),
             hidden_states=None,
             attentions=None,
-            image_hidden_states=features,
+            image_hidden_states=None if features is None else features.flatten(0, 1),
         )
         return output if return_dict else output.to_tuple()
+
+    forward = __call__
 
     def generate(
         self,
@@ -346,12 +274,12 @@ class LlavaForConditionalGeneration:
         """
         refuse_inputs({name: settings.pop(name) for name in list(settings) if name in REFUSED_INPUTS})
         config = merge_generation_config(self.generation_config, generation_config, settings)
-        ids = check_input_ids(_one_of(inputs, input_ids), self.config)
+        ids = check_input_ids(_one_of(inputs, input_ids), self.model.config)
         plan = make_plan(config, num_rows=ids.shape[0], prompt_len=ids.shape[1], seed=seed)
         check_streamer(streamer, num_answers=len(plan.params), num_beams=plan.params[0].num_beams)
         if attention_mask is None:
             attention_mask = infer_attention_mask(ids, pad_token_id=plan.pad_token_id, eos_token_ids=plan.eos_token_ids)
-        rows = split_rows(ids, attention_mask, pixel_values, self.config)
+        rows = split_rows(ids, attention_mask, pixel_values, self.model.config)
         prompts = [prompt for prompt in rows for _ in range(plan.num_runs_per_row)]
         records_steps = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
         recorder = StepRecorder(len(prompts)) if records_steps else None
@@ -368,7 +296,6 @@ class LlavaForConditionalGeneration:
             sequences=sequences,
             scores=recorder.scores if recorder is not None and config.output_scores else None,
             logits=recorder.logits if recorder is not None and config.output_logits else None,
-            past_key_values=None,
         )
 
     def _submit(
@@ -391,7 +318,7 @@ class LlavaForConditionalGeneration:
                     "%d new tokens were allowed, but a prompt of %d leaves room for %d in the context of %d; "
                     "the answer ends there.",
                     generation.params.max_new_tokens, len(generation.prompt.token_ids), generation.max_new_tokens,
-                    self.config.max_context_tokens,
+                    self.model.config.max_context_tokens,
                 )  # fmt: skip
         return generations
 
@@ -407,9 +334,10 @@ class LlavaForConditionalGeneration:
 
     def _find_tokenizer(self, given: Any) -> Tokenizer:
         if self._tokenizer is None:
-            backend = getattr(given, "backend", None)
-            is_own = isinstance(backend, Tokenizer)
-            self._tokenizer = backend if is_own else Tokenizer.from_folder(self._folder, config=self.model.config)
+            own = getattr(given, "backend", None)
+            self._tokenizer = (
+                own if isinstance(own, Tokenizer) else Tokenizer.from_folder(self._folder, config=self.model.config)
+            )
         return self._tokenizer
 
 

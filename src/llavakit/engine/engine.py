@@ -17,10 +17,17 @@ from torch import Tensor
 
 from llavakit.core.types import SamplingParams, TokenEvent
 from llavakit.engine.beam import BeamSearch, EarlyStopping
-from llavakit.engine.generation import EnginePrompt, Generation, StepObserver, make_generation, vocabulary_ids
+from llavakit.engine.generation import (
+    EnginePrompt,
+    Generation,
+    StepObserver,
+    make_generation,
+    tensor_of_ends,
+    vocabulary_ids,
+)
 from llavakit.engine.kv_cache import DecodeView, KVCache
 from llavakit.engine.runner import ModelRunner, position_keys
-from llavakit.engine.sampler import apply_penalties
+from llavakit.engine.sampler import apply_penalties, forbid_ends
 from llavakit.engine.text_stream import TextStream, TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.model.weights_state import read_weights_state
@@ -230,11 +237,12 @@ class Engine:
         logits = self._runner.prefill(generation, cache, row=0, num_cached=0)
         started = time.perf_counter()
         prompt_ids = vocabulary_ids(generation.prompt, self.model)
+        end_ids = tensor_of_ends(params, generation.eos_token_ids, self.model)
         while True:
             if should_stop is not None and should_stop():
                 yield generation.cancel()
                 return
-            rows = search.step(self._beam_logprobs(logits, search, params, prompt_ids))
+            rows = search.step(self._beam_logprobs(logits, search, params, prompt_ids, end_ids))
             if rows is None:
                 break
             length = prompt_len + len(search.running[0].token_ids) - 1
@@ -245,14 +253,17 @@ class Engine:
         generation.beams = search.candidates
         yield generation.finish_with(search.best.token_ids)
 
-    def _beam_logprobs(self, logits: Tensor, search: BeamSearch, params: SamplingParams, prompt_ids: Tensor) -> Tensor:
+    def _beam_logprobs(
+        self, logits: Tensor, search: BeamSearch, params: SamplingParams, prompt_ids: Tensor, end_ids: Tensor
+    ) -> Tensor:
         logprobs = logits.log_softmax(-1)
         if self._suppressed_ids is not None:
             logprobs = logprobs.index_fill(1, self._suppressed_ids, -torch.inf)
-        pairs = zip(logprobs, search.running, strict=True)
-        return torch.stack(
-            [apply_penalties(row, params, prompt_ids=prompt_ids, generated=beam.token_ids) for row, beam in pairs]
-        )
+        rows = []
+        for row, beam in zip(logprobs, search.running, strict=True):
+            row = apply_penalties(row, params, prompt_ids=prompt_ids, generated=beam.token_ids)
+            rows.append(forbid_ends(row, params, end_ids=end_ids, num_generated=len(beam.token_ids)))
+        return torch.stack(rows)
 
     def _ends(self, token_ids: tuple[int, ...], generation: Generation) -> bool:
         params = generation.params

@@ -17,7 +17,7 @@ from llavakit.engine.sampler import Sampler, TokenMask
 from llavakit.engine.text_stream import TextStream, TokenDecoder
 from llavakit.model.llava import Llava
 
-__all__ = ["EnginePrompt", "Generation", "StepObserver", "make_generation", "vocabulary_ids"]
+__all__ = ["EnginePrompt", "Generation", "StepObserver", "make_generation", "tensor_of_ends", "vocabulary_ids"]
 
 # Called before each choice with the request's number, the logits (V,) and the scores (V,) chosen from.
 StepObserver = Callable[[int, Tensor, Tensor], None]
@@ -177,7 +177,13 @@ def make_generation(
         request_idx=request_idx,
         prompt=prompt,
         params=params,
-        sampler=Sampler(params, vocabulary_ids(prompt, model), suppressed_ids=suppressed_ids, mask=mask),
+        sampler=Sampler(
+            params,
+            vocabulary_ids(prompt, model),
+            suppressed_ids=suppressed_ids,
+            mask=mask,
+            end_ids=tensor_of_ends(params, eos_token_ids, model),
+        ),
         stream=TextStream(make_decoder(), params.stop),
         max_new_tokens=min(params.max_new_tokens, room),
         timings=Timings(
@@ -190,6 +196,13 @@ def make_generation(
         on_step=on_step,
         early_stopping=early_stopping,
     )
+
+
+def tensor_of_ends(params: SamplingParams, eos_token_ids: frozenset[int], model: Llava) -> Tensor:
+    """Tokens of the vocabulary that end an answer."""
+    vocab_size = model.config.text_config.vocab_size
+    ids = [] if params.ignore_eos else sorted(token_id for token_id in eos_token_ids if 0 <= token_id < vocab_size)
+    return torch.tensor(ids, dtype=torch.int64, device=model.device)
 
 
 def vocabulary_ids(prompt: EnginePrompt, model: Llava) -> Tensor:

@@ -18,6 +18,7 @@ from llavakit.core.types import SamplingParams, TokenLogprob
 
 __all__ = [
     "Sampler", "TokenMask", "apply_penalties", "choose_greedily", "filter_min_p", "filter_top_k", "filter_top_p",
+    "forbid_ends",
 ]  # fmt: skip
 
 
@@ -49,6 +50,13 @@ def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tenso
         shares = torch.full(generated_ids.shape, -params.frequency_penalty, device=scores.device)
         scores = scores.index_add(0, generated_ids, shares)
     return scores
+
+
+def forbid_ends(scores: Tensor, params: SamplingParams, *, end_ids: Tensor, num_generated: int) -> Tensor:
+    """Rule the tokens that end an answer out of (V,) while it is shorter than ``min_new_tokens``."""
+    if num_generated >= params.min_new_tokens:
+        return scores
+    return scores.index_fill(0, end_ids, -torch.inf)
 
 
 def filter_top_k(logits: Tensor, k: int) -> Tensor:
@@ -101,6 +109,8 @@ class Sampler:
         Tokens that must never be chosen.
     mask : TokenMask, optional
         Rules out all tokens but those that the answer's form allows.
+    end_ids : tensor of shape (n,), optional
+        Tokens that end the answer, for ``min_new_tokens``.
     """
 
     def __init__(
@@ -110,11 +120,13 @@ class Sampler:
         *,
         suppressed_ids: Tensor | None = None,
         mask: TokenMask | None = None,
+        end_ids: Tensor | None = None,
     ) -> None:
         self._params = params
         self._mask = mask
         self._suppressed_ids = suppressed_ids
         self._prompt_ids = prompt_ids
+        self._end_ids = prompt_ids[:0] if end_ids is None else end_ids
         self._generated: list[int] = []
         self._generator: torch.Generator | None = None
         if not params.is_greedy:
@@ -134,6 +146,7 @@ class Sampler:
             and not params.logit_bias
             and (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
             and params.num_top_logprobs is None
+            and len(self._generated) >= params.min_new_tokens
         )
 
     def take(self, token_id: int) -> None:
@@ -148,6 +161,7 @@ class Sampler:
         if self._mask is not None:
             scores = _keep(scores, self._mask.next_bits())
         scores = apply_penalties(scores, self._params, prompt_ids=self._prompt_ids, generated=self._generated)
+        scores = forbid_ends(scores, self._params, end_ids=self._end_ids, num_generated=len(self._generated))
         return scores if self._params.is_greedy else self._filter(scores / self._params.temperature)
 
     def choose(self, logits: Tensor) -> tuple[int, TokenLogprob | None]:

@@ -17,6 +17,7 @@ TREE = [error for error in walk(LlavakitError) if error.__module__ == errors.__n
 EXPECTED = {
     "error": 1,
     "config": 2,
+    "unsupported-attribute": 2,
     "weights": 3,
     "weights-format": 3,
     "weights-missing": 3,

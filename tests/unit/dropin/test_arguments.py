@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -168,6 +169,36 @@ def test_generation_config_file_sets_defaults_and_its_bookkeeping_is_skipped(tmp
     )
     loaded = load_generation_config(folder, make_config())
     assert loaded.to_dict() == {"bos_token_id": 1, "eos_token_id": [2, 5], "max_length": 99}
+
+
+@pytest.mark.parametrize("name", ["suppress_tokens", "bad_words_ids", "max_new_token"])
+def test_setting_that_cannot_be_done_is_refused_wherever_it_is_made(name: str) -> None:
+    config = GenerationConfig()
+    for make in (
+        lambda: GenerationConfig(**{name: [[5]]}),
+        lambda: GenerationConfig.from_dict({name: [[5]]}),
+        lambda: config.update(max_new_tokens=3, **{name: [[5]]}),
+        lambda: setattr(config, name, [[5]]),
+    ):
+        with pytest.raises(SamplingError, match=name):
+            make()
+    assert config.to_dict() == {}
+
+
+def test_settings_that_ask_for_nothing_are_taken_and_read_as_none() -> None:
+    config = GenerationConfig(no_repeat_ngram_size=0, max_new_tokens=4, typical_p=None)
+    config.bad_words_ids = None
+    assert config.update(num_beam_groups=1, num_beams=2) == {}
+    assert config.to_dict() == {"max_new_tokens": 4, "num_beams": 2}
+    assert config.no_repeat_ngram_size is None
+    assert not hasattr(config, "max_new_token")
+    assert copy.deepcopy(config) == config == GenerationConfig.from_dict(config.to_dict())
+    config.max_new_tokens = None
+    assert config.max_new_tokens is None
+
+
+def test_settings_of_a_model_can_be_read_alone() -> None:
+    assert GenerationConfig.from_pretrained("llava:tiny").eos_token_id == 2
 
 
 def test_without_a_file_special_tokens_come_from_the_model(tmp_path: Path) -> None:
