@@ -140,6 +140,36 @@ def test_default_is_256_new_tokens(ours: Any, theirs: Any) -> None:
     assert len(mine) == len(ours.tokenizer.encode(prompt)) + 256
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
+def test_length_of_a_generation_config_counts(ours: Any, theirs: Any, name: str) -> None:
+    prompt = "USER: What is a circle? ASSISTANT:"
+    length = 4 if name == "max_new_tokens" else len(ours.tokenizer.encode(prompt)) + 5
+    answers = [
+        pipe(
+            text=prompt,
+            return_tensors=True,
+            generate_kwargs={"generation_config": library.GenerationConfig(**{name: length})},
+        )[0]["generated_token_ids"]
+        for pipe, library in ((ours, llavakit), (theirs, transformers))
+    ]
+    assert torch.equal(*answers)
+    direct = ours(text=prompt, return_tensors=True, generation_config={name: length})
+    assert torch.equal(direct[0]["generated_token_ids"], answers[0])
+
+
+def test_streamer_and_seed_reach_generate(ours: Any, theirs: Any, path: str, capsys: pytest.CaptureFixture) -> None:
+    written = []
+    for pipe in (ours, theirs):
+        streamer = transformers.TextStreamer(pipe.tokenizer, skip_prompt=True)
+        pipe(text=_chat(path), max_new_tokens=6, generate_kwargs={"streamer": streamer})
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] != ""
+    ours(text=_chat(path), max_new_tokens=6, streamer=transformers.TextStreamer(ours.tokenizer, skip_prompt=True))
+    assert capsys.readouterr().out == written[0]
+    drawn = [ours(text=_chat(path), do_sample=True, seed=5, max_new_tokens=8) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
 def test_picture_that_is_turned_or_transparent_is_treated_alike(ours: Any, theirs: Any, tmp_path: Path) -> None:
     turned = make_picture(8, width=90, height=60)
     exif = turned.getexif()
@@ -162,7 +192,8 @@ def test_picture_that_is_turned_or_transparent_is_treated_alike(ours: Any, their
             "max_new_tokens was given twice",
         ),
         ({"return_full_text": True, "return_tensors": True}, ConfigError, "exclude each other"),
-        ({"max_new_token": 3}, ConfigError, "does not know 'max_new_token'"),
+        ({"max_new_token": 3}, ConfigError, "does not know the argument 'max_new_token'. It takes max_new_tokens,"),
+        ({"add_generation_prompt": False}, ConfigError, "does not know the argument 'add_generation_prompt'"),
         ({"generate_kwargs": {"top_kk": 3}}, SamplingError, "'top_kk'"),
         ({"images": "scene.png"}, PromptError, "a chat and images were given"),
     ],

@@ -16,7 +16,7 @@ from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.dropin.conversation import is_chat
 from llavakit.dropin.generation_config import GENERATION_SETTINGS
 from llavakit.dropin.modeling import LlavaForConditionalGeneration
-from llavakit.dropin.processor import PROCESSOR_OPTIONS, AutoProcessor, LlavaProcessor
+from llavakit.dropin.processor import PROCESSOR_OPTIONS, AutoProcessor, LlavaProcessor, is_read_by
 from llavakit.processing.sources import SourcePolicy
 
 __all__ = ["ImageTextToTextPipeline", "pipeline"]
@@ -26,6 +26,16 @@ _OLD_TASK = "image-to-text"
 _DEFAULT_NEW_TOKENS = 256
 # How far the decoded prompt may lie behind the beginning of the decoded answer to be cut off, as in transformers.
 _MAX_SHIFT = 2
+# Arguments of generate that may be given to the pipeline itself.
+_GENERATE_ARGUMENTS = GENERATION_SETTINGS | {"generation_config", "seed", "streamer"}
+# Of the pipeline's own call.
+_CALL_ARGUMENTS = (
+    "max_new_tokens", "generate_kwargs", "return_full_text", "return_tensors", "stop_sequence",
+    "continue_final_message", "skip_special_tokens", "clean_up_tokenization_spaces", "processor_kwargs", "timeout",
+    "batch_size",
+)  # fmt: skip
+# What the pipeline itself tells the chat template.
+_SET_BY_PIPELINE = frozenset({"messages", "add_generation_prompt", "tokenize", "return_dict", "tools", "documents"})
 _FORWARDED_MODEL_ARGUMENTS = ("revision", "token", "trust_remote_code")
 
 ReturnType = Literal["full_text", "new_text", "tensors"]
@@ -75,12 +85,7 @@ class ImageTextToTextPipeline:
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self._defaults = dict(defaults or {})
-        # A wrong default is told when the pipeline is made.
-        if unknown := sorted(_read_call(self._defaults).template.keys() - PROCESSOR_OPTIONS):
-            raise ConfigError(
-                f"pipeline does not know the argument {', '.join(map(repr, unknown))}; check its spelling "
-                "or leave it out."
-            )
+        self._read_call({})  # a wrong default is told when the pipeline is made
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +109,8 @@ class ImageTextToTextPipeline:
             that ends with the assistant's words is gone on with.
         max_new_tokens : int, default 256
         generate_kwargs : dict, optional
-            Further settings of `LlavaForConditionalGeneration.generate`; they may also be given directly.
+            Further arguments of `LlavaForConditionalGeneration.generate`, ``generation_config``, ``seed`` and
+            ``streamer`` included; they may also be given directly.
         return_full_text : bool, default True
             False returns the new words only.
         return_tensors : bool, optional
@@ -130,7 +136,7 @@ class ImageTextToTextPipeline:
         PromptError, SamplingError, ConfigError
             If the input or a setting cannot be used; unknown settings are named.
         """
-        call = _read_call({**self._defaults, **settings})
+        call = self._read_call(settings)
         if images is None and text is None:
             raise PromptError("neither images nor text was given; pass a chat, or a prompt with its pictures.")
         chats = text if _looks_like_chats(text) else images if text is None and _looks_like_chats(images) else None
@@ -152,6 +158,18 @@ class ImageTextToTextPipeline:
                 return self._answer_any(images, call)
             raise PromptError("pictures were given without text; pass a prompt with <image> placeholders, or a chat.")
         return self._answer({"images": images, "text": text}, call)
+
+    def _read_call(self, settings: Mapping[str, Any]) -> _Call:
+        call = _read_call({**self._defaults, **settings})
+        template = call.template.get("chat_template") or self.processor.chat_template or ""
+        for name in call.template.keys() - PROCESSOR_OPTIONS - {"chat_template"}:
+            if name in _SET_BY_PIPELINE or not is_read_by(template, name):
+                raise ConfigError(
+                    f"pipeline does not know the argument {name!r}. It takes {', '.join(_CALL_ARGUMENTS)}, the "
+                    "arguments of model.generate, and options of the processor and the chat template. Check its "
+                    "spelling or leave it out."
+                )
+        return call
 
     def _answer_any(self, inputs: Any, call: _Call) -> Any:
         if isinstance(inputs, GeneratorType):
@@ -207,7 +225,10 @@ class ImageTextToTextPipeline:
 
     def _generate_settings(self, call: _Call) -> dict[str, Any]:
         settings = dict(call.generate)
-        given = {*settings, *self.model.generation_config.to_dict()}
+        config = settings.get("generation_config") or {}
+        named = config if isinstance(config, Mapping) else config.to_dict()
+        given = {name for name, value in {**settings, **named}.items() if value is not None}
+        given |= self.model.generation_config.to_dict().keys()
         if not given & {"max_new_tokens", "max_length"}:
             settings["max_new_tokens"] = _DEFAULT_NEW_TOKENS
         if "pad_token_id" not in given and self.tokenizer.pad_token_id is not None:
@@ -312,7 +333,7 @@ def _read_call(settings: Mapping[str, Any]) -> _Call:
     rest = {name: value for name, value in settings.items() if value is not None}
     rest.pop("batch_size", None)  # answers do not depend on it
     generate = dict(rest.pop("generate_kwargs", {}))
-    direct = {name: rest.pop(name) for name in GENERATION_SETTINGS & rest.keys()}
+    direct = {name: rest.pop(name) for name in _GENERATE_ARGUMENTS & rest.keys()}
     if twice := sorted(direct.keys() & generate.keys()):
         raise SamplingError(f"{', '.join(twice)} was given twice, directly and in generate_kwargs; say it once.")
     generate.update(direct)

@@ -18,7 +18,7 @@ from llavakit.processing.presets import load_presets
 from llavakit.processing.sources import SourcePolicy
 from llavakit.weights.checkpoint import read_config
 
-__all__ = ["PROCESSOR_OPTIONS", "AutoProcessor", "LlavaProcessor"]
+__all__ = ["PROCESSOR_OPTIONS", "AutoProcessor", "LlavaProcessor", "is_read_by"]
 
 _TEXT_OPTIONS = frozenset({
     "add_special_tokens", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of",
@@ -348,14 +348,18 @@ def _as_texts(text: str | Sequence[str]) -> list[str]:
     return texts
 
 
+def is_read_by(template: str, name: str) -> bool:
+    """Return whether a chat template uses a name."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+
+
 def _check_variables(variables: Mapping[str, Any], template: str) -> None:
     """Refuse names that are neither an option nor read by the template."""
     for name in variables:
-        if not re.search(rf"\b{re.escape(name)}\b", template):
+        if not is_read_by(template, name):
             raise ConfigError(
-                f"apply_chat_template does not know {name!r}: it is no option of the processor, "
-                "and the chat template does not "
-                "read it. Check its spelling or leave it out."
+                f"apply_chat_template does not know {name!r}: it is no option of the processor, and the chat template "
+                "does not read it. Check its spelling or leave it out."
             )
 
 
