@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from llavakit.core.errors import WeightsError as WeightsError
     from llavakit.core.types import GenerationResult as GenerationResult
     from llavakit.core.types import SamplingParams as SamplingParams
+    from llavakit.dropin import AutoModelForImageTextToText as AutoModelForImageTextToText
     from llavakit.dropin import AutoProcessor as AutoProcessor
     from llavakit.dropin import BitsAndBytesConfig as BitsAndBytesConfig
     from llavakit.dropin import GenerationConfig as GenerationConfig
@@ -63,6 +64,7 @@ _ERRORS = (
 )  # fmt: skip
 
 _HOMES = {
+    "AutoModelForImageTextToText": "llavakit.dropin",
     "AutoProcessor": "llavakit.dropin",
     "BitsAndBytesConfig": "llavakit.dropin",
     "GenerationConfig": "llavakit.dropin",
@@ -76,6 +78,28 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "llavakit.core.errors"),
 }
 
+# Names of transformers that are not here, and what to use.
+_SUBSTITUTES = {
+    "AutoConfig": "the configuration of a model is its attribute `config`",
+    "AutoImageProcessor": "use AutoProcessor.from_pretrained(...).image_processor",
+    "AutoModel": "use LlavaForConditionalGeneration",
+    "AutoModelForCausalLM": "use LlavaForConditionalGeneration",
+    "AutoModelForVision2Seq": "use AutoModelForImageTextToText",
+    "AutoTokenizer": "use AutoProcessor.from_pretrained(...).tokenizer",
+    "CLIPImageProcessor": "use AutoProcessor.from_pretrained(...).image_processor",
+    "LlamaTokenizer": "use AutoProcessor.from_pretrained(...).tokenizer",
+    "LlamaTokenizerFast": "use AutoProcessor.from_pretrained(...).tokenizer",
+    "LlavaConfig": "the configuration of a model is its attribute `config`",
+    "LlavaModel": "use LlavaForConditionalGeneration; its torch module is the attribute `model`",
+    "LogitsProcessorList": "generate takes settings only; see docs/transformers.md",
+    "StoppingCriteria": "use stop_strings, eos_token_id or max_new_tokens",
+    "StoppingCriteriaList": "use stop_strings, eos_token_id or max_new_tokens",
+    "TextIteratorStreamer": "use that of transformers, which generate takes, or llavakit.load(...).stream(...)",
+    "TextStreamer": "use that of transformers, which generate takes, or llavakit.load(...).stream(...)",
+    "Trainer": "training is not part of this release",
+    "set_seed": "use torch.manual_seed, or seed= of generate",
+}
+
 __all__ = ["__version__", *sorted(_HOMES)]
 
 wait_briefly()
@@ -84,7 +108,8 @@ wait_briefly()
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'llavakit' has no attribute {name!r}")
+        advice = f": {_SUBSTITUTES[name]}" if name in _SUBSTITUTES else ""
+        raise AttributeError(f"module 'llavakit' has no attribute {name!r}{advice}")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llavakit
-from llavakit.core.errors import ConfigError, PromptError
+from llavakit.core.errors import ConfigError, PromptError, UnsupportedAttributeError
 from llavakit.dropin.decoding import AnchoredDecoder
 from llavakit.dropin.tokenizer import LlavaTokenizer
 from llavakit.processing.tokenizer import Tokenizer
@@ -204,7 +206,136 @@ def test_special_tokens_of_the_tokenizer(pair: Pair) -> None:
     for name in ("bos_token", "eos_token", "pad_token", "bos_token_id", "eos_token_id", "pad_token_id", "padding_side"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert len(ours) == len(theirs)
-    assert ours.convert_ids_to_tokens([1, 300, 2]) == theirs.convert_ids_to_tokens([1, 300, 2])
+    for name in ("vocab_size", "unk_token", "unk_token_id", "all_special_tokens", "model_max_length", "is_fast",
+                 "add_eos_token", "truncation_side"):  # fmt: skip
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert sorted(ours.all_special_ids) == sorted(theirs.all_special_ids)
+    assert str(ours.name_or_path) == str(theirs.name_or_path)
+
+
+def test_tokens_and_ids_of_the_vocabulary(pair: Pair) -> None:
+    ours, theirs = pair.processor.tokenizer, pair.their_processor.tokenizer
+    assert ours.get_vocab() == theirs.get_vocab()
+    for ids in ([1, 300, 2], torch.tensor([1, 377]), 300):
+        assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+    assert ours.convert_ids_to_tokens([1, 300, 378, 2], skip_special_tokens=True) == theirs.convert_ids_to_tokens(
+        [1, 300, 378, 2], skip_special_tokens=True
+    )
+    for tokens in ("<image>", "no such token", ["<image>", "</s>", "a", "no such token"]):
+        assert ours.convert_tokens_to_ids(tokens) == theirs.convert_tokens_to_ids(tokens)
+    assert ours.tokenize(ONE) == theirs.tokenize(ONE)
+    assert ours.convert_tokens_to_string(["\u2581a", "b"]) == theirs.convert_tokens_to_string(["\u2581a", "b"])
+
+
+def test_encoding_by_name_and_padding_afterwards(pair: Pair) -> None:
+    ours, theirs = pair.processor.tokenizer, pair.their_processor.tokenizer
+    assert torch.equal(ours.encode(NONE, return_tensors="pt"), theirs.encode(NONE, return_tensors="pt"))
+    for options in ({}, {"truncation": True, "max_length": 4}, {"add_special_tokens": False}):
+        assert ours.encode(NONE, **options) == theirs.encode(NONE, **options)
+    for rows in ({"input_ids": [[5, 6], [7]]}, [{"input_ids": [5, 6]}, {"input_ids": [7], "attention_mask": [1]}][:1]):
+        _assert_same(ours.pad(rows, return_tensors="pt"), theirs.pad(rows, return_tensors="pt"))
+    masked = {"input_ids": [[5, 6], [7]], "attention_mask": [[0, 1], [1]]}
+    options = {"padding": "max_length", "max_length": 4, "padding_side": "right"}
+    _assert_same(ours.pad(masked, **options), theirs.pad(masked, **options))
+
+
+def test_one_row_of_ids_is_one_text(pair: Pair) -> None:
+    ours, theirs = pair.processor, pair.their_processor
+    for ids in (torch.tensor([1, 300, 310, 2]), [1, 300], np.array([[1, 300], [2, 301]]), []):
+        assert ours.batch_decode(ids) == theirs.batch_decode(ids)
+
+
+def test_settings_of_the_tokenizer_that_can_be_changed_count(pair: Pair) -> None:
+    text = "USER: What is a circle? ASSISTANT:"
+    encoded = []
+    for library, options in ((llavakit, {}), (transformers, {"backend": "pil"})):
+        processor = library.AutoProcessor.from_pretrained(pair.folder, padding_side="right", **options)
+        tokenizer = processor.tokenizer
+        rows = [processor(text=[text, "a"], padding=True)["input_ids"]]
+        tokenizer.model_max_length = 6
+        rows.append(processor(text=text, truncation=True)["input_ids"])
+        rows.append(tokenizer("a", padding="max_length")["input_ids"])
+        tokenizer.truncation_side = "left"
+        rows.append(tokenizer(text, truncation=True)["input_ids"])
+        tokenizer.add_bos_token = False
+        rows.append(tokenizer(text, truncation=True)["input_ids"])
+        encoded.append(rows)
+    assert encoded[0] == encoded[1]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("", "patch_size", 7),
+        ("", "num_additional_image_tokens", 0),
+        ("", "vision_feature_select_strategy", "full"),
+        ("", "image_token", "<pad>"),
+        ("tokenizer", "bos_token", "</s>"),
+        ("tokenizer", "add_eos_token", True),
+        ("tokenizer", "chat_template", "x"),
+        ("image_processor", "do_normalize", False),
+        ("image_processor", "do_center_crop", False),
+        ("image_processor", "size", {"shortest_edge": 28}),
+        ("image_processor", "crop_size", {"height": 28, "width": 28}),
+        ("image_processor", "image_mean", [0.5, 0.5, 0.5]),
+    ],
+)
+def test_attribute_that_cannot_be_set_is_refused_by_name(pair: Pair, part: str, name: str, value: Any) -> None:
+    owner = getattr(pair.processor, part) if part else pair.processor
+    with pytest.raises(UnsupportedAttributeError, match=name):
+        setattr(owner, name, value)
+
+
+def test_attributes_are_told_and_may_be_set_to_what_they_are(pair: Pair) -> None:
+    ours, theirs = pair.processor, pair.their_processor
+    for name in ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy", "image_token",
+                 "image_token_id"):  # fmt: skip
+        assert getattr(ours, name) == getattr(theirs, name), name
+        setattr(ours, name, getattr(theirs, name))
+    ours.patch_size = pair.model.config.vision_config.patch_size
+    known = theirs.image_processor.to_dict()
+    assert {name: ours.image_processor.to_dict()[name] for name in known} == known
+    for name, value in known.items():
+        if name != "image_processor_type":
+            assert getattr(ours.image_processor, name) == value, name
+            setattr(ours.image_processor, name, list(value) if isinstance(value, tuple) else value)
+
+
+@pytest.mark.parametrize("part", ["", "tokenizer", "image_processor"])
+@pytest.mark.parametrize(("name", "message"), [("save_pretrained", "llavakit convert"), ("mystery", "its spelling")])
+def test_attribute_that_is_not_there_is_told(pair: Pair, part: str, name: str, message: str) -> None:
+    owner = getattr(pair.processor, part) if part else pair.processor
+    assert not hasattr(owner, name)
+    with pytest.raises(UnsupportedAttributeError, match=f"{name}.*{message}"):
+        getattr(owner, name)
+
+
+def test_image_processor_by_itself(pair: Pair) -> None:
+    ours, theirs = pair.processor.image_processor, pair.their_processor.image_processor
+    options = {"return_tensors": "pt", "do_normalize": True}
+    _assert_same(ours.preprocess(make_picture(1), **options), theirs.preprocess(make_picture(1), **options))
+    with pytest.raises(UnsupportedAttributeError, match="do_normalize is True and cannot be set to False"):
+        ours(make_picture(1), do_normalize=False)
+    with pytest.raises(ConfigError, match="does not take 'do_normalise'"):
+        ours(make_picture(1), do_normalise=False)
+
+
+def test_processor_is_made_of_the_parts_of_another_one(pair: Pair) -> None:
+    parts = {"tokenizer": pair.processor.tokenizer, "image_processor": pair.processor.image_processor}
+    made = llavakit.LlavaProcessor(**parts, patch_size=14, vision_feature_select_strategy="default")
+    arguments = {"images": make_picture(1), "text": ONE, "return_tensors": "pt"}
+    _assert_same(made(**arguments), pair.processor(**arguments))
+    assert made.chat_template is None
+    with pytest.raises(UnsupportedAttributeError, match="patch_size is 14 and cannot be set to 7"):
+        llavakit.LlavaProcessor(**parts, patch_size=7)
+    with pytest.raises(ConfigError, match="it takes image_processor and tokenizer of another LlavaProcessor"):
+        llavakit.LlavaProcessor(pair.their_processor.image_processor, pair.processor.tokenizer)
+
+
+def test_copies_of_a_processor_do_the_same(pair: Pair) -> None:
+    arguments = {"images": make_picture(1), "text": ONE, "return_tensors": "pt"}
+    for copied in (copy.deepcopy(pair.processor), pickle.loads(pickle.dumps(pair.processor))):
+        _assert_same(copied(**arguments), pair.processor(**arguments))
 
 
 def test_padding_token_and_side_can_be_changed(pair: Pair) -> None:

@@ -47,6 +47,13 @@ def test_unknown_name_is_an_attribute_error() -> None:
         llavakit.nothing  # noqa: B018
 
 
+def test_name_of_transformers_that_is_not_here_names_a_substitute() -> None:
+    assert llavakit.AutoModelForImageTextToText is llavakit.LlavaForConditionalGeneration
+    with pytest.raises(AttributeError, match=r"'AutoTokenizer': use AutoProcessor.from_pretrained\(...\).tokenizer"):
+        llavakit.AutoTokenizer  # noqa: B018
+    assert not set(llavakit._SUBSTITUTES) & set(llavakit.__all__)
+
+
 def test_type_checkers_and_run_time_see_the_same_names() -> None:
     source = Path(llavakit.__file__).read_text(encoding="utf-8")
     for name in llavakit.__all__:

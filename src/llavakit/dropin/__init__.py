@@ -2,12 +2,13 @@
 
 from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.dropin.generation_config import GenerationConfig
-from llavakit.dropin.modeling import LlavaForConditionalGeneration
+from llavakit.dropin.modeling import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from llavakit.dropin.pipeline import pipeline
 from llavakit.dropin.processor import AutoProcessor, LlavaProcessor
 from llavakit.dropin.quantization import BitsAndBytesConfig
 
 __all__ = [
+    "AutoModelForImageTextToText",
     "AutoProcessor",
     "BatchFeature",
     "BitsAndBytesConfig",

@@ -18,7 +18,9 @@ _REASONS = {
     "add_special_tokens": "the vocabulary is that of the checkpoint",
     "add_tokens": "the vocabulary is that of the checkpoint",
     "apply_chat_template": "use the processor's",
+    "backend_tokenizer": "the tokenizers library's object is inside of `.backend`",
     "base_model": "the torch module is `.model`",
+    "chat_template": "set the processor's",
     "compute_transition_scores": "take them from output_logits: logits.log_softmax(-1) at the chosen tokens",
     "compute_loss": _NO_TRAINING,
     "disable_adapters": "adapters are not part of this release; merge them into the checkpoint first",
@@ -70,17 +72,24 @@ def check_assignment(owner: Any, name: str, value: Any, fixed: Mapping[str, str]
     Returns
     -------
     bool
-        Whether it is to be carried out: False for a fixed attribute that has the value already.
+        Whether it is to be carried out: False for a fixed attribute that has the value already (a list for a tuple
+        will do).
 
     Raises
     ------
     UnsupportedAttributeError
-        If a fixed attribute has another value.
+        If a fixed attribute has another value, or there is no such attribute and that is known.
     """
+    if name in _REASONS:
+        raise missing_attribute(type(owner).__name__, name)
     if name not in fixed:
         return True
-    if value != (found := getattr(owner, name)):
+    if _as_list(value) != _as_list(found := getattr(owner, name)):
         raise UnsupportedAttributeError(
             f"{type(owner).__name__}.{name} is {found!r} and cannot be set to {value!r}: {fixed[name]}.", name=name
         )
     return False
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,16 @@ class BatchFeature(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self.data)
+
+    def __or__(self, other: Mapping[str, Any]) -> BatchFeature:
+        return BatchFeature({**self, **other})
+
+    def __ror__(self, other: Mapping[str, Any]) -> BatchFeature:
+        return BatchFeature({**other, **self})
+
+    def copy(self) -> BatchFeature:
+        """Return another mapping of the same tensors."""
+        return BatchFeature(self.data)
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> BatchFeature:
         """Convert every entry in place; see the class for the types."""

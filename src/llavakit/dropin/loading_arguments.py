@@ -38,6 +38,7 @@ _REFUSED = {
     "from_tf": "only safetensors and PyTorch files are read",
     "from_flax": "only safetensors and PyTorch files are read",
     "gguf_file": "GGUF files are not read by this class",
+    "use_safetensors": "they are taken where a checkpoint has both kinds; remove them from the folder",
     "ignore_mismatched_sizes": "a tensor of the wrong shape is always an error",
     "output_loading_info": "every tensor is accounted for, or loading fails",
     "experts_implementation": "LLaVA has no experts",
@@ -51,6 +52,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_auth_token": (None,),
     "force_download": (None, False),
     "subfolder": (None, ""),
+    "use_safetensors": (None, True),
     "ignore_mismatched_sizes": (False,),
     "output_loading_info": (False,),
     "from_tf": (False,),
@@ -96,8 +98,6 @@ def read_model_arguments(arguments: Mapping[str, Any]) -> ModelArguments:
     )
     rest.pop("low_cpu_mem_usage", None)  # always so: weights are mapped, or converted one by one
     local_only = bool(rest.pop("local_files_only", False))
-    if rest.get("use_safetensors") in (None, True):
-        rest.pop("use_safetensors", None)  # they are preferred where a checkpoint has both kinds
     check_hub_arguments(rest)
     if (
         quantization is not None

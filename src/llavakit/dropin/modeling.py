@@ -42,7 +42,7 @@ from llavakit.model.loader import load_model
 from llavakit.processing.tokenizer import Tokenizer
 from llavakit.weights.checkpoint import open_checkpoint
 
-__all__ = ["LlavaForConditionalGeneration"]
+__all__ = ["AutoModelForImageTextToText", "LlavaForConditionalGeneration"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -339,6 +339,10 @@ class LlavaForConditionalGeneration(ModuleSurface):
                 own if isinstance(own, Tokenizer) else Tokenizer.from_folder(self._folder, config=self.model.config)
             )
         return self._tokenizer
+
+
+# There is one kind of model.
+AutoModelForImageTextToText = LlavaForConditionalGeneration
 
 
 def _answers(generation: Generation, plan: DecodingPlan) -> list[Sequence[int]]:

@@ -16,7 +16,8 @@ from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.dropin.conversation import is_chat
 from llavakit.dropin.generation_config import GENERATION_SETTINGS
 from llavakit.dropin.modeling import LlavaForConditionalGeneration
-from llavakit.dropin.processor import PROCESSOR_OPTIONS, AutoProcessor, LlavaProcessor, is_read_by
+from llavakit.dropin.processor import AutoProcessor, LlavaProcessor
+from llavakit.dropin.processor_options import PROCESSOR_OPTIONS, is_read_by
 from llavakit.processing.sources import SourcePolicy
 
 __all__ = ["ImageTextToTextPipeline", "pipeline"]

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError
+from llavakit.dropin.attributes import check_assignment, missing_attribute
 from llavakit.dropin.batch_feature import BatchFeature
 from llavakit.dropin.conversation import find_images, load_chat_template, normalise, render_conversation
 from llavakit.dropin.image_processor import LlavaImageProcessor, flatten_images
 from llavakit.dropin.loading_arguments import check_hub_arguments, resolve_folder
+from llavakit.dropin.processor_options import (
+    PROCESSOR_OPTIONS,
+    TEXT_OPTIONS,
+    as_texts,
+    check_variables,
+    merge_options,
+)
 from llavakit.dropin.tokenizer import LlavaTokenizer
 from llavakit.processing.presets import load_presets
 from llavakit.processing.sources import SourcePolicy
 from llavakit.weights.checkpoint import read_config
 
-__all__ = ["PROCESSOR_OPTIONS", "AutoProcessor", "LlavaProcessor", "is_read_by"]
+__all__ = ["AutoProcessor", "LlavaProcessor"]
 
-_TEXT_OPTIONS = frozenset({
-    "add_special_tokens", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of",
-    "return_attention_mask",
-})  # fmt: skip
-_OWN_OPTIONS = frozenset(
-    {"return_tensors", "return_mm_token_type_ids", "text_kwargs", "images_kwargs", "common_kwargs", "timeout"}
+_ATTRIBUTES = frozenset({"patch_size", "vision_feature_select_strategy", "num_additional_image_tokens", "image_token"})
+_FIXED = dict.fromkeys(
+    (*_ATTRIBUTES, "image_token_id", "num_image_tokens", "model_input_names"),
+    "it follows from the checkpoint's config.json",
 )
-PROCESSOR_OPTIONS = _TEXT_OPTIONS | _OWN_OPTIONS
 
 
 class AutoProcessor:
@@ -61,30 +64,97 @@ class AutoProcessor:
 class LlavaProcessor:
     """Prepares what a LLaVA-1.5 model reads, as the checkpoint's own processor files say.
 
+    Parameters
+    ----------
+    image_processor : LlavaImageProcessor
+    tokenizer : LlavaTokenizer
+        Of the same checkpoint; they are attributes of another processor.
+    chat_template : str, optional
+        Jinja.
+    patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token : optional
+        The values of the checkpoint, if at all.
+
     Attributes
     ----------
     tokenizer : LlavaTokenizer
     image_processor : LlavaImageProcessor
     chat_template : str or None
-        Jinja; may be replaced.
+        May be replaced.
     num_image_tokens : int
         Ids that one picture takes.
+    patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token, image_token_id
+        As the checkpoint's config.json says.
+
+    Raises
+    ------
+    ConfigError
+        If the parts are of other classes.
+    UnsupportedAttributeError
+        For an attribute that is not there, or that cannot be set.
     """
+
+    num_additional_image_tokens = 1  # CLIP's class token
 
     def __init__(
         self,
         image_processor: LlavaImageProcessor,
         tokenizer: LlavaTokenizer,
-        *,
-        chat_template: str | None,
-        config: LlavaConfig,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str | None = None,
+        num_additional_image_tokens: int | None = None,
     ) -> None:
+        if not isinstance(image_processor, LlavaImageProcessor) or not isinstance(tokenizer, LlavaTokenizer):
+            raise ConfigError(
+                f"LlavaProcessor got a {type(image_processor).__name__} and a {type(tokenizer).__name__}; it takes "
+                "image_processor and tokenizer of another LlavaProcessor. AutoProcessor.from_pretrained makes one."
+            )
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self.num_image_tokens = config.num_image_tokens
-        self.image_token = tokenizer.image_token
-        self.image_token_id = config.image_token_id
+        given = {
+            "patch_size": patch_size,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "image_token": image_token,
+            "num_additional_image_tokens": num_additional_image_tokens,
+        }
+        for name, value in given.items():
+            if value is not None:
+                setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is not there.
+        raise missing_attribute("LlavaProcessor", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "chat_template" or check_assignment(self, name, value, _FIXED):
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Ids that one picture takes."""
+        return self.tokenizer.config.num_image_tokens
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch of the vision tower, in pixels."""
+        return self.tokenizer.config.vision_config.patch_size
+
+    @property
+    def vision_feature_select_strategy(self) -> str:
+        """Whether the class token's features are left out ("default") or not ("full")."""
+        return self.tokenizer.config.vision_feature_select_strategy
+
+    @property
+    def image_token(self) -> str:
+        """Placeholder of a picture."""
+        return self.tokenizer.image_token
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of it."""
+        return self.tokenizer.config.image_token_id
 
     @classmethod
     def from_pretrained(
@@ -110,6 +180,10 @@ class LlavaProcessor:
             resampling is not offered.
         local_files_only : bool
             Do not ask the Hub.
+        padding_side : {"left", "right"}, optional
+            Of the tokenizer.
+        patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token : optional
+            The values of the checkpoint, if at all.
 
         Returns
         -------
@@ -122,6 +196,8 @@ class LlavaProcessor:
         StoreError
             If the model cannot be found or fetched.
         """
+        given = {name: arguments.pop(name) for name in _ATTRIBUTES & arguments.keys()}
+        padding_side = arguments.pop("padding_side", None)
         check_hub_arguments(arguments)
         if backend not in (None, "pil") or use_fast:
             raise ConfigError(
@@ -132,12 +208,11 @@ class LlavaProcessor:
         found = resolve_folder(pretrained_model_name_or_path, allow_download=not local_files_only, with_weights=False)
         config = read_config(found.folder, vision_folder=found.vision_folder)
         policy = source_policy if source_policy is not None else SourcePolicy()
-        return cls(
-            LlavaImageProcessor(load_presets(found.folder, config)["hf"].image, policy),
-            LlavaTokenizer.from_folder(found.folder, config),
-            chat_template=load_chat_template(found.folder),
-            config=config,
-        )
+        tokenizer = LlavaTokenizer.from_folder(found.folder, config, name=str(found.name))
+        if padding_side is not None:
+            tokenizer.padding_side = padding_side
+        images = LlavaImageProcessor(load_presets(found.folder, config)["hf"].image, policy)
+        return cls(images, tokenizer, chat_template=load_chat_template(found.folder), **given)
 
     def __call__(
         self,
@@ -190,8 +265,8 @@ class LlavaProcessor:
         """Do what a call does; with ``all_named`` PIL images are treated like named sources (`LlavaImageProcessor`)."""
         if images is None and text is None:
             raise PromptError("neither images nor text was given; a processor needs one of them.")
-        options = _merge_options(options)
-        texts = None if text is None else _as_texts(text)
+        options = merge_options(options)
+        texts = None if text is None else as_texts(text)
         pictures = None if images is None else flatten_images(images)
         if texts is not None:
             self._check_counts(texts, pictures)
@@ -269,7 +344,7 @@ class LlavaProcessor:
         )
         conversations = [normalise(chat) for chat in (conversation if is_batch else [conversation])]
         direct = {name: options.pop(name) for name in list(options) if name in PROCESSOR_OPTIONS}
-        _check_variables(options, template)
+        check_variables(options, template)
         prompts = [
             render_conversation(
                 messages,
@@ -322,57 +397,16 @@ class LlavaProcessor:
 
     def _encode(self, texts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         expanded = [text.replace(self.image_token, self.image_token * self.num_image_tokens) for text in texts]
-        encoded = self.tokenizer(expanded, **{name: options[name] for name in _TEXT_OPTIONS & options.keys()})
+        encoded = self.tokenizer(expanded, **{name: options[name] for name in TEXT_OPTIONS & options.keys()})
         for text, ids in zip(texts, encoded["input_ids"], strict=True):
             wanted = text.count(self.image_token) * self.num_image_tokens
             if (found := ids.count(self.image_token_id)) != wanted:
                 raise PromptError(
-                    f"truncation to {options.get('max_length')} tokens leaves {found} of "
-                    f"{wanted} image tokens; a picture cannot "
-                    "be cut. Raise max_length or leave truncation out."
+                    f"truncation to {len(ids)} tokens leaves {found} of {wanted} image tokens; a picture cannot be "
+                    "cut. Raise max_length (or the tokenizer's model_max_length), or leave truncation out."
                 )
         data = dict(encoded)
         if options.get("return_mm_token_type_ids"):
             rows = encoded["input_ids"]
             data["mm_token_type_ids"] = [[int(token_id == self.image_token_id) for token_id in row] for row in rows]
         return data
-
-
-def _as_texts(text: str | Sequence[str]) -> list[str]:
-    texts: list[Any] = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
-    if not texts or not all(isinstance(one, str) for one in texts):
-        raise PromptError(
-            f"text must be a string or a list of strings, got {type(text).__name__}. The order "
-            "of arguments is (images, text)."
-        )
-    return texts
-
-
-def is_read_by(template: str, name: str) -> bool:
-    """Return whether a chat template uses a name."""
-    return re.search(rf"\b{re.escape(name)}\b", template) is not None
-
-
-def _check_variables(variables: Mapping[str, Any], template: str) -> None:
-    """Refuse names that are neither an option nor read by the template."""
-    for name in variables:
-        if not is_read_by(template, name):
-            raise ConfigError(
-                f"apply_chat_template does not know {name!r}: it is no option of the processor, and the chat template "
-                "does not read it. Check its spelling or leave it out."
-            )
-
-
-def _merge_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring grouped options to one level and refuse unknown ones by name."""
-    merged: dict[str, Any] = {}
-    for group in ("common_kwargs", "text_kwargs", "images_kwargs"):
-        merged.update(options.get(group) or {})
-    merged.update({name: value for name, value in options.items() if not name.endswith("_kwargs")})
-    if unknown := [name for name in merged if name not in PROCESSOR_OPTIONS]:
-        raise ConfigError(
-            f"the processor does not take {', '.join(map(repr, unknown))}; pictures are prepared "
-            "as the checkpoint's files say, "
-            f"and the options are {', '.join(sorted(PROCESSOR_OPTIONS))}."
-        )
-    return merged

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.dropin.batch_feature import BatchFeature
+from llavakit.dropin.vocabulary import Vocabulary
 from llavakit.processing.presets import read_json
 from llavakit.processing.tokenizer import Tokenizer
 
 __all__ = ["LlavaTokenizer"]
 
 _LOGGER = logging.getLogger(__name__)
+# Files that give no length write a number far beyond this one.
+_UNBOUNDED_LENGTH = 10**20
 _PADDINGS = (True, False, None, "longest", "max_length", "do_not_pad")
 
 
-class LlavaTokenizer:
+class LlavaTokenizer(Vocabulary):
     """Text to ids and back, by the checkpoint's own tokenizer files.
 
     Control tokens in the text (``<image>``, ``</s>``) become their ids, as in transformers: prompts of this
@@ -27,72 +30,31 @@ class LlavaTokenizer:
 
     Attributes
     ----------
-    backend : Tokenizer
-    padding_side : {"left", "right"}
-        May be changed. "left" for generation.
+    padding_side, truncation_side : {"left", "right"}
+        May be changed. Padding on the left is for generation.
+    model_max_length : int
+        Where truncation cuts when no ``max_length`` is given; may be changed.
+    add_bos_token : bool
+        Whether texts begin with the BOS token; may be changed.
+    name_or_path : str
     """
 
-    def __init__(self, backend: Tokenizer, config: LlavaConfig, settings: dict[str, Any]) -> None:
-        self.backend = backend
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __init__(self, backend: Tokenizer, config: LlavaConfig, settings: dict[str, Any], *, name: str = "") -> None:
+        super().__init__(backend, config, settings)
         self.padding_side: str = settings.get("padding_side", "left")
         self.truncation_side: str = settings.get("truncation_side", "right")
-        self.bos_token_id = backend.bos_token_id
-        self.eos_token_id = backend.eos_token_id
-        self.image_token_id = backend.image_token_id
-        self.unk_token: str = _content(settings.get("unk_token")) or "<unk>"
-        self.image_token: str = _content(settings.get("image_token")) or "<image>"
-        self.pad_token_id: int | None = config.pad_token_id
-        if (pad_token := _content(settings.get("pad_token"))) is not None:
-            self.pad_token = pad_token
-        self._adds_bos = settings.get("add_bos_token", True)
+        self.model_max_length = int(settings.get("model_max_length") or _UNBOUNDED_LENGTH)
+        self.add_bos_token = bool(settings.get("add_bos_token", True))
+        self.name_or_path = name
 
     @classmethod
-    def from_folder(cls, folder: Path, config: LlavaConfig) -> LlavaTokenizer:
+    def from_folder(cls, folder: Path, config: LlavaConfig, *, name: str | None = None) -> LlavaTokenizer:
         """Read the tokenizer of a checkpoint folder."""
         path = folder / "tokenizer_config.json"
         settings = read_json(path) if path.is_file() else {}
-        return cls(Tokenizer.from_folder(folder, config=config), config, settings)
-
-    def __len__(self) -> int:
-        return self.backend.vocab_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Entries of the vocabulary."""
-        return self.backend.vocab_size
-
-    @property
-    def bos_token(self) -> str:
-        """Written form of the first token of every prompt."""
-        return self.backend.token_text(self.bos_token_id) or ""
-
-    @property
-    def eos_token(self) -> str:
-        """Written form of the end token."""
-        return self.backend.token_text(self.eos_token_id) or ""
-
-    @property
-    def pad_token(self) -> str | None:
-        """Written form of the padding token; setting it to another token of the vocabulary changes ``pad_token_id``."""
-        return None if self.pad_token_id is None else self.backend.token_text(self.pad_token_id)
-
-    @pad_token.setter
-    def pad_token(self, token: str | None) -> None:
-        if token is None:
-            self.pad_token_id = None
-            return
-        ids = self.backend.encode(token, parse_special=True)
-        if len(ids) != 1 or self.backend.token_text(ids[0]) != token:
-            raise ConfigError(f"{token!r} is not one token of this vocabulary, so it cannot be the padding token.")
-        self.pad_token_id = ids[0]
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """Written forms of the special tokens, as chat templates may use them."""
-        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, "unk_token": self.unk_token}
-        if self.pad_token is not None:
-            tokens["pad_token"] = self.pad_token
-        return {**tokens, "image_token": self.image_token}
+        return cls(Tokenizer.from_folder(folder, config=config), config, settings, name=name or str(folder))
 
     def __call__(
         self,
@@ -117,7 +79,7 @@ class LlavaTokenizer:
         padding : bool or str, default False
             True or ``"longest"``: to the longest; ``"max_length"``: to ``max_length``.
         truncation : bool or str, optional
-            True or ``"longest_first"`` cuts the end at ``max_length``.
+            True or ``"longest_first"`` cuts at ``max_length``, by default `model_max_length`.
         padding_side : {"left", "right"}, optional
             Instead of the attribute.
         pad_to_multiple_of : int, optional
@@ -140,10 +102,54 @@ class LlavaTokenizer:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise PromptError(f"text must be a string or a list of strings, got {text!r:.100}.")
-        rows = [self.encode(one, add_special_tokens=add_special_tokens) for one in texts]
-        rows = self._truncate(rows, truncation, max_length)
-        width = _padded_width(rows, padding, max_length, pad_to_multiple_of)
-        masks = [[1] * len(row) for row in rows]
+        has_bos = add_special_tokens and self.add_bos_token
+        rows = [self._encode(one, has_bos=has_bos) for one in texts]
+        if truncation not in (None, False, "do_not_truncate"):
+            rows = self._truncate(rows, truncation, max_length, num_kept=int(has_bos))
+        batch = self.pad(
+            {"input_ids": rows},
+            padding=padding,
+            max_length=max_length,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=return_attention_mask,
+        )
+        if isinstance(text, str) and return_tensors is None:
+            return BatchFeature({name: value[0] for name, value in batch.items()})
+        return batch.convert_to_tensors(return_tensors)
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        padding: bool | str | None = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Bring rows of ids to one length.
+
+        Parameters
+        ----------
+        encoded_inputs : mapping or sequence of mappings
+            ``input_ids`` and, if positions are hidden already, ``attention_mask``: lists of rows, or of one row each.
+        padding, max_length, pad_to_multiple_of, padding_side, return_attention_mask, return_tensors
+            As for a call; padded to the longest by default.
+
+        Returns
+        -------
+        BatchFeature
+            ``input_ids`` and ``attention_mask``.
+        """
+        if not isinstance(encoded_inputs, Mapping):
+            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
+        if unknown := encoded_inputs.keys() - {"input_ids", "attention_mask"}:
+            raise ConfigError(f"only input_ids and attention_mask can be padded, got {', '.join(sorted(unknown))}.")
+        rows = _as_rows(encoded_inputs["input_ids"])
+        masks = _as_rows(encoded_inputs.get("attention_mask", [[1] * len(row) for row in rows]))
+        width = _padded_width(rows, padding, self._length_limit(max_length), pad_to_multiple_of)
         if width is not None:
             side = self.padding_side if padding_side is None else padding_side
             masks = [_pad(mask, width, 0, side) for mask in masks]
@@ -151,13 +157,18 @@ class LlavaTokenizer:
         data: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
         if return_attention_mask is False:
             del data["attention_mask"]
-        if isinstance(text, str) and return_tensors is None:
-            data = {name: value[0] for name, value in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of one text."""
-        ids = [self.bos_token_id] if add_special_tokens and self._adds_bos else []
+    def encode(self, text: str, **options: Any) -> Any:
+        """Return the ids of one text: a list, or with ``return_tensors`` a tensor (1, T); options as for a call."""
+        return self(text, **options)["input_ids"]
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return a text as vocabulary entries."""
+        return self.convert_ids_to_tokens(self._encode(text, has_bos=False))  # type: ignore[no-any-return]
+
+    def _encode(self, text: str, *, has_bos: bool) -> list[int]:
+        ids = [self.bos_token_id] if has_bos else []
         # Piece by piece: original checkpoints have no <image> in their vocabulary, and its id lies above it.
         for idx, piece in enumerate(text.split(self.image_token)):
             if idx:
@@ -200,29 +211,28 @@ class LlavaTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Return the texts of several rows; parameters as for `decode`."""
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
-
-    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
-        """Return vocabulary entries as they are written in the tokenizer's file."""
-        if isinstance(ids, int):
-            return self.backend.token_text(ids) or self.unk_token
-        return [self.backend.token_text(int(token_id)) or self.unk_token for token_id in ids]
+        """Return the texts of several rows, of a single row as a list of one text; parameters as for `decode`."""
+        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+        return [texts] if isinstance(texts, str) else texts
 
     def _truncate(
-        self, rows: list[list[int]], truncation: bool | str | None, max_length: int | None
+        self, rows: list[list[int]], truncation: bool | str | None, max_length: int | None, *, num_kept: int
     ) -> list[list[int]]:
-        if truncation in (None, False, "do_not_truncate"):
-            return rows
+        """Cut rows, on the left behind the first ``num_kept`` ids."""
         if truncation not in (True, "longest_first", "only_first"):
             raise ConfigError(f"truncation={truncation!r} is not supported; use True or False.")
-        if max_length is None:
-            return rows
-        if self.truncation_side != "right":
-            raise ConfigError(
-                f"truncation_side={self.truncation_side!r} is not supported; only the end of a text can be cut."
-            )
-        return [row[:max_length] for row in rows]
+        if self.truncation_side not in ("left", "right"):
+            raise ConfigError(f"truncation_side is {self.truncation_side!r}; it must be 'left' or 'right'.")
+        limit = self._length_limit(max_length)
+        if limit is None or self.truncation_side == "right":
+            return [row[:limit] for row in rows]
+        return [row if len(row) <= limit else row[:num_kept] + row[len(row) - limit + num_kept :] for row in rows]
+
+    def _length_limit(self, max_length: int | None) -> int | None:
+        """Return the length that is meant where it is not given: that of the model, unless it is unbounded."""
+        if max_length is not None:
+            return max_length
+        return self.model_max_length if self.model_max_length < _UNBOUNDED_LENGTH else None
 
     def _require_pad_id(self) -> int:
         if self.pad_token_id is None:
@@ -230,6 +240,12 @@ class LlavaTokenizer:
                 "this tokenizer has no padding token. Set processor.tokenizer.pad_token_id, or pass padding=False."
             )
         return self.pad_token_id
+
+
+def _as_rows(values: Any) -> list[list[int]]:
+    """Return nested lists of one or several rows."""
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
+    return [rows] if rows and isinstance(rows[0], int) else [list(row) for row in rows]
 
 
 def _padded_width(
@@ -255,8 +271,3 @@ def _pad(row: list[int], width: int, value: int, side: str) -> list[int]:
         raise ConfigError(f"padding_side is {side!r}; it must be 'left' or 'right'.")
     filler = [value] * (width - len(row))
     return filler + row if side == "left" else row + filler
-
-
-def _content(token: Any) -> str | None:
-    """Return the text of a token entry, which may be a string or an object with ``content``."""
-    return token.get("content") if isinstance(token, dict) else token

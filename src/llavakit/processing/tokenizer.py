@@ -120,6 +120,20 @@ class Tokenizer:
         """Number of tokens in the tokenizer's file; the model's own vocabulary may be padded beyond it."""
         return int(self._with_specials.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def base_vocab_size(self) -> int:
+        """The same without tokens that were added to the vocabulary."""
+        return int(self._with_specials.get_vocab_size(with_added_tokens=False))
+
+    def entries(self) -> dict[str, int]:
+        """Return every token with its id."""
+        return dict(self._with_specials.get_vocab(with_added_tokens=True))
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id of a vocabulary entry, or None."""
+        token_id = self._with_specials.token_to_id(text)
+        return None if token_id is None else int(token_id)
+
     def encode(self, text: str, *, parse_special: bool = False, add_bos: bool = False) -> list[int]:
         """Turn text into ids.
 

@@ -67,7 +67,7 @@ def test_other_dtype_is_refused(dtype: Any) -> None:
         ({"low_cpu_mem_usag": True}, "does not know the argument 'low_cpu_mem_usag'"),
         ({"offload_folder": "o"}, "offload_folder='o' is not supported: weights are mapped"),
         ({"attn_implementation": "paged"}, "attn_implementation='paged' is not supported"),
-        ({"use_safetensors": False}, "does not know the argument 'use_safetensors'"),
+        ({"use_safetensors": False}, "use_safetensors=False is not supported: they are taken where"),
         ({"quantization_config": 4}, "quantization_config is a int"),
         ({"quantization_config": {"bits": 4}}, "does not know bits"),
         ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "load_in_4bit": True}, "say it once"),

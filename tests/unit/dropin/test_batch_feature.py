@@ -25,6 +25,16 @@ def test_entries_are_items_and_attributes() -> None:
     assert pickle.loads(pickle.dumps(batch)) == batch
 
 
+def test_copies_and_unions_are_mappings_of_their_own() -> None:
+    batch = BatchFeature({"input_ids": [[1, 2]]})
+    copied = batch.copy()
+    copied["text"] = "a"
+    assert isinstance(copied, BatchFeature)
+    assert "text" not in batch
+    assert (batch | {"a": 1}).data == {"input_ids": [[1, 2]], "a": 1}
+    assert ({"input_ids": 0, "a": 1} | batch).data == {"input_ids": [[1, 2]], "a": 1}
+
+
 def test_only_floating_tensors_are_cast() -> None:
     batch = BatchFeature({"input_ids": [[1, 2]], "pixel_values": [np.ones((3, 2, 2), np.float32)]}, tensor_type="pt")
     assert batch.to("cpu", torch.bfloat16) is batch
