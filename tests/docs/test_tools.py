@@ -34,7 +34,9 @@ def test_answers_are_compared_by_their_words() -> None:
 
 def test_signatures_are_shown_without_quotation_marks() -> None:
     text = describe("SamplingParams", SamplingParams)
-    assert text.startswith("SamplingParams(*, max_new_tokens: int = 512, temperature: float = 0.0, ")
+    assert text.startswith(
+        "SamplingParams(*, max_new_tokens: int = 512, min_new_tokens: int = 0, temperature: float = 0.0, "
+    )
     assert find_public_methods(SamplingParams) == ["is_greedy"]
 
 

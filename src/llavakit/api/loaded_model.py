@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llavakit.api.arguments import attach_pictures, pictures_per_prompt, read_prompts, read_sampling
 from llavakit.core.config import LlavaConfig
-from llavakit.core.errors import ConfigError, PromptError, SamplingError
-from llavakit.core.types import GenerationResult, ImagePart, Message, Role, SamplingParams, TokenEvent
+from llavakit.core.errors import ConfigError
+from llavakit.core.types import GenerationResult, SamplingParams, TokenEvent
 from llavakit.engine.engine import Engine
 from llavakit.engine.generation import Generation
 from llavakit.model.llava import Llava
@@ -50,9 +51,11 @@ class Stream:
 
     @property
     def result(self) -> GenerationResult:
-        """The answer; runs what is left of it first."""
+        """The answer; runs what is left of it first. Cancelled where it is if its iterator was closed."""
         for _ in self._events:
             pass
+        if self._generation.finish_reason is None:
+            self._generation.cancel()
         return self._generation.result
 
 
@@ -103,6 +106,12 @@ class LoadedModel:
             suppressed_ids=never_generated(model.config, tokenizer),
         )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ConfigError(
+            f"a LoadedModel is neither copied nor pickled: its weights are mapped files. Load it again with "
+            f"llavakit.load({self.name!r}), or use with_preset for the same weights."
+        )
+
     @property
     def config(self) -> LlavaConfig:
         """The model's numbers."""
@@ -122,7 +131,7 @@ class LoadedModel:
         self,
         messages: str | Sequence[Any],
         *,
-        images: Sequence[Any] | None = None,
+        images: Iterable[Any] | None = None,
         sampling: SamplingParams | None = None,
         **settings: Any,
     ) -> GenerationResult:
@@ -133,12 +142,13 @@ class LoadedModel:
         messages : str or sequence of messages
             A question; or `Message` objects or dicts with ``role`` and ``content`` as in transformers and
             in OpenAI's API.
-        images : sequence, optional
+        images : iterable, optional
             Pictures that go before the last user message: paths, URLs, data URIs, bytes, PIL images or
             numpy arrays.
         sampling : SamplingParams, optional
         **settings
-            Fields of `SamplingParams`, instead of or on top of ``sampling``.
+            Fields of `SamplingParams`, instead of or on top of ``sampling``. ``stop`` may be one string or a list, and
+            ``logit_bias`` a mapping of token ids to biases; None is their default.
 
         Returns
         -------
@@ -155,7 +165,7 @@ class LoadedModel:
         self,
         messages: str | Sequence[Any],
         *,
-        images: Sequence[Any] | None = None,
+        images: Iterable[Any] | None = None,
         sampling: SamplingParams | None = None,
         **settings: Any,
     ) -> Stream:
@@ -164,14 +174,14 @@ class LoadedModel:
         A conversation that goes on computes only what is new, and no picture is encoded twice.
         """
         prompt = self.prepare(messages, images=images)
-        (generation,) = self._engine.submit([prompt], [_sampling(sampling, settings)])
+        (generation,) = self._engine.submit([prompt], [read_sampling(sampling, settings)])
         return Stream(self._engine, generation)
 
     def generate(
         self,
-        prompts: str | Sequence[Any],
+        prompts: str | Iterable[Any],
         *,
-        images: Sequence[Any] | None = None,
+        images: Iterable[Any] | None = None,
         sampling: SamplingParams | None = None,
         **settings: Any,
     ) -> list[GenerationResult]:
@@ -179,9 +189,9 @@ class LoadedModel:
 
         Parameters
         ----------
-        prompts : str or sequence
+        prompts : str or iterable
             Each a question or a conversation, as for `chat`.
-        images : sequence, optional
+        images : iterable, optional
             For each prompt its pictures: a sequence, one picture, or None. With a single string prompt, its
             pictures.
         sampling, **settings
@@ -192,20 +202,21 @@ class LoadedModel:
         list of GenerationResult
             In the order of the prompts.
         """
-        params = _sampling(sampling, settings)
+        params = read_sampling(sampling, settings)
         if isinstance(prompts, str):
             prompts = [prompts]
             images = [images]
-        per_prompt = _images_per_prompt(images, len(prompts))
+        prompts = read_prompts(prompts)
+        per_prompt = pictures_per_prompt(images, len(prompts))
         prepared = [self.prepare(prompt, images=mine) for prompt, mine in zip(prompts, per_prompt, strict=True)]
         generations = self._engine.submit(prepared, [_offset_seed(params, idx) for idx in range(len(prepared))])
         for _ in self._engine.run(generations):
             pass
         return [generation.result for generation in generations]
 
-    def prepare(self, messages: str | Sequence[Any], *, images: Sequence[Any] | None = None) -> PreparedPrompt:
+    def prepare(self, messages: str | Sequence[Any], *, images: Iterable[Any] | None = None) -> PreparedPrompt:
         """Turn a conversation into token ids and pixels, as `chat` does."""
-        conversation = _attach(to_messages(messages), images)
+        conversation = attach_pictures(to_messages(messages), images)
         return prepare(
             conversation, tokenizer=self.tokenizer, preset=self.preset, config=self.config, policy=self.policy
         )
@@ -218,7 +229,7 @@ class LoadedModel:
         ConfigError
             If there is no such preset.
         """
-        if name not in self.presets:
+        if not isinstance(name, str) or name not in self.presets:
             raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(self.presets))}.")
         return LoadedModel(
             model=self.model,
@@ -252,40 +263,5 @@ def never_generated(config: LlavaConfig, tokenizer: Tokenizer) -> list[int]:
     return sorted(token_id for token_id in ids if token_id < vocab_size)
 
 
-def _sampling(sampling: SamplingParams | None, settings: Mapping[str, Any]) -> SamplingParams:
-    known = SamplingParams.__dataclass_fields__
-    if unknown := [name for name in settings if name not in known]:
-        raise SamplingError(f"unknown sampling settings {', '.join(unknown)}; known: {', '.join(known)}.")
-    if isinstance(settings.get("stop"), str):
-        settings = {**settings, "stop": (settings["stop"],)}
-    elif isinstance(settings.get("stop"), list):
-        settings = {**settings, "stop": tuple(settings["stop"])}
-    return replace(sampling or SamplingParams(), **settings)
-
-
 def _offset_seed(params: SamplingParams, idx: int) -> SamplingParams:
     return params if params.seed is None else replace(params, seed=(params.seed + idx) % (1 << 64))
-
-
-def _images_per_prompt(images: Sequence[Any] | None, num_prompts: int) -> list[Sequence[Any] | None]:
-    if images is None:
-        return [None] * num_prompts
-    if len(images) != num_prompts:
-        raise PromptError(
-            f"{num_prompts} prompts came with pictures for {len(images)}; `images` needs one entry per prompt "
-            "(a sequence of pictures, one picture, or None)."
-        )
-    return [mine if mine is None or isinstance(mine, list | tuple) else [mine] for mine in images]
-
-
-def _attach(messages: tuple[Message, ...], images: Sequence[Any] | None) -> tuple[Message, ...]:
-    """Put pictures in front of the last user message."""
-    if images is None:
-        return messages
-    if isinstance(images, str | bytes | Path) or not isinstance(images, Sequence):
-        images = [images]
-    for idx in range(len(messages) - 1, -1, -1):
-        if messages[idx].role is Role.USER:
-            parts = (*(ImagePart(source) for source in images), *messages[idx].parts)
-            return (*messages[:idx], replace(messages[idx], parts=parts), *messages[idx + 1 :])
-    raise PromptError("pictures were given, but the conversation has no user message to put them in.")

@@ -135,7 +135,7 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device {device!r} is not known; use 'cpu', 'cuda' or 'cuda:N'.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise CapacityError(f"device {device!r} needs a CUDA GPU, and torch finds none here. Use device='cpu'.")
@@ -143,6 +143,8 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
         raise CapacityError(
             f"device {device!r} was asked for, but this machine has {torch.cuda.device_count()} GPUs, counted from 0."
         )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise CapacityError(f"device {device!r} needs Apple's GPU, and torch finds none here. Use device='cpu'.")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device {device!r} is not supported; use 'cpu' or 'cuda'.")
     return chosen
@@ -163,7 +165,7 @@ def choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device
         if is_kept or _keeps_halves(dtype, checkpoint, device):
             return torch.float32
         return choose_dense_dtype(checkpoint, device)
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; use one of {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
 

@@ -124,6 +124,8 @@ def open_image(source: Any, *, policy: SourcePolicy = SourcePolicy()) -> OpenedI
 
 
 def _from_text(text: str, policy: SourcePolicy) -> OpenedImage:
+    if not text:
+        raise ImageSourceError("a picture's name is empty; pass a path, a URL or a data URI.")
     if match := _DATA_URI.match(text[:1024]):
         return decode_image(_decode_data_uri(text, match, policy), "a data URI", policy)
     scheme = text[:8].lower()
@@ -173,7 +175,10 @@ def read_picture_file(path: Path, *, policy: SourcePolicy = SourcePolicy()) -> t
 
 
 def _read_bounded(file: IO[bytes], what: str, policy: SourcePolicy) -> bytes:
-    data = file.read(policy.max_bytes + 1)
+    try:
+        data = file.read(policy.max_bytes + 1)
+    except (OSError, ValueError) as error:  # a file that is closed raises the latter
+        raise ImageSourceError(f"{what} cannot be read ({error}).") from error
     if not isinstance(data, bytes):
         raise ImageSourceError(f"{what} gives text, not bytes; open it in binary mode.")
     if len(data) > policy.max_bytes:
@@ -270,6 +275,8 @@ def _from_pil(image: Image.Image, policy: SourcePolicy) -> OpenedImage:
 
 def _from_array(array: np.ndarray, policy: SourcePolicy) -> Image.Image:
     shape = array.shape
+    if array.dtype.kind not in "buif":
+        raise BadImageError(f"an array of {array.dtype} is no picture; uint8, or floating from 0 to 1, is needed.")
     if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:

@@ -24,6 +24,12 @@ def _png() -> bytes:
     return buffer.getvalue()
 
 
+def _closed_file() -> io.BytesIO:
+    file = io.BytesIO(_png())
+    file.close()
+    return file
+
+
 _BASE64 = base64.b64encode(_png()).decode()
 
 
@@ -70,6 +76,8 @@ def test_arrays_of_other_channel_counts(shape: tuple[int, ...]) -> None:
         ("data:text/plain;base64,AAAA", "'text/plain'; an image is needed"),
         ("data:image/png;base64,AAA*", "base64 text cannot be decoded"), ("data:image/png;base64,", "empty"),
         (np.zeros((2, 2, 7), np.uint8), "shape"), (np.full((2, 2), 300), "int64"),
+        (np.array([[None]]), "an array of object is no picture"), (np.array([["a"]]), "an array of <U1"),
+        (np.ones((2, 2), complex), "an array of complex128"), (np.zeros((2, 2), "M8[s]"), "an array of datetime64"),
         (np.full((2, 2, 3), np.nan), "nan|finite|range|0 to 1"), (np.zeros((0, 4, 3), np.uint8), "shape|empty"),
     ],
 )  # fmt: skip
@@ -83,6 +91,7 @@ def test_what_holds_no_picture_is_refused(source: Any, message: str) -> None:
     [
         ("no-such-file.png", "there is no file"), (".", "is a folder"), ("/dev/null", "not a regular file"),
         ("file://elsewhere/a.png", "another machine"), (io.StringIO("x"), "binary mode"), (7, "int"),
+        ("", "name is empty"), (_closed_file(), "a file object cannot be read .*closed file"),
         ("a\0b", "cannot be read|there is no file"), ("x" * 5000, "cannot be read|there is no file"),
     ],
 )  # fmt: skip
