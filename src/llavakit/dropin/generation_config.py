@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import ConfigError, SamplingError
+from llavakit.dropin.attributes import missing_attribute
 from llavakit.dropin.loading_arguments import resolve_folder
 from llavakit.processing.presets import read_json
 from llavakit.weights.checkpoint import read_config
@@ -146,7 +147,7 @@ class GenerationConfig:
     def __getattr__(self, name: str) -> None:
         # Only called for what is no setting of this class.
         if name not in _NEUTRAL:
-            raise AttributeError(f"GenerationConfig has no setting {name!r}; check its spelling.")
+            raise missing_attribute("GenerationConfig", name)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name: str | Path, *, local_files_only: bool = False) -> GenerationConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llavakit.core.errors import CapacityError, ConfigError, SamplingError
+from llavakit.core.errors import CapacityError, ConfigError, SamplingError, UnsupportedAttributeError
 from llavakit.dropin import BitsAndBytesConfig, GenerationConfig
 from llavakit.dropin.decoding import make_plan
 from llavakit.dropin.generation_config import load_generation_config, merge_generation_config
@@ -192,6 +192,8 @@ def test_settings_that_ask_for_nothing_are_taken_and_read_as_none() -> None:
     assert config.to_dict() == {"max_new_tokens": 4, "num_beams": 2}
     assert config.no_repeat_ngram_size is None
     assert not hasattr(config, "max_new_token")
+    with pytest.raises(UnsupportedAttributeError, match="GenerationConfig has no 'save_pretrained'"):
+        config.save_pretrained  # noqa: B018
     assert copy.deepcopy(config) == config == GenerationConfig.from_dict(config.to_dict())
     config.max_new_tokens = None
     assert config.max_new_tokens is None
