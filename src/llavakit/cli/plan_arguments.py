@@ -105,7 +105,10 @@ def _fits() -> argparse.ArgumentParser:
     parser.add_argument("--memory-gb", type=float, metavar="X", help="describe a GPU that is not in the table")
     parser.add_argument("--bandwidth-gb-s", type=float, metavar="X", help="its memory bandwidth")
     parser.add_argument(
-        "--host-memory-gb", type=float, metavar="X", help="memory of the computer around it (default: 32)"
+        "--host-memory-gb",
+        type=float,
+        metavar="X",
+        help="memory of the computer around it (default: 32, or as much as the largest card has)",
     )
     _add_setting_options(parser)
     add_output_options(parser, json_help="print one JSON object")

@@ -85,13 +85,14 @@ def _verify(options: argparse.Namespace, console: Console, model: PlannedModel, 
 
 def fits(options: argparse.Namespace, console: Console) -> int:
     """Print a verdict; the exit status is 1 where it does not fit."""
-    from llavakit.planner.machine import detect_machine, generic_host
+    from llavakit.planner.machine import detect_machine
     from llavakit.planner.models import find_model
     from llavakit.planner.plans import make_plan
 
     model = find_model(options.model)
     setting = make_setting(options, model)
     devices, notes = _devices(options)
+    memory_gib = _positive(options.host_memory_gb, "host-memory-gb")
     if devices is None:
         machine = detect_machine()
         devices, host, notes = list(machine.gpus), machine.host, list(machine.notes)
@@ -101,12 +102,12 @@ def fits(options: argparse.Namespace, console: Console) -> int:
         if machine.available_bytes is not None and machine.available_bytes < 0.5 * machine.host.numbers.memory_bytes:
             notes.append(f"only {machine.available_bytes / 1e9:.1f} GB of memory are free just now")
     else:
-        host = generic_host(_positive(options.host_memory_gb, "host-memory-gb") or 32.0)
+        host = _host_around(devices, memory_gib)
         if devices[0].backend == "cpu":  # a processor is the host, and has no device beside it
-            host, devices = devices[0], []
+            devices = []
             setting = setting if options.engine else replace(setting, engine="llavakit")
-    if options.host_memory_gb is not None and not devices:
-        host = replace(host, memory_gib=options.host_memory_gb)
+    if memory_gib is not None and not devices:
+        host = replace(host, memory_gib=memory_gib)
     found = make_plan(model, options.quant, setting, devices, host)
     found = replace(found, warnings=(*found.warnings, *notes))
     if options.json:
@@ -114,6 +115,21 @@ def fits(options: argparse.Namespace, console: Console) -> int:
     else:
         print_plan(found, console)
     return 0 if found.verdict in ("fits", "tight") else _EXIT_DOES_NOT_FIT
+
+
+def _host_around(devices: list[Device], memory_gib: float | None) -> Device:
+    """Return the computer around devices that are not here, of a size that may be given."""
+    from llavakit.planner.machine import assumed_host, generic_host
+
+    if memory_gib is None or devices[0].backend == "cpu":
+        return assumed_host(devices)
+    chip = next((device for device in devices if device.is_shared), None)
+    if chip is None:
+        return generic_host(memory_gib)
+    raise ConfigError(
+        f"--host-memory-gb is {memory_gib:g}, but {chip.name} has one memory for itself and its processor. Leave the "
+        "option out; a size that was sold can be named with the device, as in 'M2 16GB'."
+    )
 
 
 def _measure_host(host: Device, console: Console, notes: list[str]) -> Device:

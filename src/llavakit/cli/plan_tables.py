@@ -116,12 +116,14 @@ def _sentence(plan: Plan) -> str:
     if plan.verdict == "fits":
         return f"Yes: {what} fits {where} with {human_bytes(plan.headroom_bytes)} to spare, at {context}.{speed}"
     if plan.verdict == "tight":
+        left, place = (plan.headroom_bytes, "the same device")
+        if plan.left_bytes[-1] < left:
+            left, place = plan.left_bytes[-1], "the computer around it"
         return (
-            f"Barely: {what} fits {where} at {context}, but only {human_bytes(plan.headroom_bytes)} are left. A "
-            f"desktop on the same device may take them.{speed}"
+            f"Barely: {what} fits {where} at {context}, but only {human_bytes(left)} are left. A desktop on {place} "
+            f"may take them.{speed}"
         )
-    short = [total > usable for total, usable in zip(plan.totals, plan.usable, strict=True)]
-    if plan.devices and short[-1] and not any(short[:-1]):
+    if plan.devices and plan.headroom_bytes >= 0:
         return (
             f"No: {what} fits {where}, but the computer around it has {human_bytes(plan.usable[-1])} of memory to be "
             f"had and {human_bytes(plan.totals[-1])} are needed there. Free some, or say how much there is: "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from llavakit.core.errors import ConfigError
 from llavakit.planner.devices import Device, list_devices
-from llavakit.planner.machine import generic_host
+from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import Plan, make_plan
 from llavakit.planner.records import Setting
@@ -107,9 +107,8 @@ def list_candidates(
     kept = (*_RUNNING, "partly") if has_partial else _RUNNING
     found = []
     for device in list_devices():
-        is_processor = device.backend == "cpu"
-        host = device if is_processor else generic_host(max(32.0, device.memory_gib))
-        plan = make_plan(model, quant, setting, [] if is_processor else [device], host, has_advice=False)
+        devices = [] if device.backend == "cpu" else [device]
+        plan = make_plan(model, quant, setting, devices, assumed_host([device]), has_advice=False)
         if plan.verdict in kept:
             found.append(Candidate(device, plan, (prices or {}).get(device.name, device.price_usd)))
     return found

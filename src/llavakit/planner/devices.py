@@ -105,6 +105,11 @@ class Device:
         return "cpu"
 
     @property
+    def is_shared(self) -> bool:
+        """Whether its memory is the processor's: chips with both on them, and processors themselves."""
+        return self.kind in ("unified", "embedded", "cpu")
+
+    @property
     def _unpacking_rate(self) -> float:
         """Plain operations per second of Apple's GPUs, which have few for their bandwidth; 0 of others.
 
@@ -119,19 +124,19 @@ class Device:
     def numbers(self) -> DeviceNumbers:
         """What the formulas see."""
         kind = "cpu" if self.kind == "cpu" else "unified" if self.backend == "metal" else "gpu"
-        is_shared = kind != "gpu" or self.kind in ("unified", "embedded")
         # llama.cpp lets NVIDIA's tensor cores sum in 16 bits. Devices without such cores run at their float32 rate.
         half = self.half_accumulate_tflops if self.backend == "cuda" else self.half_tflops
         half = half or self.half_tflops or self.shader_tflops or 0.1
         uses_int8 = self.backend == "cuda" and self.int8_tops is not None
         watts = self.watts or 100.0
         return DeviceNumbers(
-            name=self.name, kind=kind, memory_bytes=int(self.memory_gib * _GIB),
-            reserved_bytes=0 if kind == "unified" else 2 * _GIB if is_shared else _RESERVED_BYTES, usable_share=0.0,
+            name=self.name, kind=kind, is_shared=self.is_shared, memory_bytes=int(self.memory_gib * _GIB),
+            reserved_bytes=0 if kind == "unified" else 2 * _GIB if self.is_shared else _RESERVED_BYTES,
+            usable_share=0.0,
             num_multiprocessors=self.num_multiprocessors, bandwidth=self.bandwidth_gb_s * 1e9, half_rate=half * 1e12,
             int8_rate=self.int8_tops * 1e12 if uses_int8 and self.int8_tops is not None else 0.0,
             shader_rate=self._unpacking_rate,
-            host_rate=0.0 if is_shared else (self.pcie_gb_s or 15.75) * 0.8e9, watts=watts,
+            host_rate=0.0 if self.is_shared else (self.pcie_gb_s or 15.75) * 0.8e9, watts=watts,
             idle_watts=self.idle_watts if self.idle_watts is not None else watts * 0.1,
         )  # fmt: skip
 

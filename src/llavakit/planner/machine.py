@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from llavakit.core.host_memory import read_host_memory
 from llavakit.kernels.machine import MachineLimits, count_cpus, get_cpu_name
 from llavakit.planner.devices import Device, find_device
 
-__all__ = ["Machine", "detect_machine", "generic_host", "measured_host"]
+__all__ = ["Machine", "assumed_host", "detect_machine", "generic_host", "measured_host"]
 
 _MIB = 1024**2
 _GIB = 1024**3
 _TOOL_SECONDS = 5.0
 # Nominal bandwidth of an ordinary desktop, where nothing better is known.
 _DEFAULT_BANDWIDTH_GB_S = 51.2
+_DESKTOP_GIB = 32.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,29 @@ class Machine:
     notes: tuple[str, ...]
 
 
-def generic_host(memory_gib: float = 32.0) -> Device:
-    """Return the desktop that is assumed around a GPU that is not here."""
+def generic_host(memory_gib: float = _DESKTOP_GIB) -> Device:
+    """Return an ordinary desktop."""
     return replace(find_device("CPU: dual-channel DDR5-5600 desktop"), memory_gib=memory_gib)
+
+
+def assumed_host(devices: Sequence[Device]) -> Device:
+    """Return the computer that is assumed around devices, where none is described.
+
+    A processor is its own. A chip that shares its memory with its processor has that memory and no other; how fast the
+    processor is, is not known: as fast as a desktop's is assumed, but no faster than the memory. Around cards stands a
+    desktop of 32 GiB, or of as much as the largest card has.
+    """
+    shared = next((device for device in devices if device.is_shared), None)
+    if shared is None:
+        return generic_host(max([_DESKTOP_GIB, *(device.memory_gib for device in devices)]))
+    if shared.backend == "cpu":
+        return shared
+    desktop = generic_host(shared.memory_gib)
+    return replace(
+        desktop,
+        name=f"processor of {shared.name}",
+        bandwidth_gb_s=min(desktop.bandwidth_gb_s, shared.bandwidth_gb_s),
+    )
 
 
 def detect_machine(*, root: Path = Path("/"), run: object = None) -> Machine:

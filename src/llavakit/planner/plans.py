@@ -107,9 +107,8 @@ class Plan:
     verdict : {"fits", "tight", "partly", "no"}
         ``partly``: it runs with some layers on the host.
     totals, usable : tuple of int
-        Bytes needed and to be had on every device and, last, on the host.
-    headroom_bytes : int
-        What is left where least is left; negative where too much is asked.
+        Bytes needed and to be had on every device and, last, on the host. Of memory that a device shares with the host,
+        either has what the other leaves.
     largest_context : int
         That fits with everything else as it is; 0 if none.
     device_layers : int
@@ -125,12 +124,21 @@ class Plan:
     totals: tuple[int, ...]
     usable: tuple[int, ...]
     verdict: Verdict
-    headroom_bytes: int
     largest_context: int
     device_layers: int
     speed: Speed | None
     change: Change | None
     warnings: tuple[str, ...]
+
+    @property
+    def left_bytes(self) -> tuple[int, ...]:
+        """What is left on every device and, last, on the host; negative where too much is asked."""
+        return tuple(have - need for have, need in zip(self.usable, self.totals, strict=True))
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What is left on the device where least is left, or on the host if there is no device."""
+        return min(self.left_bytes[:-1] or self.left_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON's types."""
@@ -293,7 +301,7 @@ def make_plan(
     placed = case.placed(setting)
     parts = case.parts(setting)
     totals = [int(total) for total in formulas.place_totals(parts, len(placed))]
-    usable = [int(formulas.usable_bytes(device)) for device in (*placed, case.host)]
+    usable = [int(size) for size in formulas.usable_places(totals, placed, case.host)]
     fits = case.fits_in(setting)
     layers = model.sizes.num_layers + 1
     if devices and setting.engine in _LAYERED:
@@ -318,7 +326,6 @@ def make_plan(
         totals=tuple(totals),
         usable=tuple(usable),
         verdict=verdict,
-        headroom_bytes=min(have - need for have, need in zip(usable, totals, strict=True)),
         largest_context=case.largest_context(setting),
         device_layers=layers,
         speed=_estimate_speed(case, running) if has_speed else None,

@@ -108,6 +108,8 @@ class DeviceNumbers:
     Attributes
     ----------
     kind : {"gpu", "unified", "cpu"}
+    is_shared : bool
+        Its memory is the processor's.
     reserved_bytes : int
         What the desktop and the driver hold back.
     usable_share : float
@@ -125,6 +127,7 @@ class DeviceNumbers:
 
     name: str
     kind: str
+    is_shared: bool
     memory_bytes: int
     reserved_bytes: int
     usable_share: float

@@ -22,7 +22,7 @@ from llavakit.planner.builds import plan_build
 from llavakit.planner.card import make_card
 from llavakit.planner.devices import Device, list_devices
 from llavakit.planner.javascript import formulas_source, translate
-from llavakit.planner.machine import generic_host
+from llavakit.planner.machine import assumed_host, generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import INTERVAL, PROGRAM_BYTES, SECONDS_PER_MEGAPIXEL, Plan, make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, EngineFit, Setting, SpeedFit
@@ -34,10 +34,6 @@ _BUDGETS = (800, 1500, 3000)
 _PAIR_QUANTS = ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
 _STATIC = ("index.html", "style.css", "planner.js")
 _MARK = "made by llavakit plan --html"
-
-
-def _host_of(device: Device) -> Device:
-    return generic_host(max(32.0, device.memory_gib))
 
 
 def slug_of(name: str) -> str:
@@ -67,6 +63,8 @@ def _fit_data(fit: SpeedFit | EngineFit) -> dict[str, Any]:
 
 
 def _device_data(device: Device) -> dict[str, Any]:
+    desktop = asdict(generic_host().numbers)
+    host = asdict(assumed_host([device]).numbers)
     return {
         "name": device.name,
         "slug": slug_of(device.name),
@@ -76,6 +74,8 @@ def _device_data(device: Device) -> dict[str, Any]:
         "price_year": device.price_year,
         "confidence": device.confidence,
         "numbers": asdict(device.numbers),
+        # In what the computer around it differs from the ordinary desktop.
+        "host": {} if device.backend == "cpu" else {name: host[name] for name in host if host[name] != desktop[name]},
         "fit": _fit_data(fit_for(device)),
         # A processor as this package's own engine sees it.
         "own": {"numbers": asdict(device.engine_numbers), "fit": _fit_data(processor_fit(device))}
@@ -206,7 +206,7 @@ def _gb(size: float) -> str:
 def _pair_page(model: PlannedModel, device: Device) -> str:
     is_processor = device.backend == "cpu"
     setting = Setting(num_context_tokens=model.sizes.max_context_tokens)
-    host = device if is_processor else _host_of(device)
+    host = assumed_host([device])
     devices = [] if is_processor else [device]
     plans = [make_plan(model, quant, setting, devices, host, has_advice=quant == "q4_k_m") for quant in _PAIR_QUANTS]
     main = plans[_PAIR_QUANTS.index("q4_k_m")]

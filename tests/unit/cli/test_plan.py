@@ -94,6 +94,33 @@ def test_this_machine_and_described_devices() -> None:
     assert plan["usable_bytes"][0] < 8 * 1024**3
 
 
+@pytest.mark.parametrize(
+    "setting", [(), ("--quant", "f32"), ("--quant", "f32", "--parallel", "8"), ("--engine", "transformers")]
+)
+def test_fits_and_gpus_agree(setting: tuple[str, ...]) -> None:
+    """Whether nothing, or less or more than a desktop has, stands around a device."""
+    _, out, _ = _run("gpus", "llava:13b", "--partly", *setting, "--json")
+    listed = {row["device"]: row for line in out.splitlines() if (row := json.loads(line))}
+    for name in (
+        "Apple M2 (8-core GPU)", "Apple M4 Max (40-core GPU)", "Jetson Orin NX 16GB", "Jetson AGX Orin 64GB",
+        "DGX Spark (GB10)", "GeForce RTX 3060 12GB", "A100 PCIe 40GB", "A100 PCIe 80GB", "H200",
+    ):  # fmt: skip
+        _, plan = _json("fits", "llava:13b", "--gpu", name, *setting)
+        row = listed.get(plan["devices"][0])
+        assert plan["verdict"] == (row["verdict"] if row else "no"), name
+        if row:
+            assert (plan["headroom_bytes"], plan["largest_context"]) == (row["headroom_bytes"], row["largest_context"])
+
+
+def test_a_chip_has_one_memory() -> None:
+    status, out, _ = _run("fits", "llava:13b", "--gpu", "Apple M2 (8-core GPU) 8GB")
+    assert status == 1
+    assert out.startswith("No: ")
+    status, _, notes = _run("fits", "llava:13b", "--gpu", "DGX Spark", "--host-memory-gb", "64")
+    assert status == 2
+    assert "one memory for itself and its processor" in notes
+
+
 def test_devices_are_sorted_and_filtered() -> None:
     status, out, _ = _run("gpus", "llava:13b", "--sort", "price", "--kind", "consumer", "--budget", "500", "--json")
     rows = [json.loads(line) for line in out.splitlines()]

@@ -13,8 +13,8 @@ from llavakit.kernels.machine import MachineLimits
 from llavakit.planner.builds import plan_build
 from llavakit.planner.card import make_card
 from llavakit.planner.choose import Need, choose_best, filter_candidates, frontier, list_candidates, sort_candidates
-from llavakit.planner.devices import find_device, find_devices
-from llavakit.planner.machine import generic_host, measured_host
+from llavakit.planner.devices import find_device, find_devices, list_devices
+from llavakit.planner.machine import assumed_host, generic_host, measured_host
 from llavakit.planner.models import PlannedModel, find_model
 from llavakit.planner.plans import Plan, make_plan
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
@@ -88,8 +88,35 @@ def test_parts_are_all_of_it(model: PlannedModel) -> None:
         plan = _plan(model, "H200", "f16", engine=engine)
         for place in (*range(len(plan.totals) - 1), -1):
             assert plan.totals[place] == sum(part.bytes for part in plan.parts if part.place == place)
-        assert plan.headroom_bytes == min(u - t for u, t in zip(plan.usable, plan.totals, strict=True))
+        assert plan.headroom_bytes == plan.usable[0] - plan.totals[0]
         json.dumps(plan.to_dict())
+
+
+@pytest.mark.parametrize("quant", ["q2_k", "q4_k_m", "f16", "f32"])
+def test_memory_that_a_processor_shares_is_counted_once(model: PlannedModel, quant: str) -> None:
+    """Parts on the chip and on its processor together stay within what it was sold with, whatever the layers."""
+    chips = [replace(chip, memory_gib=size) for chip in list_devices() if chip.is_shared and chip.backend != "cpu"
+             for size in (chip.memory_gib, *chip.memory_options_gib)]  # fmt: skip
+    assert {chip.name.split()[0] for chip in chips} == {"Apple", "DGX", "Jetson", "Ryzen"}
+    for chip in chips:
+        plan = make_plan(model, quant, Setting(), [chip], assumed_host([chip]))
+        assert plan.host.memory_gib == chip.memory_gib
+        if plan.verdict == "partly":
+            plan = make_plan(model, quant, Setting(num_device_layers=plan.device_layers), [chip], plan.host)
+        if plan.verdict != "no":
+            assert sum(plan.totals) <= chip.memory_gib * 1024**3
+        if plan.change is not None:
+            changed = make_plan(model, plan.change.quant, plan.change.setting, [chip], plan.host)
+            assert sum(changed.totals) <= chip.memory_gib * 1024**3
+    small = find_device("Apple M2 (8-core GPU) 8GB")
+    assert make_plan(model, "q4_k_m", Setting(), [small], assumed_host([small])).verdict == "no"
+
+
+def test_the_headroom_is_the_devices(model: PlannedModel) -> None:
+    """What a large card has left, not the smaller computer around it."""
+    card = find_device("A100 PCIe 80GB")
+    plan = make_plan(model, "q4_k_m", Setting(), [card], generic_host(32))
+    assert plan.headroom_bytes == plan.usable[0] - plan.totals[0] > plan.left_bytes[-1]
 
 
 def test_options_change_what_they_say(model: PlannedModel) -> None:

@@ -31,6 +31,7 @@ from llavakit.planner.formulas.verdicts import (
     most_device_layers,
     parts_of,
     place_totals,
+    usable_places,
     verdict_of,
 )
 
@@ -38,7 +39,8 @@ __all__ = [
     "MODULES", "answer_seconds", "compute_buffer_bytes", "decode_seconds", "device_weights", "energy_joules",
     "first_token_seconds", "fits_in", "image_seconds", "kv_bytes", "largest_context", "llavakit_activation_bytes",
     "most_device_layers", "operation_cost", "parts_of", "place_totals", "prompt_rate", "prompt_seconds",
-    "prompt_tokens", "row_seconds", "slower_of", "usable_bytes", "verdict_of", "vision_seconds",
+    "prompt_tokens", "row_seconds", "slower_of", "usable_bytes", "usable_places", "verdict_of",
+    "vision_seconds",
 ]  # fmt: skip
 
 # In the order in which one may use the other.

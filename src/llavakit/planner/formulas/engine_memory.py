@@ -57,7 +57,7 @@ def llavakit_parts(
     bits wide, whatever the file's types.
     """
     num_tokens = min(setting.num_context_tokens, prompt_tokens(model, setting) + setting.num_new_tokens)
-    if len(devices) > 0 and devices[0].kind == "gpu":
+    if len(devices) > 0 and devices[0].kind != "cpu":
         positions = setting.num_context_tokens * setting.num_parallel
         half = floor(module_activation_bytes(model, setting, prompt_tokens(model, setting)) / 2)
         return [

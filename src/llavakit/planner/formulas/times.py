@@ -104,9 +104,14 @@ def answer_seconds(
 
 
 def energy_joules(seconds: float, devices: Sequence[DeviceNumbers], host: DeviceNumbers) -> float:
-    """Energy of so many seconds of work: devices at their rated power, the host at its own or idle beside them."""
+    """Energy of so many seconds of work: devices at their rated power, the host at its own or idle beside them.
+
+    The power of a chip that shares its memory with the processor is that of both.
+    """
     watts = 0.0
+    beside = host.watts if len(devices) == 0 else host.idle_watts
     for device in devices:
         watts = watts + device.watts
-    beside = host.watts if len(devices) == 0 else host.idle_watts
+        if device.is_shared:
+            beside = 0.0
     return seconds * (watts + beside)

@@ -11,7 +11,9 @@ from llavakit.planner.formulas.engine_memory import llavakit_parts
 from llavakit.planner.formulas.other_memory import llama_cpp_parts, torch_parts, vllm_parts
 from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting, with_field
 
-__all__ = ["fits_in", "largest_context", "most_device_layers", "parts_of", "place_totals", "verdict_of"]
+__all__ = [
+    "fits_in", "largest_context", "most_device_layers", "parts_of", "place_totals", "usable_places", "verdict_of",
+]  # fmt: skip
 
 
 def parts_of(
@@ -39,6 +41,26 @@ def place_totals(parts: Any, num_devices: int) -> Any:
     return totals
 
 
+def usable_places(totals: Any, devices: Sequence[DeviceNumbers], host: DeviceNumbers) -> Any:
+    """Bytes to be had on every device and, last, on the host.
+
+    Of memory that a device shares with the host, either has what the other leaves. The first such device has the host.
+    """
+    whole = usable_bytes(host)
+    rest = whole
+    has_shared = False
+    usable = []
+    for idx in range(len(devices)):
+        size = usable_bytes(devices[idx])
+        if devices[idx].is_shared and not has_shared:
+            has_shared = True
+            size = min(size, max(0, whole - totals[len(devices)]))
+            rest = max(0, whole - totals[idx])
+        usable.append(size)
+    usable.append(rest)
+    return usable
+
+
 def fits_in(
     model: ModelSizes,
     quant: QuantSizes,
@@ -47,16 +69,14 @@ def fits_in(
     host: DeviceNumbers,
     program_bytes: int,
 ) -> bool:
-    """Whether every device and the host hold their parts. Shared memory holds both."""
+    """Whether every device and the host hold their parts."""
     totals = place_totals(parts_of(model, quant, setting, devices, program_bytes), len(devices))
+    usable = usable_places(totals, devices, host)
     fits = True
-    shared = 0
-    for idx in range(len(devices)):
-        if totals[idx] > usable_bytes(devices[idx]):
+    for idx in range(len(totals)):
+        if totals[idx] > usable[idx]:
             fits = False
-        if devices[idx].kind != "gpu":
-            shared = shared + totals[idx]
-    return fits and totals[len(devices)] + shared <= usable_bytes(host)
+    return fits
 
 
 def largest_context(
@@ -111,8 +131,8 @@ def verdict_of(
         layers = most_device_layers(model, quant, setting, devices, host, program_bytes)
         return "partly" if layers > 0 else "no"
     totals = place_totals(parts_of(model, quant, setting, devices, program_bytes), len(devices))
-    tight = False
-    for idx in range(len(devices)):
-        if totals[idx] > usable_bytes(devices[idx]) * 0.96:
-            tight = True
-    return "tight" if tight or totals[len(devices)] > usable_bytes(host) * 0.96 else "fits"
+    usable = usable_places(totals, devices, host)
+    for idx in range(len(totals)):
+        if totals[idx] > usable[idx] * 0.96:
+            return "tight"
+    return "fits"

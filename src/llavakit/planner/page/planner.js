@@ -90,7 +90,7 @@ function planFor(device, count, quantName, setting) {
   const isHalf = HALF_ONLY.includes(setting.engine) || (setting.engine === "llavakit" && !isHost);
   const quant = D.models[state.model].quants[isHalf ? "f16" : quantName];
   const own = isOwn(device, setting.engine) ? device.own : device;
-  const host = isHost ? own.numbers : hostFor(device);
+  const host = isHost ? own.numbers : { ...D.host, ...device.host };
   let devices = isHost ? [] : Array(count).fill(device.numbers);
   if (!LAYERED.includes(setting.engine)) devices = devices.slice(0, 1);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
@@ -101,7 +101,7 @@ function planFor(device, count, quantName, setting) {
   const verdict = verdict_of(model, quant, setting, devices, host, program);
   const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
   const totals = place_totals(parts, devices.length);
-  const usable = [...devices, host].map(usable_bytes);
+  const usable = usable_places(totals, devices, host);
   let running = setting;
   let layers = model.num_layers + 1;
   if (verdict === "partly" || (verdict === "no" && LAYERED.includes(setting.engine))) {
@@ -128,10 +128,6 @@ function planFor(device, count, quantName, setting) {
     plan.speed.images = (3600 * Math.max(setting.num_images, 1) * setting.num_parallel) / plan.speed.answer;
   }
   return plan;
-}
-
-function hostFor(device) {
-  return with_field(D.host, "memory_bytes", Math.max(D.host.memory_bytes, device.numbers.memory_bytes));
 }
 
 // Words and numbers.
@@ -240,7 +236,8 @@ function showVerdict(device, plan, needed) {
   box.className = `verdict ${plan.verdict}`;
   const word = el("span", { class: `word ${plan.verdict}` }, WORDS[plan.verdict] + " ");
   const what = `${D.models[state.model].title} at ${plan.quant.name.toUpperCase()} on ${name} with ${state.context.toLocaleString("en")} tokens of context`;
-  const spare = Math.min(...plan.usable.map((have, idx) => have - plan.totals[idx]));
+  const left = plan.usable.map((have, idx) => have - plan.totals[idx]);
+  const spare = Math.min(...(left.length > 1 ? left.slice(0, -1) : left));
   const context = largest_context(sizes, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes);
   let text;
   if (plan.verdict === "fits" || plan.verdict === "tight") text = `${what}: ${bytes(spare)} are left${plan.verdict === "tight" ? ", which a desktop on the same device may take" : ""}.`;
