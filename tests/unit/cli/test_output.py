@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llavakit.cli.answer_writer import AnswerWriter
 from llavakit.cli.console import Console, printable
+from llavakit.cli.tables import print_table
 from llavakit.cli.timing_line import timing_line
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
 from tests.unit.cli.streams import Stream, make_console
@@ -135,3 +136,33 @@ def _result(reason: FinishReason = FinishReason.STOP, **timings: float) -> Gener
 )  # fmt: skip
 def test_timing_line(result: GenerationResult, line: str) -> None:
     assert timing_line(result, SamplingParams()) == line
+
+
+_TABLE = (
+    [("device", "left"), ("needed", "right"), ("verdict", "left"), ("tokens/s", "right"), ("note", "left")],
+    [("GeForce RTX 4090", "12.6 GB", "fits", "93 (83 to 104)", "two words"), ("Arc A770", "12.4 GB", "tight", "-", "")],
+)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+def test_print_table_when_the_terminal_is_narrow_then_no_word_is_broken(columns: int) -> None:
+    console = make_console(is_terminal=True, environ={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    print_table(console, *_TABLE)
+    out = console.stdout.getvalue()
+    words = out.split()
+    for heading, _ in _TABLE[0]:
+        assert set(heading.split()) <= set(words)
+    for row in _TABLE[1]:
+        assert {word for cell in row for word in cell.split()} <= set(words)
+    if columns >= 40:
+        assert max(map(len, out.splitlines())) <= columns
+
+
+def test_print_table_when_columns_are_optional_then_a_narrow_terminal_does_without_the_first_of_them() -> None:
+    shown = {}
+    for columns in (80, 40, 20):
+        console = make_console(is_terminal=True, environ={"COLUMNS": str(columns), "NO_COLOR": "1"})
+        print_table(console, *_TABLE, optional=("note", "verdict"))
+        shown[columns] = [heading for heading, _ in _TABLE[0] if heading in console.stdout.getvalue()]
+    assert shown[80] == shown[20] == [heading for heading, _ in _TABLE[0]]  # a list has room for all
+    assert shown[40] == ["device", "needed", "verdict", "tokens/s"]
