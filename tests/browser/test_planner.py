@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from llavakit.planner.devices import list_devices
+from llavakit.planner.machine import assumed_host
+from llavakit.planner.models import find_model
+from llavakit.planner.plans import make_plan, runs_on
+from llavakit.planner.records import Setting
 from llavakit.planner.site import write_site
 from tests.browser.chromium import BROWSER, Browser, browsing
 
@@ -142,3 +149,63 @@ def test_a_guess_is_called_one(browser: Browser, site: Path) -> None:
     assert all("?" in row for row in found if row.startswith("Arc"))
     assert any(row.startswith("Arc") for row in found)
     assert not any("?" in row for row in found if "RTX 4090" in row or "Apple M3 Max" in row)
+
+
+_SETTINGS: tuple[dict[str, object], ...] = (
+    {}, {"num_parallel": 9, "num_images": 2}, {"num_images": 0, "num_new_tokens": 900},
+    {"num_context_tokens": 700, "num_new_tokens": 500}, {"num_device_layers": 0}, {"num_device_layers": 12},
+    {"is_vision_on_device": False}, {"engine": "llavakit", "num_device_layers": 3, "is_vision_on_device": False},
+    {"engine": "transformers"}, {"engine": "vllm", "num_parallel": 2},
+)  # fmt: skip
+_PLAN = """
+((setting, quant, count) => D.devices.map((device) => {
+  const plan = planFor(device, count, quant, setting);
+  const names = ["decode", "full", "first", "vision", "answer", "images", "joules"];
+  const speed = plan.speed && names.map((name) => plan.speed[name]);
+  return [plan.verdict, plan.quant.name, plan.totals, plan.usable, speed];
+}))
+"""
+
+
+@pytest.mark.parametrize("quant", ["q4_k_m", "f32"])
+def test_the_page_plans_what_python_plans(browser: Browser, site: Path, quant: str) -> None:
+    """Every device, with whatever stands around it: the same bytes, verdicts and times."""
+    _open(browser, site / "index.html")
+    model = find_model("llava:13b")
+    for fields, count in [*((fields, 1) for fields in _SETTINGS), ({}, 2), ({"engine": "llavakit"}, 2)]:
+        setting = replace(Setting(num_device_layers=41), **fields)
+        found = browser.run(f"{_PLAN}({json.dumps(asdict(setting))}, '{quant}', {count})")
+        for device, row in zip(list_devices(), found, strict=True):
+            if not runs_on(setting.engine, device):
+                assert row[0] == "no"
+                continue
+            is_processor = device.backend == "cpu"
+            chosen = [] if is_processor else [device] * count
+            plan = make_plan(model, quant, setting, chosen, assumed_host([device]), has_advice=False)
+            speed = plan.speed and [
+                plan.speed.decode.value, plan.speed.decode_full.value, plan.speed.first_token_s, plan.speed.vision_s,
+                plan.speed.answer_s, plan.speed.images_per_hour, plan.speed.joules_per_image,
+            ]  # fmt: skip
+            assert row == [plan.verdict, plan.quant.name, list(plan.totals), list(plan.usable), speed], device.name
+
+
+def test_a_prompt_that_is_too_long_has_no_speed(browser: Browser, site: Path) -> None:
+    page = (site / "index.html").as_uri()
+    browser.send("Page.navigate", url=f"{page}#?images=4&context=1024")
+    browser.until("document.readyState === 'complete' && location.href.includes('images=4')")
+    for part in ("verdict", "speed", "device-table", "best-answer", "plot-area"):
+        assert "longer than the context of 1024" in browser.run(f"document.getElementById('{part}').textContent"), part
+    assert browser.run("document.getElementById('numbers').textContent") == ""
+    assert browser.run("document.querySelectorAll('#device-table tbody tr').length") == 0
+
+
+def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> None:
+    page = (site / "index.html").as_uri()
+    browser.send("Page.navigate", url=f"{page}#?engine=vllm&count=2")
+    browser.until("document.readyState === 'complete' && location.href.includes('engine=vllm')")
+    table = browser.run("document.getElementById('quant-table').innerText")
+    assert "vllm runs files of 16 bits" in table
+    assert browser.run("document.querySelectorAll('#quant-table tbody tr').length") == 1
+    assert "2 x" not in browser.run("document.getElementById('verdict').textContent")
+    assert browser.run("document.getElementById('count').disabled")
+    assert "with llama.cpp" in browser.run("document.querySelector('#device-table caption').textContent")

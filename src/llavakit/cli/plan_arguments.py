@@ -10,8 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PLAN_BUILDERS"]
+__all__ = ["DEFAULT_MODEL", "PLAN_BUILDERS"]
 
+DEFAULT_MODEL = "llava:13b"
 _MODEL_HELP = "llava:7b, llava:13b, a Hugging Face id or folder that is here, a config.json, or a .gguf file"
 _KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
@@ -73,10 +74,8 @@ def _plan() -> argparse.ArgumentParser:
         "  llavakit plan llava:13b\n  llavakit plan llava:13b --context 2048 --kv-type q8_0 --flash-attention\n"
         "  llavakit plan --html planner\n  llavakit plan llava:7b --verify --quant q4_k_m",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", default="llava:13b", help=f"{_MODEL_HELP} (default: llava:13b)"
-    )
-    parser.add_argument("--html", metavar="FOLDER", help="write the pages here")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{_MODEL_HELP} (default: {DEFAULT_MODEL})")
+    parser.add_argument("--html", metavar="FOLDER", help="write the pages, of all models and settings, here")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something else")
     parser.add_argument("--verify", action="store_true", help="measure here, and compare")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of --verify (default: one per core)")
@@ -125,7 +124,7 @@ def _gpus() -> argparse.ArgumentParser:
         '  llavakit gpus llava:13b --sort value --price "GeForce RTX 3090=700"',
     )
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", default="llava:13b", help=f"{_MODEL_HELP} (default: llava:13b)"
+        "model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=f"{_MODEL_HELP} (default: {DEFAULT_MODEL})"
     )
     parser.add_argument(
         "--sort", default="memory", choices=("memory", "price", "speed", "value"), help="order (default: memory)"

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llavakit.cli.console import Console
-from llavakit.cli.plan_tables import print_build, print_candidates, print_card, print_plan
+from llavakit.cli.plan_arguments import DEFAULT_MODEL, PLAN_BUILDERS
+from llavakit.cli.plan_tables import print_build, print_candidates, print_card, print_plan, print_warnings
 from llavakit.core.errors import ConfigError, LlavakitError
 
 if TYPE_CHECKING:
@@ -32,23 +33,39 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     from llavakit.planner.card import make_card
     from llavakit.planner.models import find_model
 
-    model = find_model(options.model)
-    setting = make_setting(options, model)
     if options.html is not None:
+        _refuse_without_effect(options)
         return _write_pages(options, console)
+    model = find_model(options.model or DEFAULT_MODEL)
+    setting = make_setting(options, model)
     if options.verify:
         return _verify(options, console, model, setting)
     if not options.offline:
         console.status("asking the Hub")
     try:
-        card = make_card(model, setting, is_online=not options.offline)
+        card = make_card(model, setting, quant=options.quant, is_online=not options.offline)
     finally:
         console.status("")
     if options.json:
         console.line(json.dumps(card.to_dict(), ensure_ascii=False))
     else:
-        print_card(card, console, chosen=options.quant.lower())
+        print_card(card, console)
     return 0
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Refuse what says how to plan: the pages are of all models and devices, and have fields for the rest."""
+    parser = PLAN_BUILDERS["plan"]()
+    used = ("html", "overwrite", "json", "debug")
+    given = sorted(
+        name for name, value in vars(options).items() if name not in used and value != parser.get_default(name)
+    )
+    if given:
+        words = ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in given]
+        raise ConfigError(
+            f"--html writes pages of all models and settings, and {', '.join(words)} would have no effect. Leave "
+            f"{'it' if len(words) == 1 else 'them'} out; the page has fields for what is to be planned."
+        )
 
 
 def _write_pages(options: argparse.Namespace, console: Console) -> int:
@@ -187,18 +204,19 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
 
 def gpus(options: argparse.Namespace, console: Console) -> int:
     """Print all devices that run a model."""
-    from llavakit.planner.choose import filter_candidates, sort_candidates
+    from llavakit.planner.choose import explain_nothing, filter_candidates, sort_candidates
 
-    candidates = filter_candidates(_candidates(options, has_partial=options.partly), _need(options))
-    ordered = sort_candidates(candidates, options.sort)
+    running, need = _candidates(options, has_partial=options.partly), _need(options)
+    ordered = sort_candidates(filter_candidates(running, need), options.sort)
     if options.json:
         for candidate in ordered:
             console.line(json.dumps(candidate.to_dict(), ensure_ascii=False))
         return 0
     if not ordered:
-        console.line("No device of the table runs it as asked. A smaller quantization or context helps.")
+        console.line(f"No device is listed: {explain_nothing(running, need)}")
         return 0
     print_candidates(ordered, console)
+    print_warnings([candidate.plan for candidate in ordered], console)
     return 0
 
 
@@ -219,12 +237,13 @@ def best(options: argparse.Namespace, console: Console) -> int:
         console.line(f"Nothing meets this: {choice.advice}")
     else:
         name = console.styled(choice.best.device.name, "bold", on_output=True)
-        console.line(f"{name} for {options.model} at {options.quant.upper()}")
+        console.line(f"{name} for {options.model} at {choice.best.plan.quant.name.upper()}")
         for reason in choice.reasons:
             console.line(f"  - {reason}")
         if choice.runners_up:
             console.line("\nAfter it:")
-            print_candidates(list(choice.runners_up), console)
+            print_candidates(choice.runners_up, console)
+        print_warnings([candidate.plan for candidate in (choice.best, *choice.runners_up)], console)
     return 0 if choice.best is not None else _EXIT_DOES_NOT_FIT
 
 
@@ -255,6 +274,7 @@ def build(options: argparse.Namespace, console: Console) -> int:
         console.line(f"Not for {options.budget:.0f} dollars: {advice}")
     else:
         print_build(found, console, kwh_price=options.kwh_price)
+        print_warnings([found.candidate.plan], console)
     return 0 if found is not None else _EXIT_DOES_NOT_FIT
 
 

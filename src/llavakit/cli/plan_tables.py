@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from llavakit.planner.builds import Build
     from llavakit.planner.card import Card
     from llavakit.planner.choose import Candidate
-    from llavakit.planner.plans import Plan, Range
+    from llavakit.planner.plans import Plan, Range, Speed
+    from llavakit.planner.records import Setting
 
-__all__ = ["print_build", "print_candidates", "print_card", "print_plan", "print_verification"]
+__all__ = ["print_build", "print_candidates", "print_card", "print_plan", "print_verification", "print_warnings"]
 
 _BASIS = {
     "exact": "from shapes",
@@ -58,8 +60,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     print_table(console, [("where", "left"), ("what", "left"), ("bytes", "right"), ("how it is known", "left")], rows)
     console.line()
     print_pairs(console, _plan_pairs(plan))
-    for warning in plan.warnings:
-        console.note(f"note: {warning}.", style="yellow")
+    print_warnings([plan], console)
 
 
 def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
@@ -73,28 +74,44 @@ def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
             f"{plan.quant.name.upper()}, {setting.engine}, context {setting.num_context_tokens:,}, "
             f"{setting.num_parallel} at a time{flash}",
         ),
-        ("largest context", f"{plan.largest_context:,} tokens" if plan.largest_context else "none fits"),
+        ("largest context", _largest_context(plan)),
     ]
     if plan.devices and setting.engine in ("llama.cpp", "ollama"):
         pairs.append(("layers on devices", f"up to {plan.device_layers} of {plan.model.sizes.num_layers + 1}"))
     if plan.speed is not None:
-        speed = plan.speed
-        pairs += [
-            ("answers", f"{_speed(speed.decode)} tokens a second; {_speed(speed.decode_full)} at the full context"),
-            ("prompts", f"{_speed(speed.prompt)} tokens a second"),
-            (
-                "first token",
-                f"{_seconds(speed.first_token_s)}: picture {_seconds(speed.image_s)}, vision tower "
-                f"{_seconds(speed.vision_s)}, the rest is the prompt",
-            ),
+        pairs += _speed_pairs(plan.speed, setting)
+    return pairs
+
+
+def _largest_context(plan: Plan) -> str:
+    if not plan.largest_context:
+        return "none fits"
+    is_own = plan.largest_context == plan.model.sizes.max_context_tokens
+    return f"{plan.largest_context:,} tokens" + (
+        ", as many as the model was trained for; more is not tried" if is_own else ""
+    )
+
+
+def _speed_pairs(speed: Speed, setting: Setting) -> list[tuple[str, str]]:
+    first = _seconds(speed.first_token_s)
+    if setting.num_images:
+        first += f": picture {_seconds(speed.image_s)}, vision tower {_seconds(speed.vision_s)}, the rest is the prompt"
+    if setting.num_parallel > 1:
+        first += f"; of {setting.num_parallel} prompts that come at once, the last waits for all"
+    pairs = [
+        ("answers", f"{_speed(speed.decode)} tokens a second; {_speed(speed.decode_full)} at the full context"),
+        ("prompts", f"{_speed(speed.prompt)} tokens a second"),
+        ("first token", first),
+    ]
+    if speed.images_per_hour is not None and speed.joules_per_image is not None:
+        pairs.append(
             (
                 "pictures",
                 f"{speed.images_per_hour:,.0f} an hour, {speed.joules_per_image:.0f} J each, "
                 f"{speed.joules_per_image / 3600:.2f} kWh for 1,000",
-            ),
-            ("how sure", f"nine in ten lie in the brackets; builds of {speed.era} and later"),
-        ]
-    return pairs
+            )
+        )
+    return [*pairs, ("how sure", f"nine in ten lie in the brackets; builds of {speed.era} and later")]
 
 
 def _size(num_bytes: float) -> str:
@@ -110,6 +127,9 @@ def _sentence(plan: Plan) -> str:
     where = " + ".join(dict.fromkeys(device.name for device in plan.devices)) or plan.host.name
     if len(plan.devices) > 1 and len({device.name for device in plan.devices}) == 1:
         where = f"{len(plan.devices)} x {where}"
+    layers = plan.model.sizes.num_layers + 1
+    if plan.devices and plan.setting.num_device_layers < layers:
+        where += f" with {plan.setting.num_device_layers} of {layers} layers there"
     what = f"{plan.model.name} at {plan.quant.name.upper()}"
     context = f"{plan.setting.num_context_tokens:,} tokens of context"
     speed = f" Expect {_speed(plan.speed.decode)} tokens a second." if plan.speed else ""
@@ -135,8 +155,8 @@ def _sentence(plan: Plan) -> str:
         advice = f"It fits if you {plan.change.text}: {plan.change.options}."
     if plan.verdict == "partly":
         return (
-            f"Not all of it: {what} does not fit {where}, {missing}. {plan.device_layers} of "
-            f"{plan.model.sizes.num_layers + 1} layers do, and the rest runs on the processor.{speed} {advice}"
+            f"Not all of it: {what} does not fit {where}, {missing}. {plan.device_layers} of {layers} layers do, and "
+            f"the rest runs on the processor.{speed} {advice}"
         )
     return f"No: {what} does not fit {where}, {missing}. {advice}"
 
@@ -153,7 +173,7 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
             (
                 device.name + _STARS[device.confidence],
                 f"{device.memory_gib:g}",
-                human_bytes(candidate.plan.totals[0]),
+                human_bytes(candidate.plan.needed_bytes),
                 candidate.plan.verdict,
                 "-" if speed is None else _speed(speed.decode),
                 "-" if speed is None else _seconds(speed.first_token_s),
@@ -176,12 +196,21 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
             ("watts", "right"),
         ],
         rows,
+        optional=("tokens/s for $1,000", "watts", "first token"),
     )
     if any(candidate.device.confidence != "high" for candidate in candidates):
         console.note("* some figures of the device are from secondary sources; ** most are.", style="dim")
 
 
-def print_card(card: Card, console: Console, *, chosen: str) -> None:
+def print_warnings(plans: Sequence[Plan], console: Console) -> None:
+    """Print what plans warn of, each once; of several plans, how many it is about."""
+    counts = Counter(warning for plan in plans for warning in plan.warnings)
+    for warning, count in counts.items():
+        about = "" if count == len(plans) else f" ({count} of these {len(plans)})"
+        console.note(f"note: {warning}{about}.", style="yellow")
+
+
+def print_card(card: Card, console: Console) -> None:
     """Print a model's card."""
     facts, sizes, text = card.model.facts, card.model.sizes, card.model.config.text_config
     console.line(console.styled(facts.get("title", card.model.name), "bold", on_output=True))
@@ -212,13 +241,14 @@ def print_card(card: Card, console: Console, *, chosen: str) -> None:
         pairs.append(("downloads", f"{facts['downloads_seen']['statement']}; the Hub was not asked or did not answer"))
     print_pairs(console, pairs)
     setting = card.setting
-    console.line(
-        f"\nMemory with a context of {setting.num_context_tokens:,} "
-        f"({setting.engine}; the driver's 0.1 to 0.6 GB come on top)"
-    )
+    where = {
+        "llavakit": "on a processor",
+        "vllm": "the driver's 0.1 to 0.6 GB and a tenth of the card come on top",
+    }.get(setting.engine, "the driver's 0.1 to 0.6 GB come on top")
+    console.line(f"\nMemory with a context of {setting.num_context_tokens:,} ({setting.engine}; {where})")
     rows = [
         (
-            f"{row.name.upper()}{' <' if row.name == chosen else ''}",
+            f"{row.name.upper()}{' <' if row.name == card.quant else ''}",
             f"{row.bits_per_weight:.2f}",
             _size(row.language_bytes),
             _size(row.vision_bytes),
@@ -257,8 +287,16 @@ def print_card(card: Card, console: Console, *, chosen: str) -> None:
 
 def print_build(build: Build, console: Console, *, kwh_price: float) -> None:
     """Print a machine."""
-    rows = [(part.kind, part.name, f"{part.price_usd:,.0f}", part.reason) for part in build.parts]
-    rows.append(("", "all of it", f"{build.price_usd:,.0f}", "list prices; shops differ"))
+    rows = [
+        (
+            part.kind,
+            part.name,
+            f"{part.price_usd:,.0f}" + (f" ({part.price_year})" if part.price_year else ""),
+            part.reason,
+        )
+        for part in build.parts
+    ]
+    rows.append(("", "all of it", f"{build.price_usd:,.0f}", "list prices of the years in brackets; shops differ"))
     print_table(console, [("part", "left"), ("what", "left"), ("$", "right"), ("why", "left")], rows)
     console.line()
     print_pairs(

@@ -249,7 +249,7 @@ def planned_seconds(
     """Return the planned seconds of the pictures, of a prompt of so many tokens, and of a further token after it."""
     sizes, depth = model.quantize(quant), num_tokens + setting.num_new_tokens // 2
     return {
-        "vision_s": formulas.vision_seconds(model.sizes, setting, numbers, fit),
+        "vision_s": formulas.vision_seconds(model.sizes, setting, [], [], numbers, fit),
         "prompt_s": formulas.prompt_seconds(model.sizes, sizes, setting, [], [], numbers, fit, num_tokens),
         "decode_s": formulas.decode_seconds(model.sizes, sizes, setting, [], [], numbers, fit, depth),
     }

@@ -7,11 +7,18 @@ long. Parts are in ``data/parts.csv``, at list prices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llavakit.planner.choose import Candidate, Need, filter_candidates, list_candidates, sort_candidates
+from llavakit.planner.choose import (
+    Candidate,
+    Need,
+    explain_nothing,
+    filter_candidates,
+    list_candidates,
+    sort_candidates,
+)
 from llavakit.planner.devices import Device, read_rows
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.records import Setting
@@ -19,6 +26,7 @@ from llavakit.planner.records import Setting
 __all__ = ["Build", "BuildPart", "plan_build"]
 
 _GB = 1e9
+_CARD_KINDS = ("consumer", "workstation")
 _HOURS_A_MONTH = 730
 _POWER_FACTOR, _BOARD_WATTS = 1.3, 75
 _SYSTEM_GB, _SPARE_MEMORY_GB = 60, 8
@@ -28,11 +36,18 @@ _CARD_LENGTH_MM = 300.0  # of a card whose length is not known
 
 @dataclass(frozen=True)
 class BuildPart:
-    """One part and why it is there."""
+    """One part and why it is there.
+
+    Attributes
+    ----------
+    price_year : int or None
+        Of a list price; None of one that the user gave.
+    """
 
     kind: str
     name: str
     price_usd: float
+    price_year: int | None
     reason: str
     source: str
 
@@ -145,6 +160,22 @@ def _around(cpu: _Row, device: Device, file_bytes: int, rows: list[_Row]) -> lis
     return [(row, reason) for row, reason in found if row is not None] if all(row for row, _ in found) else None
 
 
+def _explain_no_card(running: Sequence[Candidate], cards: Sequence[Candidate], need: Need) -> str:
+    """Say why there is no card to put a machine around."""
+    if need.kinds and not set(need.kinds) & set(_CARD_KINDS):
+        return (
+            f"machines are put together around {' and '.join(_CARD_KINDS)} cards alone, and {', '.join(need.kinds)} "
+            "was asked for; `llavakit best` and `gpus` know such devices."
+        )
+    if not cards:
+        others = f", though {len(running)} devices of other kinds do (`llavakit gpus`)" if running else ""
+        return (
+            f"no single {' or '.join(_CARD_KINDS)} card holds the model as asked{others}; take a smaller quantization "
+            "or context."
+        )
+    return explain_nothing(cards, need)
+
+
 def plan_build(
     model: PlannedModel,
     quant: str,
@@ -162,21 +193,26 @@ def plan_build(
     (Build or None, str or None)
         The machine; or None, and what would help.
     """
+    need = need or Need()
+    running = list_candidates(model, quant, setting, prices=prices)
+    cards = [candidate for candidate in running if candidate.device.kind in _CARD_KINDS]
+    meeting = filter_candidates(cards, need)
+    if not meeting:
+        return None, _explain_no_card(running, cards, need)
+    priced = [candidate for candidate in meeting if candidate.price_usd]
+    if not priced:
+        return None, f"none of the {len(meeting)} cards for it has a list price; say what one costs with --price."
     rows = read_rows("parts.csv")
-    candidates = [
-        c for c in list_candidates(model, quant, setting, prices=prices) if c.device.kind in ("consumer", "workstation")
-    ]
-    candidates = [c for c in filter_candidates(candidates, need or Need()) if c.price_usd]
-    sizes = model.quantize(quant)
     composed = []
-    for candidate in sort_candidates(candidates, "speed"):
+    for candidate in sort_candidates(priced, "speed"):
+        sizes = candidate.plan.quant
         parts = _compose(candidate, sizes.language_bytes + sizes.vision_bytes, rows)
         if parts is not None:
             composed.append((candidate, parts, (candidate.price_usd or 0) + _sum(parts)))
     affordable = [entry for entry in composed if entry[2] <= budget_usd]
     if not affordable:
         if not composed:
-            return None, "no single card holds the model as asked; take a smaller quantization or context."
+            return None, f"no parts of the table carry any of the {len(priced)} cards for it."
         cheapest = min(composed, key=lambda entry: entry[2])
         return (
             None,
@@ -189,6 +225,11 @@ def plan_build(
     above = [entry for entry in composed if entry[0].tokens_per_s > _WORTH_IT * candidate.tokens_per_s]
     faster = min(above, key=lambda entry: entry[2], default=None)
     return _finish(candidate, parts, price, hours_a_day, faster), None
+
+
+def _part(row: _Row, reason: str) -> BuildPart:
+    why = f"{reason}; {row['note']}" if row["note"] else reason
+    return BuildPart(row["kind"], row["name"], _price(row), int(row["price_year"]), why, row["source"])
 
 
 def _finish(
@@ -210,8 +251,11 @@ def _finish(
     reason = f"{device.memory_gib:g} GiB hold the model with {candidate.plan.headroom_bytes / _GB:.1f} GB to spare"
     if speed is not None:
         reason += f"; about {speed.decode.value:.0f} tokens a second"
-    card = BuildPart("gpu", device.name, candidate.price_usd or 0, reason, device.source)
+    year = device.price_year if candidate.price_usd == device.price_usd else None
+    card = BuildPart("gpu", device.name, candidate.price_usd or 0, year, reason, device.source)
     upgrade = "nothing in the table is faster by more than 15 %"
+    if speed is None:
+        upgrade = f"no speeds are known of {candidate.plan.setting.engine}, so nothing can be said of faster cards"
     if faster is not None:
         gain = faster[0].tokens_per_s / candidate.tokens_per_s - 1
         upgrade = (
@@ -219,7 +263,7 @@ def _finish(
         )
     return Build(
         candidate=candidate,
-        parts=(card, *(BuildPart(row["kind"], row["name"], _price(row), why, row["source"]) for row, why in parts)),
+        parts=(card, *(_part(row, why) for row, why in parts)),
         price_usd=price,
         load_watts=load,
         idle_watts=idle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ from llavakit.core.shapes import expected_tensors
 from llavakit.planner.devices import Device, find_device
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import HUB_IDS, PlannedModel
-from llavakit.planner.plans import make_plan
+from llavakit.planner.plans import make_plan, planned_quant
 from llavakit.planner.records import Setting
 
 __all__ = ["Card", "QuantRow", "make_card", "run_commands"]
 
 # Any card that holds everything: the table shows what is needed, whatever there is.
 _LARGEST = "B200 SXM"
+_SHRINKING = "transformers-4bit"
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class QuantRow:
     language_bytes, vision_bytes : int
         Of the tensors of the two files; a file's header is a few megabytes more.
     memory_bytes : int
-        On the device, the driver's share excluded, with the setting of the card.
+        On the device, with the setting of the card, without what depends on the device: the driver's share and what
+        vLLM holds back. On a processor for llavakit's engine, which runs all types there.
     host_bytes : int
+        Beside a device.
     quality : str
         What is published, with its source; empty where nothing is.
     """
@@ -45,10 +49,19 @@ class QuantRow:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything about a model."""
+    """Everything about a model.
+
+    Attributes
+    ----------
+    quant : str
+        The mixture that the commands make.
+    quants : tuple of QuantRow
+        Those that the setting's engine runs.
+    """
 
     model: PlannedModel
     setting: Setting
+    quant: str
     parameters: dict[str, int]
     quants: tuple[QuantRow, ...]
     downloads: int | None
@@ -59,7 +72,7 @@ class Card:
         """Return the card as JSON's types."""
         text = self.model.config.text_config
         return {
-            "model": self.model.name, "facts": self.model.facts, "parameters": self.parameters,
+            "model": self.model.name, "quant": self.quant, "facts": self.model.facts, "parameters": self.parameters,
             "context_tokens": text.max_position_embeddings, "layers": text.num_hidden_layers,
             "heads": text.num_attention_heads, "kv_heads": text.num_key_value_heads, "head_size": text.head_dim,
             "hidden_size": text.hidden_size, "intermediate_size": text.intermediate_size,
@@ -69,7 +82,7 @@ class Card:
         }  # fmt: skip
 
 
-def make_card(model: PlannedModel, setting: Setting, *, is_online: bool) -> Card:
+def make_card(model: PlannedModel, setting: Setting, *, quant: str = "q4_k_m", is_online: bool) -> Card:
     """Gather a card.
 
     Parameters
@@ -77,22 +90,30 @@ def make_card(model: PlannedModel, setting: Setting, *, is_online: bool) -> Card
     model : PlannedModel
     setting : Setting
         For the memory column.
+    quant : str, default "q4_k_m"
+        For the commands.
     is_online : bool
         Ask the Hub for downloads; it not answering is no error.
 
     Raises
     ------
     ConfigError
-        If the setting cannot be.
+        If the setting cannot be, or the mixture is unknown.
     """
-    device = find_device(_LARGEST)
-    rows = [_row(model, name.name, setting, device) for name in model.quantizations()]
+    devices = [] if setting.engine == "llavakit" else [find_device(_LARGEST)]
+    names = [sizes.name for sizes in model.quantizations()]
+    planned = {name: planned_quant(setting.engine, name, has_devices=bool(devices)) for name in names}
+    chosen = planned[model.quantize(quant).name]
+    rows = [_row(model, name, setting, devices) for name in dict.fromkeys(planned.values())]
     hub_id = HUB_IDS.get(model.name)
-    ollama = model.facts.get("ollama", {})
+    warnings = [warning] if (warning := model.facts.get("ollama", {}).get("warning")) else []
+    if len(rows) < len(names):
+        shrunk = ", and shrinks them to 4 while it loads" if setting.engine == _SHRINKING else ""
+        warnings.append(f"{setting.engine} reads weights of 16 bits{shrunk}; the other types are not for it.")
     return Card(
-        model=model, setting=setting, parameters=_count_parameters(model), quants=tuple(rows),
+        model=model, setting=setting, quant=chosen, parameters=_count_parameters(model), quants=tuple(rows),
         downloads=_count_downloads(hub_id) if is_online and hub_id else None,
-        commands=tuple(run_commands(model, "q4_k_m")), warnings=(ollama["warning"],) if ollama.get("warning") else (),
+        commands=tuple(run_commands(model, chosen)), warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -102,13 +123,14 @@ def _count_downloads(hub_id: str) -> int | None:
     return count_downloads(hub_id)
 
 
-def _row(model: PlannedModel, name: str, setting: Setting, device: Device) -> QuantRow:
-    plan = make_plan(model, name, setting, [device], generic_host(2048.0), has_advice=False)
-    context = sum(part.bytes for part in plan.parts if part.name.startswith("driver"))
-    quality = [entry for entry in model.facts.get("quality", ()) if entry.get("quant", "").lower() == name]
+def _row(model: PlannedModel, name: str, setting: Setting, devices: Sequence[Device]) -> QuantRow:
+    plan = make_plan(model, name, setting, devices, generic_host(2048.0), has_advice=False)
+    own = sum(part.bytes for part in plan.parts if part.name.startswith("driver") or part.name == "held back")
+    published = () if setting.engine == _SHRINKING else model.facts.get("quality", ())
+    quality = [entry for entry in published if entry.get("quant", "").lower() == name]
     return QuantRow(
         name, plan.quant.bits_per_weight, plan.quant.language_bytes, plan.quant.vision_bytes,
-        plan.totals[0] - context, plan.totals[-1], quality[0]["statement"] if quality else "",
+        plan.needed_bytes - own, plan.totals[-1] if devices else 0, quality[0]["statement"] if quality else "",
     )  # fmt: skip
 
 

@@ -10,10 +10,19 @@ from llavakit.core.errors import ConfigError
 from llavakit.planner.devices import Device, list_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import PlannedModel
-from llavakit.planner.plans import Plan, make_plan
+from llavakit.planner.plans import Plan, make_plan, runs_on
 from llavakit.planner.records import Setting
 
-__all__ = ["Candidate", "Choice", "Need", "choose_best", "frontier", "list_candidates", "sort_candidates"]
+__all__ = [
+    "Candidate",
+    "Choice",
+    "Need",
+    "choose_best",
+    "explain_nothing",
+    "frontier",
+    "list_candidates",
+    "sort_candidates",
+]
 
 SortKey = Literal["memory", "price", "speed", "value"]
 _RUNNING = ("fits", "tight")
@@ -42,7 +51,8 @@ class Candidate:
         speed = self.plan.speed
         return {
             "device": self.device.name, "class": self.device.kind, "memory_gib": self.device.memory_gib,
-            "verdict": self.plan.verdict, "needed_bytes": self.plan.totals[0] if self.plan.totals else 0,
+            "quant": self.plan.quant.name,
+            "verdict": self.plan.verdict, "needed_bytes": self.plan.needed_bytes,
             "headroom_bytes": self.plan.headroom_bytes, "largest_context": self.plan.largest_context,
             "tokens_per_s": None if speed is None else speed.decode.value,
             "tokens_per_s_low": None if speed is None else speed.decode.low,
@@ -51,6 +61,7 @@ class Candidate:
             "images_per_hour": None if speed is None else speed.images_per_hour,
             "price_usd": self.price_usd, "price_year": self.device.price_year, "watts": self.device.watts,
             "year": self.device.year, "confidence": self.device.confidence, "source": self.device.source,
+            "warnings": list(self.plan.warnings),
         }  # fmt: skip
 
 
@@ -107,24 +118,30 @@ def list_candidates(
     kept = (*_RUNNING, "partly") if has_partial else _RUNNING
     found = []
     for device in list_devices():
+        if not runs_on(setting.engine, device):
+            continue
         devices = [] if device.backend == "cpu" else [device]
         plan = make_plan(model, quant, setting, devices, assumed_host([device]), has_advice=False)
-        if plan.verdict in kept:
+        if plan.verdict in kept and len(plan.devices) == len(devices):
             found.append(Candidate(device, plan, (prices or {}).get(device.name, device.price_usd)))
     return found
 
 
+def _within(value: float | None, limit: float | None) -> bool:
+    return limit is None or (value is not None and value <= limit)
+
+
 def filter_candidates(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
-    """Keep what meets a need; a device without a price meets no budget."""
+    """Keep what meets a need; a device without a price meets no budget, and one of unknown power no limit of it."""
 
     def meets(candidate: Candidate) -> bool:
         speed = candidate.plan.speed
-        images = 0.0 if speed is None else speed.images_per_hour
+        images = 0.0 if speed is None else speed.images_per_hour or 0.0
         return (
-            (need.budget_usd is None or (candidate.price_usd is not None and candidate.price_usd <= need.budget_usd))
+            _within(candidate.price_usd, need.budget_usd)
             and (need.min_tokens_per_s is None or candidate.tokens_per_s >= need.min_tokens_per_s)
             and (need.min_images_per_hour is None or images >= need.min_images_per_hour)
-            and (need.max_watts is None or (candidate.device.watts or 0) <= need.max_watts)
+            and _within(candidate.device.watts, need.max_watts)
             and (not need.kinds or candidate.device.kind in need.kinds)
             and (not need.vendors or candidate.device.vendor.lower() in need.vendors)
         )
@@ -164,17 +181,21 @@ def frontier(candidates: Sequence[Candidate]) -> list[Candidate]:
 def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
     """Choose: among devices that meet the need, the fastest; of nearly equal ones (10 %) the cheapest.
 
+    The cheapest of all for an engine whose speeds are not known.
+
     Servers' accelerators are left out unless asked for by class: nobody puts one into a desktop.
     """
     if not need.kinds:
         candidates = [c for c in candidates if c.device.kind != "datacentre"]
     meeting = filter_candidates(candidates, need)
     if not meeting:
-        return Choice(None, (), (), _nothing(candidates, need))
+        return Choice(None, (), (), explain_nothing(candidates, need))
+    has_speeds = any(candidate.plan.speed is not None for candidate in meeting)
     fastest = max(candidate.tokens_per_s for candidate in meeting)
     near = [candidate for candidate in meeting if candidate.tokens_per_s >= 0.9 * fastest]
-    best = min(near, key=lambda c: (c.price_usd or float("inf"), -c.tokens_per_s))
-    others = [c for c in sort_candidates(meeting, "value" if need.budget_usd else "speed") if c is not best]
+    best = min(near, key=lambda c: (c.price_usd or float("inf"), -c.tokens_per_s, c.device.memory_gib))
+    key = "price" if not has_speeds else "value" if need.budget_usd else "speed"
+    others = [c for c in sort_candidates(meeting, key) if c is not best]
     return Choice(best, tuple(others[:4]), tuple(_reasons(best, meeting, need)), None)
 
 
@@ -187,30 +208,52 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
             f"{best.device.bandwidth_gb_s:.0f} GB/s of memory bandwidth, and answers are bound by that"
         )
     reasons.append(
-        f"{best.plan.totals[0] / 1e9:.1f} GB of its {best.device.memory_gib:g} GiB are needed; the largest context "
+        f"{best.plan.needed_bytes / 1e9:.1f} GB of its {best.device.memory_gib:g} GiB are needed; the largest context "
         f"that fits is {best.plan.largest_context}"
     )
     if best.price_usd is not None:
         year = f" (list price of {best.device.price_year})" if best.price_usd == best.device.price_usd else ""
         reasons.append(f"{best.price_usd:.0f} dollars{year}")
-    if len(meeting) > 1 and need.budget_usd is not None:
+    if speed is None:
+        reasons.append(
+            f"no speeds are known of {best.plan.setting.engine}: of the {len(meeting)} devices that hold it and meet "
+            "the need, this is the cheapest"
+        )
+    elif len(meeting) > 1 and need.budget_usd is not None:
         reasons.append(
             f"{len(meeting)} devices meet the need; this is the cheapest of those within 10 % of the fastest"
         )
     return reasons
 
 
-def _nothing(candidates: Sequence[Candidate], need: Need) -> str:
-    candidates = filter_candidates(candidates, Need(kinds=need.kinds, vendors=need.vendors))
-    if candidates and need.budget_usd is not None and not any(c.price_usd for c in candidates):
+def explain_nothing(candidates: Sequence[Candidate], need: Need) -> str:
+    """Say why none of the devices that run a model meets a need, and what would help."""
+    if not candidates:
+        return "no single device holds it as asked. A smaller quantization or context, or several devices, will."
+    of_kind = filter_candidates(candidates, Need(kinds=need.kinds, vendors=need.vendors))
+    if not of_kind:
+        wanted = " ".join((*need.kinds, *need.vendors))
+        return f"{len(candidates)} devices of the table run it, and none of them is what was asked for: {wanted}."
+    if need.budget_usd is not None and not any(c.price_usd for c in of_kind):
         return "no device of this kind has a list price; say what one costs with --price, or leave --budget out."
-    cheapest = min((c for c in candidates if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
+    has_speeds = any(c.plan.speed is not None for c in of_kind)
+    wants_speed = need.min_tokens_per_s is not None or need.min_images_per_hour is not None
+    if wants_speed and not has_speeds:
+        return (
+            f"no speeds are known of {of_kind[0].plan.setting.engine}, so none can be asked for; leave out "
+            "--min-tokens-per-s and --min-images-per-hour."
+        )
+    cheapest = min((c for c in of_kind if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
     if need.budget_usd is not None and cheapest is not None and (cheapest.price_usd or 0) > need.budget_usd:
         return f"the cheapest device of the table for it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."
-    if candidates:
-        fastest = max(candidates, key=lambda c: c.tokens_per_s)
+    if not filter_candidates(of_kind, Need(max_watts=need.max_watts)):
+        least = min((c.device.watts for c in of_kind if c.device.watts is not None), default=None)
+        known = "no power is known of the devices that run it" if least is None else f"it takes {least:.0f} W or more"
+        return f"{known}, and {need.max_watts:g} W are allowed."
+    if wants_speed:
+        fastest = max(of_kind, key=lambda c: c.tokens_per_s)
         return (
             f"the fastest device is {fastest.device.name} with {fastest.tokens_per_s:.0f} tokens a second. Ask for "
             "less, or take a smaller quantization."
         )
-    return "no single device holds it as asked. A smaller quantization or context, or several devices, will."
+    return f"{len(of_kind)} devices of the table run it, and none meets all that is asked for at once. Ask for less."

@@ -20,6 +20,7 @@ from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, processor_fit
 from llavakit.weights.mixtures import MIXTURES
 
 __all__ = [
+    "ENGINES",
     "INTERVAL",
     "PROGRAM_BYTES",
     "SECONDS_PER_MEGAPIXEL",
@@ -30,6 +31,8 @@ __all__ = [
     "Verdict",
     "check_setting",
     "make_plan",
+    "planned_quant",
+    "runs_on",
 ]
 
 Verdict = Literal["fits", "tight", "partly", "no"]
@@ -39,7 +42,7 @@ SECONDS_PER_MEGAPIXEL = 0.011
 INTERVAL = 1.645  # 90 % of a normal distribution of logarithms
 _MAX_TOKENS = 1 << 20
 _OWN = "llavakit"
-_ENGINES = ("llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm")
+ENGINES = ("llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm")
 _LAYERED = ("llama.cpp", "ollama")
 _HALF_ONLY = ("transformers", "transformers-4bit", "vllm")
 
@@ -71,8 +74,12 @@ class Speed:
     ----------
     decode, decode_full, prompt : Range
         Tokens per second.
-    image_s, vision_s, first_token_s, answer_s : float
-    images_per_hour, joules_per_image : float
+    image_s, vision_s, first_token_s : float
+        Of one prompt that comes alone.
+    answer_s : float
+        Of a round: as many answers as are asked for at a time, after their prompts.
+    images_per_hour, joules_per_image : float or None
+        None of prompts without pictures.
     """
 
     decode: Range
@@ -82,8 +89,8 @@ class Speed:
     vision_s: float
     first_token_s: float
     answer_s: float
-    images_per_hour: float
-    joules_per_image: float
+    images_per_hour: float | None
+    joules_per_image: float | None
     era: str
 
 
@@ -134,6 +141,11 @@ class Plan:
     def left_bytes(self) -> tuple[int, ...]:
         """What is left on every device and, last, on the host; negative where too much is asked."""
         return tuple(have - need for have, need in zip(self.usable, self.totals, strict=True))
+
+    @property
+    def needed_bytes(self) -> int:
+        """What is needed on the first device, or on the host if there is no device."""
+        return self.totals[0] if self.devices else sum(self.totals)
 
     @property
     def headroom_bytes(self) -> int:
@@ -189,12 +201,8 @@ class _Case:
         return found
 
     def placed(self, setting: Setting) -> list[DeviceNumbers]:
-        """Devices that the engine uses: one of them where it knows no more, the host for torch without any."""
-        if setting.engine in _LAYERED:
-            return self.devices
-        if setting.engine in _HALF_ONLY and not self.devices:
-            return [self.host]
-        return self.devices[:1]
+        """Where the engine's parts lie: on the devices, or on the host as torch's device."""
+        return [self.host] if setting.engine in _HALF_ONLY and not self.devices else self.devices
 
     def fits_in(self, setting: Setting) -> bool:
         return bool(formulas.fits_in(self.sizes, self.quant, setting, self.placed(setting), self.host, PROGRAM_BYTES))
@@ -229,8 +237,8 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
             raise ConfigError(f"{name} is {value}; it must be between {low} and {high}.")
     if not (math.isfinite(setting.image_megapixels) and 0 < setting.image_megapixels <= 1000):
         raise ConfigError(f"megapixels is {setting.image_megapixels}; it must be above 0 and at most 1000.")
-    if setting.engine not in _ENGINES:
-        raise ConfigError(f"engine {setting.engine[:40]!r} is not known; the engines are {', '.join(_ENGINES)}.")
+    if setting.engine not in ENGINES:
+        raise ConfigError(f"engine {setting.engine[:40]!r} is not known; the engines are {', '.join(ENGINES)}.")
     needed = formulas.prompt_tokens(sizes, setting) + 1
     if needed > setting.num_context_tokens:
         raise ConfigError(
@@ -278,7 +286,7 @@ def make_plan(
         Name of a mixture.
     setting : Setting
     devices : sequence of Device
-        GPUs; none for the processor alone.
+        GPUs; none for the processor alone. The plan has those that the engine uses.
     host : Device
     has_advice : bool, default True
         Look for the change that would make it fit.
@@ -286,17 +294,19 @@ def make_plan(
     Raises
     ------
     ConfigError
-        If the setting cannot be, or the mixture is unknown.
+        If the setting cannot be, the mixture is unknown, or the engine has no back end for a device.
     """
     warnings = check_setting(model, setting)
     room = setting.num_context_tokens - formulas.prompt_tokens(model.sizes, setting)
     setting = replace(setting, num_new_tokens=min(setting.num_new_tokens, room))
     if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in _LAYERED:
         setting = replace(setting, has_flash_attention=True)
-    if (setting.engine in _HALF_ONLY or (setting.engine == _OWN and devices)) and quant != "f16":
+    model.quantize(quant)  # refuses a name that is not known, whatever the engine makes of it
+    if (planned := planned_quant(setting.engine, quant, has_devices=bool(devices))) != quant.lower():
         warnings.append(f"{setting.engine} computes with 16 bits a weight here; F16 is planned, not {quant.upper()}")
-        quant = "f16"
-    setting = replace(setting, num_device_layers=min(setting.num_device_layers, model.sizes.num_layers + 1))
+        quant = planned
+    devices = _used_devices(setting, devices, warnings)
+    setting = _used_layers(model, setting, warnings)
     case = _Case(model, model.quantize(quant), devices, host, engine=setting.engine)
     placed = case.placed(setting)
     parts = case.parts(setting)
@@ -307,8 +317,6 @@ def make_plan(
     if devices and setting.engine in _LAYERED:
         layers = int(formulas.most_device_layers(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES))
     verdict: Verdict = formulas.verdict_of(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES)  # type: ignore[assignment]
-    if verdict == "partly":
-        warnings.append(f"only {layers} of {model.sizes.num_layers + 1} layers fit the devices; the host does the rest")
     change = None
     if has_advice and not fits:
         change = next(_changes(case, setting), None)
@@ -332,6 +340,50 @@ def make_plan(
         change=change,
         warnings=tuple(warnings),
     )
+
+
+def planned_quant(engine: str, quant: str, *, has_devices: bool) -> str:
+    """Return the mixture that an engine computes with: torch's have 16 bits a weight, as ours has on a GPU."""
+    return "f16" if engine in _HALF_ONLY or (engine == _OWN and has_devices) else quant.lower()
+
+
+def runs_on(engine: str, device: Device) -> bool:
+    """Whether an engine has a back end for a device at all."""
+    return engine != "vllm" or device.backend != "metal"
+
+
+def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[str]) -> Sequence[Device]:
+    """Devices that the engine uses: all where it deals out layers, else the first one; none if no layer is for them."""
+    engine = setting.engine
+    if unsuited := [device.name for device in devices if not runs_on(engine, device)]:
+        raise ConfigError(
+            f"{engine} has no back end for {unsuited[0]}. Plan it with another engine: llama.cpp, llavakit or "
+            "transformers."
+        )
+    if engine not in _LAYERED and len(devices) > 1:
+        warnings.append(
+            f"{engine} is planned on the first of the {len(devices)} devices alone; spreading a model over several is "
+            "planned for llama.cpp and ollama"
+        )
+        return devices[:1]
+    if engine in _LAYERED and devices and setting.num_device_layers == 0:
+        names = " and ".join(dict.fromkeys(device.name for device in devices))
+        warnings.append(f"no layer is put on {names}; the processor runs it alone")
+        return ()
+    return devices
+
+
+def _used_layers(model: PlannedModel, setting: Setting, warnings: list[str]) -> Setting:
+    """Return the setting with the layers that there are, and all of them where the engine does not deal them out."""
+    layers = model.sizes.num_layers + 1
+    if setting.engine in _LAYERED:
+        return replace(setting, num_device_layers=min(setting.num_device_layers, layers))
+    if setting.num_device_layers < layers or not setting.is_vision_on_device:
+        warnings.append(
+            f"{setting.engine} puts all of a model in one place; layers and the vision tower are parted by llama.cpp "
+            "and ollama alone"
+        )
+    return replace(setting, num_device_layers=layers, is_vision_on_device=True)
 
 
 def _speed_warnings(
@@ -392,6 +444,7 @@ def _candidates(case: _Case, setting: Setting) -> Iterator[tuple[str, str, str, 
                 name,
                 replace(small, num_device_layers=layers),
             )
+        yield "leave all of it to the processor", "--gpu-layers 0", name, replace(setting, num_device_layers=0)
 
 
 def _smaller(case: _Case, setting: Setting, small: Setting) -> Iterator[tuple[str, str, str, Setting]]:
@@ -409,23 +462,22 @@ def _estimate_speed(case: _Case, setting: Setting) -> Speed:
     args = (sizes, quant, setting, placed, case.fits, case.host, case.host_fit)
     tokens = formulas.prompt_tokens(sizes, setting)
     fit = case.fits[0] if placed else case.host_fit
-    device = placed[0] if placed and setting.is_vision_on_device else case.host
     decode = setting.num_parallel / formulas.decode_seconds(*args, tokens)
     full = setting.num_parallel / formulas.decode_seconds(*args, setting.num_context_tokens - 1)
     prompt = max(tokens, 1) / formulas.prompt_seconds(*args, max(tokens, 1))
     answer = formulas.answer_seconds(*args, SECONDS_PER_MEGAPIXEL)
     joules = formulas.energy_joules(answer, placed, case.host)
-    images = max(setting.num_images, 1)
+    images = setting.num_images * setting.num_parallel
     return Speed(
         decode=_range(decode, fit.decode_spread),
         decode_full=_range(full, fit.decode_spread),
         prompt=_range(prompt, fit.prompt_spread),
         image_s=formulas.image_seconds(setting, SECONDS_PER_MEGAPIXEL),
-        vision_s=formulas.vision_seconds(sizes, setting, device, fit),
+        vision_s=formulas.vision_seconds(sizes, setting, placed, case.fits, case.host, case.host_fit),
         first_token_s=formulas.first_token_seconds(*args, SECONDS_PER_MEGAPIXEL),
         answer_s=answer,
-        images_per_hour=3600 * images * setting.num_parallel / answer,
-        joules_per_image=joules / images,
+        images_per_hour=3600 * images / answer if images else None,
+        joules_per_image=joules / images if images else None,
         era=fit.era,
     )
 

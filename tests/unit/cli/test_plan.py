@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ def test_devices_are_sorted_and_filtered() -> None:
     assert [row["price_usd"] for row in rows] == sorted(row["price_usd"] for row in rows)
     assert all(row["class"] == "consumer" and row["price_usd"] <= 500 for row in rows)
     assert "GeForce RTX 3060 12GB" in _run("gpus", "llava:13b")[1]
-    assert "No device" in _run("gpus", "llava:13b", "--budget", "1")[1]
+    assert "the cheapest device of the table" in _run("gpus", "llava:13b", "--budget", "1")[1]
+    assert "none of them is what was asked for" in _run("gpus", "llava:13b", "--kind", "cpu", "--vendor", "nvidia")[1]
+    assert "no single device holds it" in _run("gpus", "llava:13b", "--parallel", "4000")[1]
 
 
 def test_best_and_build() -> None:
@@ -141,6 +144,29 @@ def test_best_and_build() -> None:
     assert "upgrade first" in out
     assert "kWh a month" in out
     assert _run("build", "llava:13b", "--budget", "100")[0] == 1
+
+
+def test_what_a_table_assumes_is_noted() -> None:
+    status, out, notes = _run("best", "llava:7b", "--engine", "transformers", "--budget", "1000")
+    assert status == 0
+    assert out.splitlines()[0].endswith("for llava:7b at F16")
+    assert "F16 is planned, not Q4_K_M" in notes
+    _, _, notes = _run("gpus", "llava:7b", "--context", "8192")
+    assert "was trained for 4096 tokens" in notes
+    assert re.search(r"too few devices of this kind \(arc\).* \(\d+ of these \d+\)", notes)
+    assert "memory and drives rose strongly in 2026" in _run("build", "llava:13b", "--budget", "1500")[1]
+
+
+def test_a_context_beyond_the_models_own_is_told_apart_from_what_fits() -> None:
+    _, out, _ = _run("fits", "llava:13b", "--gpu", "H200", "--context", "8192")
+    assert "at 8,192 tokens of context" in out
+    assert "4,096 tokens, as many as the model was trained for" in out
+
+
+def test_a_prompt_without_pictures_says_nothing_of_pictures() -> None:
+    _, out, _ = _run("fits", "llava:13b", "--gpu", "RTX 4090", "--images", "0")
+    assert "first token" in out
+    assert not re.search(r"tower|an hour|J each", out.split("first token")[1])
 
 
 def test_pages_are_written(tmp_path: Path) -> None:
@@ -178,6 +204,10 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("best", "llava:13b", "--budget", "-4"), 2, "budget is -4"),
         (("build", "llava:13b", "--budget", "1500", "--hours-a-day", "25"), 2, "hours-a-day is 25"),
         (("plan", "llava:13b", "--engine", "onnx", "--offline"), 2, "engine 'onnx' is not known"),
+        (("plan", "llava:13b", "--quant", "nope", "--offline"), 2, "type 'nope' is not known"),
+        (("plan", "--html", "x", "--verify"), 2, "--verify would have no effect"),
+        (("plan", "llava:7b", "--html", "x", "--context", "99"), 2, "--context, MODEL would have no effect"),
+        (("fits", "llava:13b", "--gpu", "M4 Max", "--engine", "vllm"), 2, "vllm has no back end"),
     ],
 )
 def test_bad_input_gets_a_clear_answer(arguments: tuple[str, ...], status: int, problem: str) -> None:

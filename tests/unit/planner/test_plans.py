@@ -119,6 +119,70 @@ def test_the_headroom_is_the_devices(model: PlannedModel) -> None:
     assert plan.headroom_bytes == plan.usable[0] - plan.totals[0] > plan.left_bytes[-1]
 
 
+@pytest.mark.parametrize("memory_gib", [0.1, 0.4, 1.0])
+def test_a_device_that_holds_nothing_is_no_yes(model: PlannedModel, memory_gib: float) -> None:
+    card, host = replace(find_device("RTX 3060 12GB"), memory_gib=memory_gib), generic_host()
+    plan = make_plan(model, "q4_k_m", Setting(), [card], host)
+    assert (plan.verdict, plan.device_layers) == ("no", 0)
+    assert plan.change is not None
+    assert plan.change.options == "--gpu-layers 0"
+    alone = make_plan(model, "q4_k_m", plan.change.setting, [card], host)
+    assert (alone.verdict, alone.devices) == ("fits", ())
+    assert any("the processor runs it alone" in warning for warning in alone.warnings)
+    assert alone.speed == make_plan(model, "q4_k_m", Setting(), [], host).speed
+    listed = list_candidates(model, "q4_k_m", Setting(num_device_layers=0), has_partial=True)
+    assert {candidate.device.backend for candidate in listed} == {"cpu"}
+
+
+@pytest.mark.parametrize("num_parallel", [1, 3, 64])
+def test_no_device_takes_more_than_its_rated_power(num_parallel: int) -> None:
+    setting = Setting(num_parallel=num_parallel, num_context_tokens=1024)
+    for candidate in list_candidates(find_model("llava:7b"), "q4_k_m", setting, has_partial=True):
+        speed, host = candidate.plan.speed, candidate.plan.host.numbers
+        assert speed is not None
+        assert speed.joules_per_image is not None
+        assert speed.images_per_hour is not None
+        chip = candidate.device.numbers
+        watts = chip.watts + (0.0 if chip.is_shared else host.idle_watts)
+        assert speed.joules_per_image * speed.images_per_hour / 3600 <= watts * (1 + 1e-9)
+        assert speed.answer_s > num_parallel * speed.first_token_s
+
+
+@pytest.mark.parametrize("is_vision_on_device", [True, False])
+def test_the_first_token_waits_for_the_parts_that_are_named(model: PlannedModel, is_vision_on_device: bool) -> None:
+    speed = _plan(model, "RTX 4090", is_vision_on_device=is_vision_on_device).speed
+    assert speed is not None
+    prompt_s = (576 + 60) / speed.prompt.value
+    assert speed.first_token_s == pytest.approx(speed.image_s + speed.vision_s + prompt_s)
+
+
+def test_prompts_without_pictures_have_no_speed_of_pictures(model: PlannedModel) -> None:
+    speed = _plan(model, "RTX 4090", num_images=0).speed
+    assert speed is not None
+    assert (speed.images_per_hour, speed.joules_per_image) == (None, None)
+    candidates = list_candidates(model, "q4_k_m", Setting(num_images=0))
+    assert not filter_candidates(candidates, Need(min_images_per_hour=1))
+
+
+@pytest.mark.parametrize("engine", ["llavakit", "transformers", "vllm"])
+def test_engines_that_use_one_device_say_so(model: PlannedModel, engine: str) -> None:
+    plan = _plan(model, "2x RTX 3090", engine=engine, num_device_layers=10, is_vision_on_device=False)
+    assert [device.name for device in plan.devices] == ["GeForce RTX 3090"]
+    assert any("on the first of the 2 devices alone" in warning for warning in plan.warnings)
+    assert any("puts all of a model in one place" in warning for warning in plan.warnings)
+    alone = _plan(model, "RTX 3090", engine=engine)
+    assert (plan.parts, plan.speed, plan.verdict) == (alone.parts, alone.speed, alone.verdict)
+    assert len(alone.warnings) == len(plan.warnings) - 2
+
+
+def test_vllm_is_not_planned_on_apples_chips(model: PlannedModel) -> None:
+    with pytest.raises(ConfigError, match="vllm has no back end for Apple M4 Max"):
+        _plan(model, "M4 Max", engine="vllm")
+    listed = list_candidates(model, "f16", Setting(engine="vllm"))
+    assert listed
+    assert not any(candidate.device.vendor == "Apple" for candidate in listed)
+
+
 def test_options_change_what_they_say(model: PlannedModel) -> None:
     base = _plan(model, "RTX 4090")
     less = {
@@ -190,6 +254,28 @@ def test_best_is_fast_and_cheap(model: PlannedModel) -> None:
     assert choose_best(cheaper, Need(budget_usd=150)).best.device.name == "GeForce RTX 4090"  # type: ignore[union-attr]
 
 
+def test_the_best_for_an_engine_of_unknown_speed_is_the_cheapest(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting(engine="transformers"))
+    choice = choose_best(candidates, Need(budget_usd=5000))
+    assert choice.best is not None
+    meeting = filter_candidates([c for c in candidates if c.device.kind != "datacentre"], Need(budget_usd=5000))
+    assert choice.best.price_usd == min(c.price_usd for c in meeting if c.price_usd)
+    assert any("no speeds are known of transformers" in reason for reason in choice.reasons)
+    assert not any("fastest" in reason for reason in choice.reasons)
+    row = choice.best.to_dict()
+    assert row["quant"] == "f16"
+    assert any("F16 is planned, not Q4_K_M" in warning for warning in row["warnings"])
+    assert "no speeds are known" in (choose_best(candidates, Need(min_tokens_per_s=5)).advice or "")
+
+
+def test_a_limit_of_power_leaves_out_devices_of_unknown_power(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting())
+    assert any(candidate.device.watts is None for candidate in candidates)
+    kept = filter_candidates(candidates, Need(max_watts=150))
+    assert kept
+    assert all(candidate.device.watts is not None and candidate.device.watts <= 150 for candidate in kept)
+
+
 def test_nothing_beats_the_frontier(model: PlannedModel) -> None:
     candidates = [c for c in list_candidates(model, "q4_k_m", Setting()) if c.price_usd]
     front = frontier(candidates)
@@ -230,6 +316,61 @@ def test_a_budget_for_nothing_says_what_is_needed(model: PlannedModel) -> None:
     build, advice = plan_build(model, "q4_k_m", Setting(), budget_usd=100)
     assert build is None
     assert "the cheapest machine with a graphics card for it costs" in (advice or "")
+
+
+def test_a_machine_holds_the_file_that_its_engine_reads(model: PlannedModel) -> None:
+    """Torch's engines read 16 bits, whatever was asked for; of unknown speeds nothing is said."""
+    build, _ = plan_build(model, "q4_k_m", Setting(engine="transformers"), budget_usd=8000)
+    assert build is not None
+    reasons = {part.kind: part.reason for part in build.parts}
+    sizes = model.quantize("f16")
+    assert f"file of {(sizes.language_bytes + sizes.vision_bytes) / 1e9:.1f} GB" in reasons["memory"]
+    assert "no speeds are known of transformers" in build.upgrade_first
+
+
+def test_old_prices_are_called_so(model: PlannedModel) -> None:
+    build, _ = plan_build(model, "q4_k_m", Setting(), budget_usd=1500)
+    assert build is not None
+    assert all(part.price_year for part in build.parts)
+    for part in build.parts:
+        assert ("look the price up" in part.reason) == (part.kind in ("memory", "storage"))
+
+
+@pytest.mark.parametrize(
+    ("need", "problem"),
+    [
+        (Need(kinds=("unified", "datacentre")), "around consumer and workstation cards alone, and unified, datacentre"),
+        (Need(vendors=("apple",)), "none of them is what was asked for: apple"),
+        (Need(max_watts=20), "20 W are allowed"),
+    ],
+)  # fmt: skip
+def test_a_machine_that_filters_rule_out_does_not_blame_the_model(
+    model: PlannedModel, need: Need, problem: str
+) -> None:
+    build, advice = plan_build(model, "q4_k_m", Setting(), budget_usd=3000, need=need)
+    assert build is None
+    assert problem in (advice or "")
+    assert "holds the model" not in (advice or "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "names"), [("vllm", ["f16"]), ("transformers", ["f16"]), ("transformers-4bit", ["f16"])]
+)
+def test_a_card_shows_what_its_engine_runs(model: PlannedModel, engine: str, names: list[str]) -> None:
+    card = make_card(model, Setting(engine=engine), quant="q8_0", is_online=False)
+    assert [row.name for row in card.quants] == names
+    assert card.quant == "f16"
+    assert any(f"{engine} reads weights of 16 bits" in warning for warning in card.warnings)
+    assert bool(card.quants[0].quality) == (engine != "transformers-4bit")
+
+
+def test_a_card_has_commands_for_the_type_that_was_asked_for(model: PlannedModel) -> None:
+    card = make_card(model, Setting(engine="llavakit"), quant="Q8_0", is_online=False)
+    assert dict(card.commands)["quantize"].endswith("-q8_0.gguf --type q8_0")
+    assert len(card.quants) == 17
+    assert card.quants[0].memory_bytes < card.quants[-1].memory_bytes / 4
+    with pytest.raises(ConfigError, match="type 'nope' is not known"):
+        make_card(model, Setting(), quant="nope", is_online=False)
 
 
 def test_the_card_has_the_papers_scores(model: PlannedModel) -> None:

@@ -68,7 +68,8 @@ def sum_list(values: Any) -> Any:
 def deal_layers(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
     """How many layers each device gets; the head counts as one more.
 
-    They are dealt in proportion to what devices can use, as llama.cpp does it.
+    They are dealt in proportion to what devices can use, as llama.cpp does it; all to the first where none can use
+    anything, which then lacks the memory for them.
     """
     total = min(setting.num_device_layers, model.num_layers + 1)
     sizes = []
@@ -80,7 +81,7 @@ def deal_layers(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNum
     summed = 0
     for idx in range(len(devices)):
         summed = summed + sizes[idx]
-        until = floor(total * summed / whole + 0.5) if whole > 0 else 0
+        until = floor(total * summed / whole + 0.5) if whole > 0 else total
         counts.append(until - dealt)
         dealt = until
     return counts

@@ -52,11 +52,20 @@ def prompt_seconds(
     return other_prompt_seconds(model, quant, setting, devices, fits, host, host_fit, num_tokens)
 
 
-def vision_seconds(model: ModelSizes, setting: Setting, device: DeviceNumbers, fit: SpeedFit | EngineFit) -> float:
-    """Time of the tower and the projector for the prompt's pictures."""
-    if fit.program == "llavakit":
-        return engine_vision_seconds(model, setting, device, fit)
-    return other_vision_seconds(model, setting, device, fit)
+def vision_seconds(
+    model: ModelSizes,
+    setting: Setting,
+    devices: Sequence[DeviceNumbers],
+    fits: Sequence[SpeedFit],
+    host: DeviceNumbers,
+    host_fit: SpeedFit | EngineFit,
+) -> float:
+    """Time of the tower and the projector for the prompt's pictures, on the first device or on the host."""
+    if host_fit.program == "llavakit":
+        return engine_vision_seconds(model, setting, host, host_fit)
+    if len(devices) > 0 and setting.is_vision_on_device:
+        return other_vision_seconds(model, setting, devices[0], fits[0])
+    return other_vision_seconds(model, setting, host, host_fit)
 
 
 def image_seconds(setting: Setting, seconds_per_megapixel: float) -> float:
@@ -74,14 +83,11 @@ def first_token_seconds(
     host_fit: SpeedFit | EngineFit,
     seconds_per_megapixel: float,
 ) -> float:
-    """Time to the first token: pictures, tower, prompt."""
-    has_device = len(devices) > 0 and setting.is_vision_on_device
-    device = devices[0] if has_device else host
-    fit = fits[0] if has_device else host_fit
+    """Time to the first token of a prompt that comes alone: pictures, tower, prompt."""
     tokens = prompt_tokens(model, setting)
     return (
         image_seconds(setting, seconds_per_megapixel)
-        + vision_seconds(model, setting, device, fit)
+        + vision_seconds(model, setting, devices, fits, host, host_fit)
         + prompt_seconds(model, quant, setting, devices, fits, host, host_fit, tokens)
     )
 
@@ -96,11 +102,11 @@ def answer_seconds(
     host_fit: SpeedFit | EngineFit,
     seconds_per_megapixel: float,
 ) -> float:
-    """Time of a whole answer."""
+    """Time of a round: the prompts of all parallel sequences one after another, then their answers side by side."""
     depth = prompt_tokens(model, setting) + setting.num_new_tokens / 2
     one = decode_seconds(model, quant, setting, devices, fits, host, host_fit, floor(depth))
     first = first_token_seconds(model, quant, setting, devices, fits, host, host_fit, seconds_per_megapixel)
-    return first + setting.num_new_tokens * one
+    return setting.num_parallel * first + setting.num_new_tokens * one
 
 
 def energy_joules(seconds: float, devices: Sequence[DeviceNumbers], host: DeviceNumbers) -> float:

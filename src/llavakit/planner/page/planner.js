@@ -11,6 +11,8 @@ const BASIS = {
   exact: "from shapes", logged: "formula of logged sizes", fitted: "fitted", measured: "measured", assumed: "assumed",
 };
 const isProcessor = (device) => device.numbers.kind === "cpu";
+// Programs of torch, and our own on a GPU, compute with 16 bits a weight.
+const isHalf = (device, engine) => HALF_ONLY.includes(engine) || (engine === "llavakit" && !isProcessor(device));
 const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
 const isGuess = (device) => isOwn(device, state.engine) || device.fit.num_devices <= D.minOtherDevices;
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
@@ -83,52 +85,64 @@ function settingOf() {
   };
 }
 
+// Why a setting cannot be; nothing where it can.
+function problemOf(setting) {
+  const tokens = prompt_tokens(D.models[state.model].sizes, setting);
+  if (tokens < setting.num_context_tokens) return "";
+  return `A prompt of ${tokens} tokens and its answer are longer than the context of ${setting.num_context_tokens}. Take fewer pictures or more context.`;
+}
+
 // One plan: the same steps as planner/plans.py, with the same formulas.
 function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
   const isHost = isProcessor(device);
-  const isHalf = HALF_ONLY.includes(setting.engine) || (setting.engine === "llavakit" && !isHost);
-  const quant = D.models[state.model].quants[isHalf ? "f16" : quantName];
+  const isLayered = LAYERED.includes(setting.engine);
+  const problem = problemOf(setting) || (device.unsuited.includes(setting.engine) ? `${setting.engine} has no back end for ${device.name}. Take another program.` : "");
+  const tokens = prompt_tokens(model, setting);
+  setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
+  if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
+  const quant = D.models[state.model].quants[isHalf(device, setting.engine) ? "f16" : quantName];
   const own = isOwn(device, setting.engine) ? device.own : device;
   const host = isHost ? own.numbers : { ...D.host, ...device.host };
-  let devices = isHost ? [] : Array(count).fill(device.numbers);
-  if (!LAYERED.includes(setting.engine)) devices = devices.slice(0, 1);
+  const isAlone = isHost || (isLayered && setting.num_device_layers === 0);
+  let devices = isAlone ? [] : Array(isLayered ? count : 1).fill(device.numbers);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
   const fit = own.fit;
   const fits = devices.map(() => fit);
   const hostFit = isHost ? fit : D.hostFit;
   const program = D.programBytes;
-  const verdict = verdict_of(model, quant, setting, devices, host, program);
+  const verdict = problem ? "no" : verdict_of(model, quant, setting, devices, host, program);
   const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
   const totals = place_totals(parts, devices.length);
   const usable = usable_places(totals, devices, host);
   let running = setting;
   let layers = model.num_layers + 1;
-  if (verdict === "partly" || (verdict === "no" && LAYERED.includes(setting.engine))) {
+  if (verdict === "partly" || (verdict === "no" && isLayered)) {
     layers = most_device_layers(model, quant, setting, devices, host, program);
     running = with_field(setting, "num_device_layers", layers);
   }
-  const plan = { model, quant, setting, devices, host, verdict, parts, totals, usable, layers, speed: null };
-  if (verdict !== "no" && (LAYERED.includes(setting.engine) || setting.engine === "llavakit")) {
+  const plan = { model, quant, setting, devices, host, verdict, problem, parts, totals, usable, layers, isAlone, speed: null };
+  if (verdict !== "no" && (isLayered || setting.engine === "llavakit")) {
     const args = [model, quant, running, devices, fits, host, hostFit];
-    const tokens = prompt_tokens(model, running);
-    const here = devices.length && setting.is_vision_on_device;
     const first = devices.length ? fit : hostFit;
     plan.speed = {
       decode: setting.num_parallel / decode_seconds(...args, tokens),
       full: setting.num_parallel / decode_seconds(...args, setting.num_context_tokens - 1),
       factor: first.decode_factor,
       image: image_seconds(running, D.secondsPerMegapixel),
-      vision: vision_seconds(model, running, here ? devices[0] : host, here ? fit : hostFit),
+      vision: vision_seconds(model, running, devices, fits, host, hostFit),
       prompt: prompt_seconds(...args, Math.max(tokens, 1)),
       first: first_token_seconds(...args, D.secondsPerMegapixel),
       answer: answer_seconds(...args, D.secondsPerMegapixel),
     };
-    plan.speed.joules = energy_joules(plan.speed.answer, devices, host) / Math.max(setting.num_images, 1);
-    plan.speed.images = (3600 * Math.max(setting.num_images, 1) * setting.num_parallel) / plan.speed.answer;
+    const images = setting.num_images * setting.num_parallel;
+    plan.speed.joules = images ? energy_joules(plan.speed.answer, devices, host) / images : null;
+    plan.speed.images = images ? (3600 * images) / plan.speed.answer : null;
   }
   return plan;
 }
+
+function neededBytes(plan) { return plan.isAlone ? sum_list(plan.totals) : plan.totals[0]; }
 
 // Words and numbers.
 function bytes(value) { return value >= 99.95e6 ? (value / 1e9).toFixed(2) + " GB" : (value / 1e6).toFixed(1) + " MB"; }
@@ -210,13 +224,12 @@ function show() {
 function showAll() {
   const device = deviceOf(state.device);
   const setting = settingOf();
-  const needed = prompt_tokens(D.models[state.model].sizes, setting) + 1;
   const plan = planFor(device, state.count, state.quant, setting);
-  $("count").disabled = isProcessor(device);
+  $("count").disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = setting.has_flash_attention;
   $("flash").disabled = !LAYERED.includes(state.engine) || (setting.has_flash_attention && state.flash === 0); // quantized values need it
-  showVerdict(device, plan, needed);
+  showVerdict(device, plan);
   showMemory(device, plan);
   showSpeed(plan);
   showTokens(plan.model, setting);
@@ -224,13 +237,13 @@ function showAll() {
   showDevices();
 }
 
-function showVerdict(device, plan, needed) {
+function showVerdict(device, plan) {
   const box = $("verdict");
   const sizes = plan.model;
-  const name = (state.count > 1 && !isProcessor(device) ? `${state.count} x ` : "") + device.name;
-  if (needed > state.context) {
+  const name = plan.isAlone && !isProcessor(device) ? "the processor alone" : (plan.devices.length > 1 ? `${plan.devices.length} x ` : "") + device.name;
+  if (plan.problem) {
     box.className = "verdict no";
-    box.replaceChildren(`A prompt of ${needed - 1} tokens is longer than the context of ${state.context}. Take fewer pictures or more context.`);
+    box.replaceChildren(plan.problem);
     return;
   }
   box.className = `verdict ${plan.verdict}`;
@@ -244,7 +257,7 @@ function showVerdict(device, plan, needed) {
   else {
     text = `${what}: ${bytes(-spare)} are missing. `;
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
-    text += context >= needed ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
+    text += context > prompt_tokens(sizes, plan.setting) ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
   }
   if (isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
   else if (isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
@@ -277,7 +290,7 @@ function showSpeed(plan) {
   const box = $("speed");
   const numbers = $("numbers");
   if (!plan.speed) {
-    box.replaceChildren(el("p", { class: "soft" }, plan.verdict === "no" ? "It does not run as set." : "No speeds are known for this program."));
+    box.replaceChildren(el("p", { class: "soft" }, plan.problem ? plan.problem : plan.verdict === "no" ? "It does not run as set." : "No speeds are known for this program."));
     numbers.replaceChildren();
     return;
   }
@@ -293,11 +306,10 @@ function showSpeed(plan) {
   const speed = plan.speed;
   const entries = [
     [range(decode, factor), "tokens a second, nine in ten"], [rate(speed.full), "tokens a second at the full context"],
-    [seconds(speed.first), `to the first token: picture ${seconds(speed.image)}, tower ${seconds(speed.vision)}, prompt ${seconds(speed.prompt)}`],
-    [seconds(speed.answer), `for an answer of ${plan.setting.num_new_tokens} tokens`],
-    [Math.round(speed.images).toLocaleString("en"), "pictures an hour"],
-    [(speed.joules / 3600).toFixed(2) + " kWh", "for 1,000 pictures, at rated power"],
+    [seconds(speed.first), `to the first token: ${speed.images === null ? "" : `picture ${seconds(speed.image)}, tower ${seconds(speed.vision)}, `}prompt ${seconds(speed.prompt)}`],
+    [seconds(speed.answer), `for ${plan.setting.num_parallel > 1 ? `${plan.setting.num_parallel} prompts, and their answers` : "an answer"} of ${plan.setting.num_new_tokens} tokens`],
   ];
+  if (speed.images !== null) entries.push([Math.round(speed.images).toLocaleString("en"), "pictures an hour"], [(speed.joules / 3600).toFixed(2) + " kWh", "for 1,000 pictures, at rated power"]);
   numbers.replaceChildren(...entries.map(([value, text]) => el("div", {}, el("b", {}, value), el("span", {}, text))));
 }
 
@@ -320,24 +332,26 @@ function showTokens(model, setting) {
 }
 
 function showQuants(device, setting) {
-  const rows = Object.keys(D.models[state.model].quants).map((name) => {
+  const isOne = isHalf(device, setting.engine);
+  const rows = (isOne ? ["f16"] : Object.keys(D.models[state.model].quants)).map((name) => {
     const quant = D.models[state.model].quants[name];
-    const plan = planFor(device, state.count, name, HALF_ONLY.includes(setting.engine) ? with_field(setting, "engine", "llama.cpp") : setting);
-    const quality = D.models[state.model].quality[name] || "";
+    const plan = planFor(device, state.count, name, setting);
+    const quality = (setting.engine !== "transformers-4bit" && D.models[state.model].quality[name]) || "";
     return el("tr", { class: name === state.quant ? "chosen" : null },
       el("td", {}, el("button", { type: "button", onclick: () => { $("quant").value = name; change("quant", name); } }, name.toUpperCase())),
       el("td", { class: "num" }, quant.bits_per_weight.toFixed(2)), el("td", { class: "num" }, bytes(quant.language_bytes)),
-      el("td", { class: "num" }, bytes(plan.devices.length ? plan.totals[0] : plan.totals[plan.devices.length])),
+      el("td", { class: "num" }, bytes(neededBytes(plan))),
       el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
       el("td", { class: "num" }, plan.speed ? range(plan.speed.decode, plan.speed.factor) : "-"), el("td", {}, quality));
   });
   const head = ["Type", "Bits", "File", "Needed", "Verdict", "Tokens/s", "Published quality"];
-  $("quant-table").replaceChildren(el("thead", {}, el("tr", {}, ...head.map((text, idx) => el("th", { scope: "col", class: [1, 2, 3, 5].includes(idx) ? "num" : null }, text)))), el("tbody", {}, ...rows));
+  const note = `${setting.engine} runs files of 16 bits here${setting.engine === "transformers-4bit" ? ", which it shrinks to 4 while it loads them" : ", and no others"}.`;
+  $("quant-table").replaceChildren(isOne ? el("caption", {}, note) : "", el("thead", {}, el("tr", {}, ...head.map((text, idx) => el("th", { scope: "col", class: [1, 2, 3, 5].includes(idx) ? "num" : null }, text)))), el("tbody", {}, ...rows));
 }
 
 const COLUMNS = [
   ["name", "Device", (row) => row.device.name.toLowerCase()], ["memory", "GiB", (row) => row.device.memory_gib],
-  ["needed", "Needed", (row) => row.plan.totals[0]], ["verdict", "Verdict", (row) => row.plan.verdict],
+  ["needed", "Needed", (row) => neededBytes(row.plan)], ["verdict", "Verdict", (row) => row.plan.verdict],
   ["speed", "Tokens/s", (row) => row.plan.speed.decode], ["first", "First token", (row) => row.plan.speed.first],
   ["price", "List price $", (row) => row.device.price ?? Infinity],
   ["value", "Tokens/s for $1,000", (row) => (row.device.price ? (1000 * row.plan.speed.decode) / row.device.price : 0)],
@@ -363,12 +377,14 @@ function showDevices() {
     el("button", { type: "button", onclick: () => { sorting = { key: name, down: sorting.key === name ? !sorting.down : name === "speed" || name === "value" }; showDevices(); } }, title)));
   const body = rows.map(({ device, plan }) => el("tr", { class: device.name === state.device ? "chosen" : null },
     el("td", {}, el("a", { href: pairLink(device) }, device.name), device.confidence === "high" ? "" : " *"),
-    el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(plan.totals[0])),
+    el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(neededBytes(plan))),
     el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
     el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor) + (isGuess(device) ? " ?" : "")), el("td", { class: "num" }, seconds(plan.speed.first)),
     el("td", { class: "num" }, dollars(device)), el("td", { class: "num" }, device.price ? rate((1000 * plan.speed.decode) / device.price) : "-"),
     el("td", { class: "num" }, String(Math.round(device.numbers.watts)))));
-  $("device-table").replaceChildren(el("caption", {}, `${rows.length} devices`), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
+  const problem = problemOf(settingOf());
+  const caption = `${rows.length} devices${HALF_ONLY.includes(state.engine) ? ", with llama.cpp: no speeds are known of " + state.engine : ""}${problem && ". " + problem}`;
+  $("device-table").replaceChildren(el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
   showBest(running);
   showPlot(running.filter((row) => row.device.kind !== "datacentre" && row.device.price));
 }
@@ -379,7 +395,7 @@ function showBest(rows) {
   if (!meeting.length) {
     const cheapest = rows.filter((row) => row.device.price).sort((a, b) => a.device.price - b.device.price)[0];
     box.className = "verdict no";
-    box.replaceChildren(cheapest ? `Nothing meets this. The cheapest device that runs it is ${cheapest.device.name} at ${priced(cheapest.device)}, with ${rate(cheapest.plan.speed.decode)} tokens a second.` : "No single device runs it as set.");
+    box.replaceChildren(cheapest ? `Nothing meets this. The cheapest device that runs it is ${cheapest.device.name} at ${priced(cheapest.device)}, with ${rate(cheapest.plan.speed.decode)} tokens a second.` : problemOf(settingOf()) || "No single device runs it as set.");
     return;
   }
   const fastest = Math.max(...meeting.map((row) => row.plan.speed.decode));
@@ -403,7 +419,7 @@ function showPlot(rows) {
   const area = $("plot-area");
   const width = Math.min(760, Math.max(300, area.clientWidth)); // drawn at its size, so that its words stay readable
   const [height, left, bottom] = [380, 52, 44];
-  if (!rows.length) { area.replaceChildren(el("p", { class: "soft" }, "No device with a price runs it as set.")); return; }
+  if (!rows.length) { area.replaceChildren(el("p", { class: "soft" }, problemOf(settingOf()) || "No device with a price runs it as set.")); return; }
   const logs = (values, low, high) => (value) => low + ((Math.log(value) - Math.log(Math.min(...values))) / (Math.log(Math.max(...values)) - Math.log(Math.min(...values)) || 1)) * (high - low);
   const x = logs(rows.map((row) => row.device.price), left + 12, width - 16);
   const y = logs(rows.map((row) => row.plan.speed.decode), height - bottom - 12, 16);
@@ -430,7 +446,7 @@ function showBuilds() {
   $("build-cards").replaceChildren(...D.builds[state.model].map((build) => el("article", {},
     el("h3", {}, `Up to ${build.budget.toLocaleString("en")} dollars`),
     build.parts ? el("div", {}, el("p", {}, `${Math.round(build.price_usd).toLocaleString("en")} dollars, about ${rate(build.device.tokens_per_s)} tokens a second. ${Math.round(build.load_watts)} W at work, ${Math.round(build.idle_watts)} W idle, ${Math.round(build.monthly_kwh)} kWh a month at two hours a day; ${build.noise}.`),
-      el("div", { class: "wrap" }, el("table", {}, el("tbody", {}, ...build.parts.map((part) => el("tr", {}, el("td", {}, part.kind), el("td", {}, part.name, el("br"), el("span", { class: "soft" }, part.reason)), el("td", { class: "num" }, String(Math.round(part.price_usd)))))))),
+      el("div", { class: "wrap" }, el("table", {}, el("tbody", {}, ...build.parts.map((part) => el("tr", {}, el("td", {}, part.kind), el("td", {}, part.name, el("br"), el("span", { class: "soft" }, part.reason)), el("td", { class: "num" }, `${Math.round(part.price_usd)} (${part.price_year})`)))))),
       el("p", { class: "soft" }, `Upgrade first: ${build.upgrade_first}.`)) : el("p", {}, `Not for this: ${build.advice}`))));
 }
 
