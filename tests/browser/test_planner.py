@@ -13,7 +13,7 @@ import pytest
 from llavakit.planner.devices import list_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import find_model
-from llavakit.planner.plans import make_plan, runs_on
+from llavakit.planner.plans import make_plan, why_unplanned
 from llavakit.planner.records import Setting
 from llavakit.planner.site import write_site
 from tests.browser.chromium import BROWSER, Browser, browsing
@@ -176,7 +176,7 @@ def test_the_page_plans_what_python_plans(browser: Browser, site: Path, quant: s
         setting = replace(Setting(num_device_layers=41), **fields)
         found = browser.run(f"{_PLAN}({json.dumps(asdict(setting))}, '{quant}', {count})")
         for device, row in zip(list_devices(), found, strict=True):
-            if not runs_on(setting.engine, device):
+            if why_unplanned(setting.engine, device):
                 assert row[0] == "no"
                 continue
             is_processor = device.backend == "cpu"

@@ -102,7 +102,7 @@ def _verify(options: argparse.Namespace, console: Console, model: PlannedModel, 
 
 def fits(options: argparse.Namespace, console: Console) -> int:
     """Print a verdict; the exit status is 1 where it does not fit."""
-    from llavakit.planner.machine import detect_machine
+    from llavakit.planner.machine import assumed_host, detect_machine
     from llavakit.planner.models import find_model
     from llavakit.planner.plans import make_plan
 
@@ -119,12 +119,12 @@ def fits(options: argparse.Namespace, console: Console) -> int:
         if machine.available_bytes is not None and machine.available_bytes < 0.5 * machine.host.numbers.memory_bytes:
             notes.append(f"only {machine.available_bytes / 1e9:.1f} GB of memory are free just now")
     else:
-        host = _host_around(devices, memory_gib)
+        host = assumed_host(devices)
         if devices[0].backend == "cpu":  # a processor is the host, and has no device beside it
             devices = []
             setting = setting if options.engine else replace(setting, engine="llavakit")
-    if memory_gib is not None and not devices:
-        host = replace(host, memory_gib=memory_gib)
+    if memory_gib is not None:
+        host = _resized(host, devices, memory_gib)
     found = make_plan(model, options.quant, setting, devices, host)
     found = replace(found, warnings=(*found.warnings, *notes))
     if options.json:
@@ -134,19 +134,14 @@ def fits(options: argparse.Namespace, console: Console) -> int:
     return 0 if found.verdict in ("fits", "tight") else _EXIT_DOES_NOT_FIT
 
 
-def _host_around(devices: list[Device], memory_gib: float | None) -> Device:
-    """Return the computer around devices that are not here, of a size that may be given."""
-    from llavakit.planner.machine import assumed_host, generic_host
-
-    if memory_gib is None or devices[0].backend == "cpu":
-        return assumed_host(devices)
-    chip = next((device for device in devices if device.is_shared), None)
-    if chip is None:
-        return generic_host(memory_gib)
-    raise ConfigError(
-        f"--host-memory-gb is {memory_gib:g}, but {chip.name} has one memory for itself and its processor. Leave the "
-        "option out; a size that was sold can be named with the device, as in 'M2 16GB'."
-    )
+def _resized(host: Device, devices: list[Device], memory_gib: float) -> Device:
+    """Return the computer around devices with another memory; a chip's own cannot be told apart from it."""
+    if chip := next((device for device in devices if device.is_shared), None):
+        raise ConfigError(
+            f"--host-memory-gb is {memory_gib:g}, but {chip.name} has one memory for itself and its processor. Leave "
+            "the option out; a size that was sold can be named with the device, as in 'M2 16GB'."
+        )
+    return replace(host, memory_gib=memory_gib)
 
 
 def _measure_host(host: Device, console: Console, notes: list[str]) -> Device:

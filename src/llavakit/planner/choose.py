@@ -10,7 +10,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.planner.devices import Device, list_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import PlannedModel
-from llavakit.planner.plans import Plan, make_plan, runs_on
+from llavakit.planner.plans import Plan, make_plan, why_unplanned
 from llavakit.planner.records import Setting
 
 __all__ = [
@@ -118,7 +118,7 @@ def list_candidates(
     kept = (*_RUNNING, "partly") if has_partial else _RUNNING
     found = []
     for device in list_devices():
-        if not runs_on(setting.engine, device):
+        if why_unplanned(setting.engine, device):
             continue
         devices = [] if device.backend == "cpu" else [device]
         plan = make_plan(model, quant, setting, devices, assumed_host([device]), has_advice=False)

@@ -32,7 +32,7 @@ __all__ = [
     "check_setting",
     "make_plan",
     "planned_quant",
-    "runs_on",
+    "why_unplanned",
 ]
 
 Verdict = Literal["fits", "tight", "partly", "no"]
@@ -294,7 +294,7 @@ def make_plan(
     Raises
     ------
     ConfigError
-        If the setting cannot be, the mixture is unknown, or the engine has no back end for a device.
+        If the setting cannot be, the mixture is unknown, or the engine is not planned on a device.
     """
     warnings = check_setting(model, setting)
     room = setting.num_context_tokens - formulas.prompt_tokens(model.sizes, setting)
@@ -347,19 +347,22 @@ def planned_quant(engine: str, quant: str, *, has_devices: bool) -> str:
     return "f16" if engine in _HALF_ONLY or (engine == _OWN and has_devices) else quant.lower()
 
 
-def runs_on(engine: str, device: Device) -> bool:
-    """Whether an engine has a back end for a device at all."""
-    return engine != "vllm" or device.backend != "metal"
+def why_unplanned(engine: str, device: Device) -> str | None:
+    """Say why an engine is not planned on a device, whatever its memory; None where it is."""
+    if engine == "vllm" and device.backend == "metal":
+        return (
+            f"vllm is not planned on {device.name}: on Apple's chips it takes a plugin (vllm-metal) that keeps its "
+            "memory in other ways. Plan llama.cpp, llavakit or transformers there."
+        )
+    return None
 
 
 def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[str]) -> Sequence[Device]:
     """Devices that the engine uses: all where it deals out layers, else the first one; none if no layer is for them."""
     engine = setting.engine
-    if unsuited := [device.name for device in devices if not runs_on(engine, device)]:
-        raise ConfigError(
-            f"{engine} has no back end for {unsuited[0]}. Plan it with another engine: llama.cpp, llavakit or "
-            "transformers."
-        )
+    for device in devices:
+        if reason := why_unplanned(engine, device):
+            raise ConfigError(reason)
     if engine not in _LAYERED and len(devices) > 1:
         warnings.append(
             f"{engine} is planned on the first of the {len(devices)} devices alone; spreading a model over several is "

@@ -24,7 +24,15 @@ from llavakit.planner.devices import Device, list_devices
 from llavakit.planner.javascript import formulas_source, translate
 from llavakit.planner.machine import assumed_host, generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
-from llavakit.planner.plans import ENGINES, INTERVAL, PROGRAM_BYTES, SECONDS_PER_MEGAPIXEL, Plan, make_plan, runs_on
+from llavakit.planner.plans import (
+    ENGINES,
+    INTERVAL,
+    PROGRAM_BYTES,
+    SECONDS_PER_MEGAPIXEL,
+    Plan,
+    make_plan,
+    why_unplanned,
+)
 from llavakit.planner.records import KV_BLOCK_BYTES, EngineFit, Setting, SpeedFit
 from llavakit.planner.speed import MIN_OTHER_DEVICES, engine_fit, fit_for, load_calibration, processor_fit
 
@@ -73,7 +81,7 @@ def _device_data(device: Device) -> dict[str, Any]:
         "price": device.price_usd,
         "price_year": device.price_year,
         "confidence": device.confidence,
-        "unsuited": [engine for engine in ENGINES if not runs_on(engine, device)],
+        "unplanned": {engine: reason for engine in ENGINES if (reason := why_unplanned(engine, device))},
         "numbers": asdict(device.numbers),
         # In what the computer around it differs from the ordinary desktop.
         "host": {} if device.backend == "cpu" else {name: host[name] for name in host if host[name] != desktop[name]},

@@ -117,6 +117,9 @@ def test_a_chip_has_one_memory() -> None:
     status, out, _ = _run("fits", "llava:13b", "--gpu", "Apple M2 (8-core GPU) 8GB")
     assert status == 1
     assert out.startswith("No: ")
+    assert (
+        _json("fits", "llava:13b", "--gpu", "RTX 4090", "--host-memory-gb", "8")[1]["usable_bytes"][-1] == 6 * 1024**3
+    )
     status, _, notes = _run("fits", "llava:13b", "--gpu", "DGX Spark", "--host-memory-gb", "64")
     assert status == 2
     assert "one memory for itself and its processor" in notes
@@ -207,7 +210,7 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("plan", "llava:13b", "--quant", "nope", "--offline"), 2, "type 'nope' is not known"),
         (("plan", "--html", "x", "--verify"), 2, "--verify would have no effect"),
         (("plan", "llava:7b", "--html", "x", "--context", "99"), 2, "--context, MODEL would have no effect"),
-        (("fits", "llava:13b", "--gpu", "M4 Max", "--engine", "vllm"), 2, "vllm has no back end"),
+        (("fits", "llava:13b", "--gpu", "M4 Max", "--engine", "vllm"), 2, "vllm is not planned on Apple M4 Max"),
     ],
 )
 def test_bad_input_gets_a_clear_answer(arguments: tuple[str, ...], status: int, problem: str) -> None:

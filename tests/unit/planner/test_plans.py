@@ -176,7 +176,7 @@ def test_engines_that_use_one_device_say_so(model: PlannedModel, engine: str) ->
 
 
 def test_vllm_is_not_planned_on_apples_chips(model: PlannedModel) -> None:
-    with pytest.raises(ConfigError, match="vllm has no back end for Apple M4 Max"):
+    with pytest.raises(ConfigError, match="vllm is not planned on Apple M4 Max"):
         _plan(model, "M4 Max", engine="vllm")
     listed = list_candidates(model, "f16", Setting(engine="vllm"))
     assert listed

@@ -97,7 +97,7 @@ function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
   const isHost = isProcessor(device);
   const isLayered = LAYERED.includes(setting.engine);
-  const problem = problemOf(setting) || (device.unsuited.includes(setting.engine) ? `${setting.engine} has no back end for ${device.name}. Take another program.` : "");
+  const problem = problemOf(setting) || device.unplanned[setting.engine] || "";
   const tokens = prompt_tokens(model, setting);
   setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
   if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
