@@ -209,3 +209,18 @@ def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> Non
     assert "2 x" not in browser.run("document.getElementById('verdict').textContent")
     assert browser.run("document.getElementById('count').disabled")
     assert "with llama.cpp" in browser.run("document.querySelector('#device-table caption').textContent")
+
+
+def test_what_lacks_memory_is_named(browser: Browser, site: Path) -> None:
+    """The computer around a card, where the card holds its layers; nothing of an engine that is not planned there."""
+    page = (site / "index.html").as_uri()
+    verdict = "document.getElementById('verdict').textContent"
+    browser.send("Page.navigate", url=f"{page}#?quant=f32&layers=2&device=GeForce+RTX+4090")
+    browser.until("document.readyState === 'complete' && location.href.includes('layers=2')")
+    assert "are missing in the computer around it" in browser.run(verdict)
+    assert "-" not in browser.run(verdict).split("context:")[1].split("missing")[0]
+    browser.send("Page.navigate", url="about:blank")
+    browser.send("Page.navigate", url=f"{page}#?engine=vllm&device=Apple+M4+Max+(40-core+GPU)")
+    browser.until("document.readyState === 'complete' && location.href.includes('engine=vllm')")
+    assert "vllm is not planned on Apple M4 Max" in browser.run(verdict)
+    assert browser.run("document.getElementById('memory').textContent") == ""

@@ -252,15 +252,17 @@ function showVerdict(device, plan) {
   const left = plan.usable.map((have, idx) => have - plan.totals[idx]);
   const spare = Math.min(...(left.length > 1 ? left.slice(0, -1) : left));
   const context = largest_context(sizes, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes);
+  const around = left[left.length - 1];
   let text;
-  if (plan.verdict === "fits" || plan.verdict === "tight") text = `${what}: ${bytes(spare)} are left${plan.verdict === "tight" ? ", which a desktop on the same device may take" : ""}.`;
+  if (plan.verdict === "fits") text = `${what}: ${bytes(spare)} are left.`;
+  else if (plan.verdict === "tight") text = `${what}: ${around < spare ? `${bytes(around)} are left in the computer around it` : `${bytes(spare)} are left, which a desktop on the same device may take`}.`;
   else {
-    text = `${what}: ${bytes(-spare)} are missing. `;
+    text = `${what}: ${spare < 0 ? `${bytes(-spare)} are missing` : `${bytes(-around)} are missing in the computer around it`}. `;
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
     text += context > prompt_tokens(sizes, plan.setting) ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
   }
-  if (isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
-  else if (isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
+  if (plan.speed && isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
+  else if (plan.speed && isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
   const link = el("a", { href: pairLink(device) }, "All quantizations on this device");
   box.replaceChildren(word, text + " ", link);
 }
@@ -270,6 +272,7 @@ function pairLink(device) { return `pairs/${state.model.replace(":", "-")}-on-${
 function showMemory(device, plan) {
   const box = $("memory");
   box.replaceChildren();
+  if (device.unplanned[state.engine]) return;
   const places = [...plan.devices.map((_, idx) => [idx, plan.devices.length > 1 ? `${device.name}, number ${idx + 1}` : device.name]), [-1, "Host memory"]];
   for (const [place, name] of places) {
     const parts = plan.parts.filter((part) => part.place === place);
@@ -333,7 +336,7 @@ function showTokens(model, setting) {
 
 function showQuants(device, setting) {
   const isOne = isHalf(device, setting.engine);
-  const rows = (isOne ? ["f16"] : Object.keys(D.models[state.model].quants)).map((name) => {
+  const rows = (device.unplanned[setting.engine] ? [] : isOne ? ["f16"] : Object.keys(D.models[state.model].quants)).map((name) => {
     const quant = D.models[state.model].quants[name];
     const plan = planFor(device, state.count, name, setting);
     const quality = (setting.engine !== "transformers-4bit" && D.models[state.model].quality[name]) || "";
