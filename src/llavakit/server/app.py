@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llavakit.core.errors import ConfigError, LlavakitError, OverloadedError, PromptError, RefusedError
 from llavakit.core.requests import ModelHost
 from llavakit.core.version import __version__
+from llavakit.processing.sources import SourcePolicy
 from llavakit.server import ollama, openai, schemas
 from llavakit.server.bodies import Bodies
 from llavakit.server.context import Context, failure_response, read, until_gone
@@ -156,7 +157,8 @@ def _own_router(context: Context) -> APIRouter:
         return {
             "version": __version__, "model": settings.model,
             "presets": list(engines[0].preset_names) if engines else ["original", "hf"],
-            "max_image_bytes": (settings.max_body_mib << 20) * 3 // 4 // 2, "max_images": settings.max_images,
+            "max_body_bytes": settings.max_body_mib << 20, "max_image_bytes": (settings.max_body_mib << 20) * 3 // 4 // 2,
+            "max_image_pixels": SourcePolicy.max_pixels, "max_images": settings.max_images,
             "url_pictures": settings.allow_urls, "has_planner": bool(settings.planner_dir),
             "needs_key": bool(settings.api_keys),
         }  # fmt: skip

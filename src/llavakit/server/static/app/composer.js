@@ -1,21 +1,40 @@
 // Where questions are written: text and pictures, by keyboard, file, camera, clipboard and drop.
 
 import { canShowCamera, hasCamera, takePhotograph } from "./camera.js";
-import { $, announce, el, iconButton } from "./dom.js";
+import { $, announce, el, iconButton, isComposing } from "./dom.js";
 import { filesOf, takePicture } from "./pictures.js";
+
+const DOUBLE_CLICK_MS = 500;
+
+/** A question that is being written. `pictures` are `{id, name}`; the id is null while the picture is being read. */
+function newDraft() {
+  return { text: "", pictures: [], editing: null, before: null, reading: [], isWaiting: false };
+}
+
+/** Take a picture out of a draft, which is not sent by itself then: it is another question without it. */
+function remove(draft, picture) {
+  draft.isWaiting = false;
+  for (const { pictures } of [draft, draft.before ?? draft]) {
+    if (pictures.includes(picture)) pictures.splice(pictures.indexOf(picture), 1);
+  }
+}
 
 export class Composer {
   #album;
-  #pictures = []; // ids, in order
-  #editing = null; // id of the question that is asked anew
+  #drafts = new Map(); // by conversation
+  #draft = newDraft();
   #isBusy = false;
-  #send;
+  #sentAt = -Infinity; // when the button was clicked, in ms
 
-  /** `onSend({text, pictures, editing})`, `onStop()`; `limits()` gives `{bytes, count}`. */
-  constructor(album, { onSend, onStop, limits }) {
+  /**
+   * `onSend({text, pictures, editing})`, `onStop()`; `refusal` of what `onSend` takes says why it cannot be asked, or
+   * ""; `limits()` gives the server's `{bytes, pixels, count}`.
+   */
+  constructor(album, { onSend, onStop, refusal, limits }) {
     this.#album = album;
     this.onSend = onSend;
     this.onStop = onStop;
+    this.refusal = refusal;
     this.limits = limits;
     this.#build();
     this.#listen();
@@ -27,7 +46,7 @@ export class Composer {
       iconButton("camera", "Take a photograph", () => this.#photograph(), { id: "camera-button", hidden: true }));
     hasCamera().then((found) => { $("camera-button").hidden = !found; });
     $("editing").append(iconButton("close", "Cancel editing", () => this.cancelEditing()));
-    this.setBusy(false);
+    $("composer-send").append(this.#button());
   }
 
   #listen() {
@@ -35,10 +54,14 @@ export class Composer {
     question.addEventListener("input", () => this.#fit());
     addEventListener("resize", () => this.#fit());
     question.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      if (isComposing(event)) return;
+      if (event.key === "Enter" && !event.shiftKey) {
         event.preventDefault();
         if (!this.#isBusy) this.#submit();
-      } else if (event.key === "Escape" && this.#editing) this.cancelEditing();
+      } else if (event.key === "Escape" && this.#draft.editing) {
+        event.preventDefault();
+        this.cancelEditing();
+      }
     });
     $("composer").addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["pick", "camera"]) {
@@ -49,10 +72,10 @@ export class Composer {
       });
     }
     document.addEventListener("paste", (event) => {
-      const files = filesOf(event.clipboardData);
-      if (!files.length || document.querySelector("dialog[open]")) return;
+      const { pictures, others } = filesOf(event.clipboardData);
+      if (!pictures.length || document.querySelector("dialog[open]")) return;
       event.preventDefault();
-      this.addFiles(files);
+      this.addFiles(pictures, others);
     });
     this.#listenToDrops();
   }
@@ -78,9 +101,8 @@ export class Composer {
       end();
       if (!hasFiles(event)) return;
       event.preventDefault();
-      const files = filesOf(event.dataTransfer);
-      if (files.length) this.addFiles(files);
-      else this.fail("That is no picture.");
+      const { pictures, others } = filesOf(event.dataTransfer);
+      this.addFiles(pictures, others);
     });
   }
 
@@ -89,7 +111,6 @@ export class Composer {
       $("camera").click();
       return;
     }
-    this.fail("");
     try {
       const file = await takePhotograph();
       if (file) await this.addFiles([file]);
@@ -98,23 +119,40 @@ export class Composer {
     }
   }
 
-  /** Add pictures; says which could not be taken. */
-  async addFiles(files) {
-    this.fail("");
-    for (const file of files) {
-      const { bytes, count } = this.limits();
-      try {
-        if (this.#pictures.length >= count) throw new Error(`At most ${count} pictures are taken here.`);
-        const picture = await takePicture(file, bytes);
-        this.#album.add(picture);
-        this.#pictures.push(picture.id);
-        announce(`${picture.name} was added.`);
-      } catch (error) {
-        this.fail(error.message);
-      }
-    }
+  /** Add pictures to the draft that is shown; says of each that could not be taken why, and of `others` that they are none. */
+  async addFiles(files, others = []) {
+    const draft = this.#draft;
+    const { bytes, pixels, count } = this.limits();
+    const room = Math.max(0, count - draft.pictures.length);
+    const problems = others.map((file) => `${file.name} is no picture.`);
+    if (files.length > room) problems.push(`At most ${count} pictures are taken here; ${files.length - room} were left out.`);
+    const entries = files.slice(0, room).map((file) => ({ file, picture: { id: null, name: file.name || "picture" } }));
+    draft.pictures.push(...entries.map((entry) => entry.picture));
+    this.fail(problems.join(" "));
+    const reading = this.#readAll(draft, entries, { bytes, pixels }, problems);
+    draft.reading.push(reading);
     this.#show();
     $("question").focus();
+    await reading;
+    draft.reading.splice(draft.reading.indexOf(reading), 1);
+    if (draft !== this.#draft) return;
+    if (problems.length) this.fail(problems.join(" "));
+    this.#show();
+  }
+
+  async #readAll(draft, entries, limits, problems) {
+    for (const { file, picture } of entries) {
+      try {
+        const found = await takePicture(file, limits);
+        this.#album.add(found);
+        picture.id = found.id;
+        announce(`${picture.name} was added.`);
+      } catch (error) {
+        remove(draft, picture);
+        problems.push(error.message);
+      }
+      if (draft === this.#draft) this.#show();
+    }
   }
 
   fail(message) {
@@ -122,62 +160,118 @@ export class Composer {
     $("composer-error").hidden = message === "";
   }
 
-  /** Ask an earlier question anew: it is put here to be changed. */
-  edit(node) {
-    this.#editing = node.id;
-    this.#pictures = [...node.pictures];
-    $("question").value = node.text;
+  /** Go on with the draft of a conversation. */
+  open(conversationId) {
+    this.#draft.text = $("question").value;
+    this.#draft.isWaiting = false; // nothing is sent from a conversation that is not seen
+    if (!this.#drafts.has(conversationId)) this.#drafts.set(conversationId, newDraft());
+    this.#use(this.#drafts.get(conversationId));
+    this.fail("");
+  }
+
+  /** Forget the draft of a conversation that is gone. */
+  forget(conversationId) {
+    this.#drafts.delete(conversationId);
+  }
+
+  #use(draft) {
+    this.#draft = draft;
+    $("question").value = draft.text;
     this.#show();
+  }
+
+  /** Ask an earlier question anew: it is put here to be changed. What stood here comes back afterwards. */
+  edit(node) {
+    const { pictures, editing, before } = this.#draft;
+    Object.assign(this.#draft, {
+      before: editing ? before : { text: $("question").value, pictures }, editing: node.id, text: node.text, isWaiting: false,
+      pictures: node.pictures.map((id) => ({ id, name: this.#album.get(id)?.name ?? "a picture that is gone" })),
+    });
+    this.#use(this.#draft);
     $("question").focus();
     $("question").setSelectionRange(node.text.length, node.text.length);
   }
 
   cancelEditing() {
-    this.clear();
+    this.#empty();
     $("question").focus();
   }
 
-  clear() {
-    this.#editing = null;
-    this.#pictures = [];
-    $("question").value = "";
+  /** What was written is sent or given up; what an edit had put aside comes back. */
+  #empty() {
+    Object.assign(this.#draft, { text: "", pictures: [], ...this.#draft.before, editing: null, before: null });
     this.fail("");
-    this.#show();
+    this.#use(this.#draft);
   }
 
+  /** Offer to stop an answer, or to send a question. */
   setBusy(isBusy) {
+    if (isBusy === this.#isBusy) return;
     const hadFocus = $("composer-send").contains(document.activeElement);
     this.#isBusy = isBusy;
-    this.#send = isBusy
-      ? iconButton("stop", "Stop the answer", () => this.onStop(), { id: "stop-button" })
-      : iconButton("send", "Send", () => this.#submit(), { id: "send-button" });
-    $("composer-send").replaceChildren(this.#send);
+    $("composer-send").replaceChildren(this.#button());
     if (hadFocus) $("question").focus();
   }
 
-  #submit() {
+  #button() {
+    // The second click of a double click meets the other button, which has come to the same place.
+    const isSecond = (event) => event.detail > 1 || (event.detail === 1 && event.timeStamp - this.#sentAt < DOUBLE_CLICK_MS);
+    if (this.#isBusy) {
+      return iconButton("stop", "Stop the answer", (event) => { if (!isSecond(event)) this.onStop(); }, { id: "stop-button" });
+    }
+    return iconButton("send", "Send", (event) => {
+      if (event.detail > 1) return;
+      if (event.detail === 1) this.#sentAt = event.timeStamp;
+      this.#submit();
+    }, { id: "send-button" });
+  }
+
+  async #submit() {
+    const draft = this.#draft;
+    if (draft.reading.length && !(await this.#waitForPictures(draft))) return;
     const text = $("question").value.trim();
+    const pictures = draft.pictures.map((picture) => picture.id);
     if (!text) {
-      this.fail(this.#pictures.length ? "Ask something about the picture." : "");
+      this.fail(pictures.length ? "Ask something about the picture." : "");
       $("question").focus();
       return;
     }
-    const asked = { text, pictures: [...this.#pictures], editing: this.#editing };
-    this.clear();
+    const asked = { text, pictures, editing: draft.editing };
+    const refusal = this.refusal(asked);
+    if (refusal) {
+      this.fail(refusal);
+      return;
+    }
+    this.#empty();
     this.onSend(asked);
   }
 
+  /** Resolves to whether the draft is still to be sent once its pictures are read: none failed, and it is still shown. */
+  async #waitForPictures(draft) {
+    if (draft.isWaiting) return false;
+    draft.isWaiting = true;
+    this.#show();
+    while (draft.reading.length) await draft.reading[0];
+    const isSent = draft.isWaiting && draft === this.#draft && !this.#isBusy;
+    draft.isWaiting = false;
+    this.#show();
+    return isSent;
+  }
+
   #show() {
-    $("editing").hidden = this.#editing === null;
-    $("attached").replaceChildren(...this.#pictures.map((id, idx) => {
-      const picture = this.#album.get(id);
-      const remove = () => {
-        this.#pictures.splice(idx, 1);
+    const draft = this.#draft;
+    const isReading = draft.pictures.some((picture) => picture.id === null);
+    $("editing").hidden = draft.editing === null;
+    $("reading").hidden = !isReading;
+    $("reading").textContent = draft.isWaiting ? "The question is sent as soon as its pictures are read." : "Pictures are being read…";
+    $("attached").replaceChildren(...draft.pictures.map((picture) => {
+      const onRemove = () => {
+        remove(draft, picture);
         this.#show();
         $("question").focus();
       };
-      return el("li", {}, el("img", { src: picture?.shown ?? null, alt: picture?.name ?? "a picture that is gone" }),
-        iconButton("close", `Remove ${picture?.name ?? "the picture"}`, remove));
+      const image = el("img", { src: this.#album.get(picture.id)?.shown ?? null, alt: picture.name });
+      return el("li", { class: picture.id === null ? "reading" : null }, image, iconButton("close", `Remove ${picture.name}`, onRemove));
     }));
     this.#fit();
   }

@@ -79,15 +79,30 @@ export function confirmed(question, yes) {
   });
 }
 
+/** Make these the children of an element; those that stay in their order are not moved, and keep the focus. */
+export function arrange(parent, children) {
+  for (const old of [...parent.children]) {
+    if (!children.includes(old)) old.remove();
+  }
+  children.forEach((child, idx) => {
+    if (parent.children[idx] !== child) parent.insertBefore(child, parent.children[idx] ?? null);
+  });
+}
+
+/** Whether a key belongs to an input method that composes a word; Safari says so by the key's code alone. */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 /** Random letters and digits; needs no secure context. */
 export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Offer a text as a file. */
-export function download(name, type, text) {
-  const address = URL.createObjectURL(new Blob([text], { type }));
+/** Offer a Blob as a file. */
+export function download(name, blob) {
+  const address = URL.createObjectURL(blob);
   el("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

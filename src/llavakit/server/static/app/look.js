@@ -70,7 +70,7 @@ function inWords(place) {
  * Fill `panel` for an answer that is rendered in `body`. `attention` is the server's reply, `pictures` are those of the
  * conversation in the order in which they were sent.
  */
-export function showLook(panel, body, attention, pictures, preset) {
+export function showLook(panel, body, { attention, pictures, preset }) {
   const { texts, weights, patches_per_side: side } = attention;
   const frames = pictures.map((picture) => new Frame(picture, preset, side));
   const spans = wrapWords(body);

@@ -4,40 +4,50 @@ import { ApiError, fetchAttention, fetchInfo, fetchModels, streamAnswer } from "
 import { Composer } from "./composer.js";
 import { $, announce, download, iconButton, newId } from "./dom.js";
 import { showGallery } from "./gallery.js";
-import { showLook } from "./look.js";
 import { Album, fromRecord, takePicture, toRecord } from "./pictures.js";
 import { askKey, fieldsOf, setTheme, Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { picturesOf, Store } from "./store.js";
 import { Thread } from "./thread.js";
 import { pack, unpack } from "./transfer.js";
-import { addNode, messagesOf, newConversation, pathOf, pathTo, step, titleOf } from "./tree.js";
+import { absorb, addNode, messagesOf, newConversation, overLimit, pathOf, pathTo, step, titleOf, withoutRefused } from "./tree.js";
 
 const SAVE_EVERY_MS = 1000;
 const CURRENT = "llavakit.current";
 
 const store = await new Store().open();
 const album = new Album(store);
-let info = { model: "", presets: ["original", "hf"], max_image_bytes: 24 << 20, max_images: 16, has_planner: false };
+let info = {
+  model: "", presets: ["original", "hf"], max_image_bytes: 24 << 20, max_image_pixels: 178_956_970, max_images: 16,
+  max_body_bytes: 64 << 20, has_planner: false,
+};
 let conversations = await store.conversations();
 let current = newConversation(newId(), Date.now());
-let running = null; // {conversation, node, controller}
+let unasked = current; // the new conversation, until something is asked in it
+const running = new Map(); // conversation id to {conversation, node, controller}
+const elsewhere = new Map(); // conversation id to the id of an answer that is coming in another tab
+const unstored = { conversation: new Map(), picture: new Map() }; // by id: why it could not be stored
 
 const settings = new Settings({ onChange: showModel, onKey: connect });
-const composer = new Composer(album, { onSend: send, onStop: stop, limits: () => ({ bytes: info.max_image_bytes, count: info.max_images }) });
+const composer = new Composer(album, { onSend: send, onStop: stop, refusal, limits });
 const thread = new Thread(album, { edit: (node) => composer.edit(node), again, retry, step: stepTo, look });
 const sidebar = new Sidebar({ open, create, rename, remove, exportAll, importFile });
 
+function limits() {
+  return { bytes: info.max_image_bytes, pixels: info.max_image_pixels, count: info.max_images };
+}
+
 function liveIdOf(conversation) {
-  return running?.conversation === conversation ? running.node.id : null;
+  return running.get(conversation.id)?.node.id ?? null;
 }
 
 function show() {
-  thread.show(current, liveIdOf(current));
+  thread.show(current, liveIdOf(current) ?? elsewhere.get(current.id) ?? null);
   sidebar.show(conversations, current.id);
   const title = titleOf(current);
   $("title").textContent = title;
   document.title = conversations.includes(current) ? `${title} – llavakit` : "llavakit";
+  composer.setBusy(running.has(current.id)); // whoever sees the button sees the whole answer
   try {
     sessionStorage.setItem(CURRENT, current.id);
   } catch { /* storage switched off: a reload starts with a new conversation */ }
@@ -47,48 +57,125 @@ function showModel() {
   $("model").textContent = settings.values.model || info.model || "";
 }
 
-async function save(conversation) {
+// Storing.
+
+async function save(conversation, liveId = liveIdOf(conversation)) {
+  await noted("conversation", conversation.id, async () => {
+    if (!(await store.saveConversation(conversation, liveId))) forget(conversation);
+  });
+}
+
+async function savePicture(id) {
+  await noted("picture", id, () => store.savePicture(recordOf(album.get(id))));
+}
+
+/** Store something; what could not be stored is told as long as that is so. */
+async function noted(kind, id, storing) {
   try {
-    await store.saveConversation(conversation);
+    await storing();
+    unstored[kind].delete(id);
   } catch (error) {
-    composer.fail(`The conversation could not be stored (${error.name}). Export it, or delete others.`);
+    unstored[kind].set(id, error.name);
   }
+  showUnstored();
 }
 
-/** A conversation that changed goes to the top of the list. */
-async function touch(conversation) {
-  conversation.updated = Date.now();
-  conversations = [conversation, ...conversations.filter((other) => other !== conversation)];
-  await save(conversation);
+function showUnstored() {
+  const parts = Object.entries(unstored).filter(([, ids]) => ids.size)
+    .map(([kind, ids]) => `${ids.size} ${kind}${ids.size > 1 ? "s" : ""}`);
+  $("unstored").hidden = parts.length === 0;
+  if (!parts.length) return;
+  const [reason] = [...unstored.conversation.values(), ...unstored.picture.values()];
+  $("unstored").textContent = `Not stored (${reason}) and gone after a reload: ${parts.join(" and ")}. Export, or delete conversations.`;
 }
 
-// Asking.
-
-async function send({ text, pictures, editing }) {
-  const conversation = current;
-  for (const id of pictures) await store.savePicture(recordOf(album.get(id))).catch(() => composer.fail("A picture could not be stored; it is gone after a reload."));
-  const parent = editing ? conversation.nodes[editing].parent : (pathOf(conversation).at(-1)?.id ?? "");
-  const question = addNode(conversation, parent, { id: newId(), role: "user", text, pictures });
-  await ask(conversation, question);
+/** Try once more to store what could not be, after there is more room. */
+async function storeTheRest() {
+  for (const id of [...unstored.picture.keys()]) await savePicture(id);
+  for (const conversation of conversations.filter(({ id }) => unstored.conversation.has(id))) await save(conversation);
 }
 
 function recordOf({ id, blob, name, width, height, orientation }) {
   return { id, blob, name, width, height, orientation };
 }
 
-function again(node) {
-  return ask(current, current.nodes[node.parent]);
+/** A conversation that changed goes to the top of the list. */
+function toTop(conversation) {
+  conversation.updated = Date.now();
+  conversations = [conversation, ...conversations.filter((other) => other !== conversation)];
+}
+
+/** Take a conversation as it was stored by another tab, or by an import in place of this one. */
+function adopt(found, isReplaced) {
+  const own = conversations.find(({ id }) => id === found.id);
+  if (!own) conversations.push(found);
+  else if (isReplaced && !running.has(found.id)) Object.assign(own, found);
+  else absorb(own, found);
+  conversations.sort((a, b) => b.updated - a.updated);
+}
+
+async function hear({ id, liveId, isReplaced }) {
+  const found = await store.conversation(id);
+  if (liveId) elsewhere.set(id, liveId);
+  else elsewhere.delete(id);
+  if (found) adopt(found, isReplaced);
+  else {
+    const isSeen = current.id === id;
+    forget({ id });
+    if (isSeen) composer.fail("The conversation was deleted in another tab.");
+  }
+  if (current.id === id) await album.load(picturesOf(current));
+  show();
+}
+
+/** A conversation was deleted, here or in another tab. */
+function forget({ id }) {
+  running.get(id)?.controller.abort();
+  const gone = conversations.filter((other) => other.id === id);
+  conversations = conversations.filter((other) => other.id !== id);
+  composer.forget(id);
+  unstored.conversation.delete(id);
+  for (const picture of gone.flatMap(picturesOf)) unstored.picture.delete(picture);
+  showUnstored();
+  if (current.id === id) begin();
+}
+
+// Asking.
+
+/** Why a question cannot be asked here, or "". */
+function refusal({ text, pictures, editing }) {
+  if (elsewhere.has(current.id)) return "An answer is coming in this conversation in another tab. Wait for it, or stop it there.";
+  if (editing && !current.nodes[editing]) return "The question that was edited is no longer here. Cancel editing.";
+  const path = editing ? pathTo(current, current.nodes[editing].parent) : pathOf(current);
+  return tooMuch([...path, { role: "user", text, pictures }]);
+}
+
+function tooMuch(path) {
+  return overLimit(path, (id) => album.get(id)?.blob.size ?? null, info);
+}
+
+async function send({ text, pictures, editing }) {
+  const parent = editing ? current.nodes[editing].parent : (pathOf(current).at(-1)?.id ?? "");
+  const question = addNode(current, parent, { id: newId(), role: "user", text, pictures });
+  await ask(current, question);
+}
+
+async function again(node) {
+  const question = current.nodes[node.parent];
+  const problem = tooMuch(pathTo(current, question.id));
+  if (problem) composer.fail(problem);
+  else await ask(current, question);
 }
 
 async function retry(node) {
-  await ask(current, current.nodes[node.parent], node);
+  await ask(current, current.nodes[node.parent], current.nodes[node.id]);
 }
 
 /** Answer a question; `node` is an answer that failed and is tried once more in its place. */
 async function ask(conversation, question, node = null) {
-  if (running) return;
+  if (running.has(conversation.id)) return;
   const { model, preset, system } = settings.values;
-  const kept = { role: "assistant", state: "stopped", text: "", model: model || info.model, preset, system };
+  const kept = { role: "assistant", state: "stopped", text: "", model: model || info.model, preset, system, changed: Date.now() };
   const answer = node ?? addNode(conversation, question.id, { id: newId(), ...kept });
   if (node) {
     Object.assign(node, kept);
@@ -97,20 +184,23 @@ async function ask(conversation, question, node = null) {
     delete node.finish;
   }
   const controller = new AbortController();
-  running = { conversation, node: answer, controller };
-  composer.setBusy(true);
-  await touch(conversation);
+  running.set(conversation.id, { conversation, node: answer, controller });
+  toTop(conversation);
   show();
   thread.toEnd();
   announce("Answering.");
   try {
+    for (const id of question.pictures) if (album.get(id)) await savePicture(id);
+    await save(conversation);
     await stream(conversation, question, answer, controller.signal);
   } finally {
-    running = null;
-    const follows = thread.isNearEnd();
-    if (conversations.includes(conversation)) await touch(conversation); // otherwise it was deleted meanwhile
+    const follows = conversation === current && thread.isNearEnd();
+    if (conversations.includes(conversation)) { // otherwise it was deleted meanwhile
+      toTop(conversation);
+      await save(conversation, null);
+    }
+    running.delete(conversation.id);
     show();
-    composer.setBusy(false); // whoever sees the button sees the whole answer
     if (follows) thread.toEnd();
   }
   await tellEnd(conversation, answer);
@@ -121,6 +211,7 @@ async function stream(conversation, question, answer, signal) {
   let frame = null;
   const onText = (text) => {
     answer.text += text;
+    answer.changed = Date.now();
     frame ??= requestAnimationFrame(() => {
       frame = null;
       if (conversation === current) thread.grow(answer);
@@ -148,6 +239,7 @@ async function stream(conversation, question, answer, signal) {
   } finally {
     if (frame !== null) cancelAnimationFrame(frame);
     answer.text = answer.text.trimStart();
+    answer.changed = Date.now();
   }
 }
 
@@ -168,30 +260,31 @@ async function tellEnd(conversation, answer) {
   }
 }
 
+/** Stop the answer of the conversation that is shown. */
 function stop() {
-  running?.controller.abort();
+  running.get(current.id)?.controller.abort();
 }
 
 async function stepTo(node, by) {
   if (step(current, node.id, by) === null) return;
-  await save(current);
   show();
+  await save(current);
 }
 
-async function look(node, body, panel) {
+/** What `showLook` shows of an answer; throws an Error for the reader. */
+async function look(node) {
   try {
     const path = pathTo(current, node.parent);
-    const ids = path.flatMap((one) => (one.role === "user" ? one.pictures : []));
+    const ids = withoutRefused(path).flatMap((one) => one.pictures);
     await album.load(ids, { toSend: true });
     const messages = messagesOf(path, node.system ?? "", (id) => album.addressOf(id));
     const pictures = ids.map((id) => album.get(id)).filter((picture) => picture !== null);
     const request = { messages, answer: node.text, preset: node.preset || info.presets[0] };
     if (node.model) request.model = node.model;
-    showLook(panel, body, await fetchAttention(request), pictures, request.preset);
-    return null;
+    return { attention: await fetchAttention(request), pictures, preset: request.preset };
   } catch (error) {
     if (!(error instanceof ApiError)) console.error(error);
-    return error.message;
+    throw error;
   }
 }
 
@@ -199,55 +292,88 @@ async function look(node, body, panel) {
 
 async function open(conversation) {
   current = conversation;
-  composer.clear();
+  composer.open(conversation.id);
   await album.load(picturesOf(conversation));
   show();
   thread.toEnd();
   $("question").focus();
 }
 
-function create() {
-  current = newConversation(newId(), Date.now());
-  composer.clear();
+/** Show the conversation in which nothing was asked yet. */
+function begin() {
+  if (Object.keys(unasked.nodes).length) unasked = newConversation(newId(), Date.now());
+  current = unasked;
+  composer.open(current.id);
   show();
+}
+
+function create() {
+  begin();
   $("question").focus();
 }
 
 async function rename(conversation, title) {
   conversation.title = title;
+  conversation.renamed = Date.now();
   await save(conversation);
   show();
 }
 
 async function remove(conversation) {
-  conversations = conversations.filter((other) => other !== conversation);
-  if (running?.conversation === conversation) stop();
-  await store.deleteConversation(conversation);
-  if (conversation === current) create();
-  else show();
+  forget(conversation);
+  show();
+  try {
+    await store.deleteConversation(conversation);
+  } catch (error) {
+    composer.fail(`The conversation could not be deleted (${error.name}); it is back after a reload.`);
+  }
+  await storeTheRest();
 }
 
 async function exportAll() {
-  const ids = [...new Set(conversations.flatMap(picturesOf))];
-  const pictures = (await Promise.all(ids.map((id) => store.picture(id)))).filter(Boolean);
-  const content = pack(conversations, await Promise.all(pictures.map(toRecord)), Date.now());
-  download(`llavakit-${new Date().toISOString().slice(0, 10)}.json`, "application/json", JSON.stringify(content));
-  announce(`${conversations.length} conversations were exported.`);
+  try {
+    const parts = [];
+    for await (const piece of pack(conversations, pictureRecords(), Date.now())) parts.push(new Blob([piece]));
+    const name = `llavakit-${new Date().toISOString().slice(0, 10)}.json`;
+    download(name, new Blob(parts, { type: "application/json" }));
+    announce(`${conversations.length} conversations were exported.`);
+  } catch (error) {
+    console.error(error);
+    composer.fail(`The export failed: ${error.message}.`);
+  }
+}
+
+/** Pictures of all conversations for the export, also those that could not be stored. */
+async function* pictureRecords() {
+  for (const id of new Set(conversations.flatMap(picturesOf))) {
+    const picture = (await store.picture(id)) ?? album.get(id);
+    if (picture) yield toRecord(picture);
+  }
 }
 
 async function importFile(file) {
   try {
-    if (running) throw new Error("An answer is still coming. Stop it, or wait, and import then.");
-    const found = unpack(await file.text());
+    if (running.size) throw new Error("An answer is still coming. Stop it, or wait, and import then.");
+    const found = unpack(await textOf(file));
     for (const picture of found.pictures) await store.savePicture(fromRecord(picture));
-    for (const conversation of found.conversations) await store.saveConversation(conversation);
-    conversations = await store.conversations();
-    const same = conversations.find((conversation) => conversation.id === current.id);
-    if (same) await open(same);
-    else show();
+    for (const conversation of found.conversations) {
+      await store.replaceConversation(conversation);
+      adopt(conversation, true);
+    }
+    await album.load(picturesOf(current));
+    show();
     announce(`${found.conversations.length} conversations were imported.`);
+    composer.fail(found.problems.join(" "));
   } catch (error) {
     composer.fail(error.message);
+  }
+}
+
+async function textOf(file) {
+  try {
+    return await file.text();
+  } catch (error) {
+    throw new Error(`This file of ${Math.ceil(file.size / 2 ** 20)} MiB cannot be read (${error.name}).`);
   }
 }
 
@@ -275,7 +401,7 @@ function toggleTheme() {
 }
 
 async function askExample(file, question) {
-  const picture = await takePicture(file, info.max_image_bytes);
+  const picture = await takePicture(file, limits());
   album.add(picture);
   await send({ text: question, pictures: [picture.id], editing: null });
 }
@@ -284,10 +410,10 @@ function start() {
   $("top-actions").append(
     iconButton("theme", "Light or dark", toggleTheme, { id: "theme-button" }),
     iconButton("settings", "Settings", () => settings.open(), { id: "settings-button" }));
-  $("kept").hidden = store.isKept;
+  for (const id of ["kept", "kept-welcome"]) $(id).hidden = store.isKept;
   showGallery({
     onPicture: (file) => composer.addFiles([file]), onFailure: (message) => composer.fail(message),
-    onQuestion: async (file, question) => { if (!running) await askExample(file, question); },
+    onQuestion: async (file, question) => { if (!running.has(current.id)) await askExample(file, question); },
   });
   let wanted = null;
   try {
@@ -295,10 +421,16 @@ function start() {
   } catch { /* storage switched off */ }
   const before = conversations.find((conversation) => conversation.id === wanted);
   if (before) open(before);
-  else show();
-  addEventListener("pagehide", () => { if (running) save(running.conversation); });
+  else begin();
+  store.listen(hear);
+  addEventListener("pagehide", () => {
+    for (const { conversation } of running.values()) {
+      save(conversation, null);
+      store.tell(conversation.id); // at once: the page may be gone before it is saved
+    }
+  });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && running && !event.defaultPrevented && !document.querySelector("dialog[open]")) stop();
+    if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) stop();
   });
   connect();
 }

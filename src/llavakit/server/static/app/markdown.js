@@ -4,6 +4,7 @@
 
 const MAX_DEPTH = 6;
 const MAX_LINK_TEXT = 300;
+const MAX_ADDRESS = 2000;
 const MAX_COLUMNS = 30;
 
 /** The address if it is an absolute http or https one that names no user, otherwise null. */
@@ -131,13 +132,13 @@ function cells(line) {
 }
 
 function readTable(lines, at) {
-  const head = cells(lines[at]).map(parseInline);
+  const head = cells(lines[at]).map((cell) => parseInline(cell));
   const align = cells(lines[at + 1]).map((cell) =>
     cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "end") : "start");
   let end = at + 2;
   const rows = [];
   while (end < lines.length && lines[end].includes("|")) {
-    const row = cells(lines[end]).map(parseInline);
+    const row = cells(lines[end]).map((cell) => parseInline(cell));
     rows.push(head.map((_, column) => row[column] ?? []));
     end += 1;
   }
@@ -192,9 +193,10 @@ export function parseInline(text, depth = 0) {
 function readInline(text, at, depth, missing) {
   const letter = text[at];
   if (letter === "\n") {
-    const isHard = text[at - 1] === "\\" || text.slice(at - 2, at) === "  ";
+    const isHard = text.slice(at - 2, at) === "  ";
     return { record: isHard ? { type: "break" } : { type: "text", text: "\n" }, end: at + 1 };
   }
+  if (letter === "\\" && text[at + 1] === "\n") return { record: { type: "break" }, end: at + 2 };
   if (letter === "`") return readCode(text, at, missing);
   if (depth >= MAX_DEPTH) return null;
   if (letter === "[") return readLink(text, at);
@@ -254,21 +256,48 @@ function readLink(text, at) {
   const middle = text.indexOf("](", at);
   if (middle < 0 || middle - at > MAX_LINK_TEXT) return null;
   const inner = text.slice(at + 1, middle);
-  const end = text.indexOf(")", middle);
-  if (inner.includes("[") || end < 0 || end - middle > 2000) return null;
+  const end = closingBracket(text, middle + 2);
+  if (inner.includes("[") || end < 0) return null;
   const target = text.slice(middle + 2, end).trim().replace(/\s+(["']).*\1$/s, "").replace(/^<(.*)>$/, "$1");
   const address = safeAddress(target);
   if (!address) return null;
   return { record: { type: "link", address, inlines: parseInline(inner, MAX_DEPTH) }, end: end + 1 };
 }
 
+/** Where a link's address ends: brackets in it come in pairs, as in .../A_(b). -1 where it does not. */
+function closingBracket(text, from) {
+  let depth = 0;
+  let first = -1;
+  for (let at = from; at < Math.min(text.length, from + MAX_ADDRESS); at += 1) {
+    if (text[at] === "(") depth += 1;
+    else if (text[at] === ")") {
+      if (depth === 0) return at;
+      if (first < 0) first = at;
+      depth -= 1;
+    }
+  }
+  return first; // they do not come in pairs: the first one ends it
+}
+
 function readBareLink(text, at) {
   if (/[\p{L}\p{N}]/u.test(text[at - 1] ?? "")) return null;
-  const found = /^https?:\/\/[^\s<>"'`|\\]+/i.exec(text.slice(at, at + 2000));
+  const found = /^https?:\/\/[^\s<>"'`|\\]+/i.exec(text.slice(at, at + MAX_ADDRESS));
   if (!found) return null;
-  const shown = found[0].replace(/[.,;:!?)\]}*_~]+$/, "");
+  const shown = withoutEnd(found[0]);
   const address = safeAddress(shown);
   return address ? { record: { type: "link", address, inlines: [{ type: "text", text: shown }] }, end: at + shown.length } : null;
+}
+
+/** An address in a sentence without what belongs to the sentence; a bracket that it opened is its own. */
+function withoutEnd(address) {
+  let unclosed = 0;
+  for (const letter of address) unclosed += letter === "(" ? 1 : letter === ")" ? -1 : 0;
+  let end = address.length;
+  while (/[.,;:!?)\]}*_~]/.test(address[end - 1] ?? "") && !(address[end - 1] === ")" && unclosed >= 0)) {
+    if (address[end - 1] === ")") unclosed += 1;
+    end -= 1;
+  }
+  return address.slice(0, end);
 }
 
 // Elements.

@@ -6,17 +6,24 @@ import { newId } from "./dom.js";
 const TAKEN = /^image\/(png|jpeg|webp|gif|bmp|avif)$/;
 const SMALLEST_SIDE = 448; // pixels; the models see no more than 336
 
-/** Picture files among what was dropped or pasted. */
+/** What was dropped or pasted as `{pictures, others}`, both files; one of unknown type may be a picture. */
 export function filesOf(transfer) {
-  return [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+  const files = [...(transfer?.files ?? [])];
+  const isPicture = (file) => file.type.startsWith("image/") || file.type === "";
+  return { pictures: files.filter(isPicture), others: files.filter((file) => !isPicture(file)) };
+}
+
+/** By what the sides of a picture are multiplied so that it has no more than so many pixels; 1 if it has not. */
+export function scaleFor(width, height, limitPixels) {
+  return Math.min(1, Math.sqrt(limitPixels / (width * height)));
 }
 
 /**
  * A file as `{id, blob, name, width, height, orientation}`; width and height are upright, as a browser shows it.
  *
- * Throws an Error that says what is wrong with it.
+ * `limits` are the server's, `{bytes, pixels}`. Throws an Error that says what is wrong with it.
  */
-export async function takePicture(file, limitBytes) {
+export async function takePicture(file, limits) {
   const name = file.name || "picture";
   let bitmap;
   try {
@@ -26,22 +33,22 @@ export async function takePicture(file, limitBytes) {
   }
   const { width, height } = bitmap;
   try {
-    if (TAKEN.test(file.type) && file.size <= limitBytes) {
+    if (TAKEN.test(file.type) && file.size <= limits.bytes && width * height <= limits.pixels) {
       const orientation = file.type === "image/jpeg" ? orientationOf(await file.slice(0, 131_072).arrayBuffer()) : 1;
       // A Blob of its own: a File of the disk may change or vanish later.
       const blob = new Blob([await file.arrayBuffer()], { type: file.type });
       return { id: newId(), blob, name, width, height, orientation };
     }
-    return { id: newId(), name, orientation: 1, ...(await smaller(bitmap, limitBytes, name)) };
+    return { id: newId(), name, orientation: 1, ...(await smaller(bitmap, limits, name)) };
   } finally {
     bitmap.close();
   }
 }
 
-async function smaller(bitmap, limitBytes, name) {
-  for (let scale = 1; ; scale *= 0.7) {
-    const width = Math.max(1, Math.round(bitmap.width * scale));
-    const height = Math.max(1, Math.round(bitmap.height * scale));
+async function smaller(bitmap, limits, name) {
+  for (let scale = scaleFor(bitmap.width, bitmap.height, limits.pixels); ; scale *= 0.7) {
+    const width = Math.max(1, Math.floor(bitmap.width * scale));
+    const height = Math.max(1, Math.floor(bitmap.height * scale));
     const canvas = document.createElement("canvas");
     canvas.width = width;
     canvas.height = height;
@@ -51,7 +58,7 @@ async function smaller(bitmap, limitBytes, name) {
     brush.fillRect(0, 0, width, height);
     brush.drawImage(bitmap, 0, 0, width, height);
     const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
-    if (blob && blob.size <= limitBytes) return { blob, width, height };
+    if (blob && blob.size <= limits.bytes) return { blob, width, height };
     if (Math.max(width, height) < SMALLEST_SIDE) throw new Error(`${name} is larger than this server takes.`);
   }
 }

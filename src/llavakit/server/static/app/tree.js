@@ -1,7 +1,11 @@
 // A conversation as a tree: every edited question and every second answer is a sibling, nothing is lost. No DOM.
 //
 // conversation = {id, title, created, updated, nodes: {id: node}, chosen: {parent id or "": child id}}
-// node = {id, parent (or ""), role, text, pictures: [picture id], state, ...}
+// node = {id, parent (or ""), role, text, pictures: [picture id], state, changed, ...}
+//
+// A question never changes; of an answer `changed` says when it last did. So copies of a conversation can be joined.
+
+const MARKUP_BYTES = 200; // around a message or a picture in a request, settings and all
 
 export function newConversation(id, now) {
   return { id, title: "", created: now, updated: now, nodes: {}, chosen: {} };
@@ -21,6 +25,29 @@ export function addNode(conversation, parent, node) {
   conversation.nodes[node.id] = { text: "", pictures: [], state: "done", ...node, parent, order };
   conversation.chosen[parent] = node.id;
   return conversation.nodes[node.id];
+}
+
+/**
+ * Take over what another copy of a conversation knows more: nodes that are not here or are older here, a newer name.
+ *
+ * What is shown here stays shown. Returns whether anything was taken over.
+ */
+export function absorb(conversation, other) {
+  let isChanged = false;
+  for (const node of Object.values(other.nodes)) {
+    const own = conversation.nodes[node.id];
+    if (own && (own.changed ?? 0) >= (node.changed ?? 0)) continue;
+    conversation.nodes[node.id] = node;
+    isChanged = true;
+  }
+  if ((other.renamed ?? 0) > (conversation.renamed ?? 0)) {
+    conversation.title = other.title;
+    conversation.renamed = other.renamed;
+    isChanged = true;
+  }
+  conversation.chosen = { ...other.chosen, ...conversation.chosen };
+  conversation.updated = Math.max(conversation.updated, other.updated);
+  return isChanged;
 }
 
 /** The nodes that are shown, from the first question down. */
@@ -62,19 +89,31 @@ export function step(conversation, id, step) {
 export function titleOf(conversation) {
   if (conversation.title) return conversation.title;
   const first = childrenOf(conversation, "").at(-1);
-  const words = (first?.text ?? "").replace(/\s+/g, " ").trim();
-  if (words.length > 60) return `${words.slice(0, 57).trimEnd()}...`;
+  const words = (first?.text ?? "").slice(0, 1000).replace(/\s+/g, " ").trim();
+  const letters = [...words]; // whole ones: half of a pair is no letter
+  if (letters.length > 60) return `${letters.slice(0, 57).join("").trimEnd()}...`;
   return words || (first?.pictures.length ? "A picture" : "New conversation");
+}
+
+/** Whether an answer is the server's refusal of its question: asked again just so, it is refused again. */
+export function isRefused(node) {
+  return node.role === "assistant" && !node.text && [400, 413].includes(node.error?.status);
+}
+
+/** A path without the questions that were refused: with them all that follow would be refused, too. */
+export function withoutRefused(path) {
+  return path.filter((node, idx) => !isRefused(node) && !(path[idx + 1] && isRefused(path[idx + 1])));
 }
 
 /**
  * The messages of a request: all that leads to a node. `addressOf` turns a picture's id into a data URI, or null.
  *
- * An answer that failed before its first word is left out, and what was asked twice in a row becomes one question.
+ * A question that was refused is left out, and an answer that failed before its first word: what was asked twice in a
+ * row becomes one question.
  */
 export function messagesOf(path, system, addressOf) {
   const messages = [];
-  for (const node of path) {
+  for (const node of withoutRefused(path)) {
     if (node.role === "assistant") {
       if (node.text) messages.push({ role: "assistant", content: node.text });
       continue;
@@ -88,6 +127,26 @@ export function messagesOf(path, system, addressOf) {
   }
   if (system.trim()) messages.unshift({ role: "system", content: system.trim() });
   return messages;
+}
+
+/**
+ * Why the server would not take the messages of a path, in words, or "": too many pictures, or too many bytes.
+ *
+ * `bytesOf` gives the size of a picture by its id, or null where it is gone; `limits` has the server's `max_images` and
+ * `max_body_bytes`.
+ */
+export function overLimit(path, bytesOf, { max_images: maxImages, max_body_bytes: maxBytes }) {
+  const asked = withoutRefused(path);
+  const sizes = asked.flatMap((node) => node.pictures).map(bytesOf).filter((size) => size !== null);
+  const what = "Remove pictures, or start a new conversation.";
+  if (sizes.length > maxImages) {
+    return `The conversation would have ${sizes.length} pictures with this question; the server takes ${maxImages}. ${what}`;
+  }
+  const words = new TextEncoder().encode(JSON.stringify(asked.map((node) => node.text))).length;
+  const total = sizes.reduce((sum, size) => sum + 4 * Math.ceil(size / 3) + MARKUP_BYTES, words + MARKUP_BYTES * asked.length);
+  if (total <= maxBytes) return "";
+  const inMib = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  return `The conversation would be sent as ${inMib(total)} with this question; the server takes ${inMib(maxBytes)}. ${what}`;
 }
 
 /** Whether any text of a conversation holds all the words. */
