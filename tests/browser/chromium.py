@@ -31,7 +31,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One tab. Notes every request, console error and uncaught exception."""
+    """One tab at a time. Notes every request, console error and uncaught exception."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -40,10 +40,27 @@ class Browser:
         self._session: str | None = None
         self.requests: list[str] = []
         self.problems: list[str] = []
+        self.new_tab()
+
+    def new_tab(self) -> str | None:
+        """Open another tab and go on in it; returns what `use_tab` takes to come back."""
+        before, self._session = self._session, None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.send(f"{domain}.enable")
+        return before
+
+    def use_tab(self, tab: str | None) -> str | None:
+        """Go on in a tab; returns the one that was used."""
+        before, self._session = self._session, tab
+        self.send("Page.bringToFront")
+        return before
+
+    def close_tab(self, before: str | None) -> None:
+        """Close the tab that is used, and go on in another one."""
+        self.send("Page.close")
+        self.use_tab(before)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol and return its result."""
@@ -110,6 +127,14 @@ class Browser:
         common = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, 0), "modifiers": modifiers}
         self.send("Input.dispatchKeyEvent", type="keyDown", text=text or ("\r" if key == "Enter" else ""), **common)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def click(self, selector: str, *, times: int = 1) -> None:
+        """Click into the middle of an element with the pointer, several times as fast as it goes."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = self.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})")
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
 
     def write(self, text: str) -> None:
         """Write into whatever has the focus."""

@@ -1,0 +1,292 @@
+"""What the chat page keeps: in two tabs, in drafts, in exports, and where nothing can be stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.chromium import BROWSER, Browser, browsing
+from tests.browser.page import ANSWERS, IS_DONE, ask, asked, click, open_page
+from tests.server.live import SHAPES, ScriptedEngine, ScriptedHost, serving
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+_QUESTIONS = "[...document.querySelectorAll('.user .said')].map(n => n.textContent)"
+_TITLES = "[...document.querySelectorAll('#conversations .open')].map(n => n.textContent)"
+_STORED = """new Promise((done, fail) => {
+  const opened = indexedDB.open('llavakit', 1);
+  opened.onerror = fail;
+  opened.onsuccess = () => {
+    const all = opened.result.transaction('conversations').objectStore('conversations').getAll();
+    all.onsuccess = () => { opened.result.close(); done(all.result); };
+  };
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        opened.resize(1280, 900)
+        yield opened
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def page(browser: Browser, engine: ScriptedEngine) -> Iterator[Browser]:
+    """The page on a scripted engine, with nothing stored: each server has a port, and so an origin, of its own."""
+    with serving(ScriptedHost(engine), default_model="scripted", max_body_mib=1) as url:
+        open_page(browser, url)
+        yield browser
+
+
+def _address(page: Browser) -> str:
+    return str(page.run("location.origin"))
+
+
+def _slow(engine: ScriptedEngine) -> None:
+    engine.words, engine.pause_s = [f"word{idx} " for idx in range(2000)], 0.02
+
+
+def test_two_tabs_lose_nothing_of_each_other(page: Browser) -> None:
+    asked(page, "First?")
+    address = _address(page)
+    first = page.new_tab()
+    page.open(address)
+    page.run("document.querySelector('#conversations .open').click()")
+    page.until(f"{ANSWERS}.length === 1")
+    asked(page, "Of the second tab?")
+    second = page.use_tab(first)
+    page.until(f"{_QUESTIONS}.join() === 'First?,Of the second tab?' && {ANSWERS}.length === 2")
+    asked(page, "Of the first tab?")
+    page.use_tab(second)
+    page.until(f"{_QUESTIONS}.length === 3 && {ANSWERS}.length === 3")
+
+    # A stale copy does not undo: here the other tab is not heard.
+    page.run("BroadcastChannel.prototype.postMessage = () => {}")
+    asked(page, "Unheard?")
+    page.use_tab(first)
+    asked(page, "Beside it?")
+    (stored,) = page.run(_STORED)
+    texts = {node["text"] for node in stored["nodes"].values() if node["role"] == "user"}
+    assert texts == {"First?", "Of the second tab?", "Of the first tab?", "Unheard?", "Beside it?"}
+    page.until("document.querySelector('.user:nth-last-child(2) .branch').textContent.includes('/ 2')")
+
+    # What is deleted stays deleted, whatever the other tab still shows.
+    page.use_tab(second)
+    click(page, "#conversations li.current button:last-child")
+    page.until("document.querySelector('#confirm').open")
+    click(page, "#confirm-yes")
+    page.until(f"{_TITLES}.length === 0")
+    page.use_tab(first)
+    ask(page, "Still there?")
+    page.until("document.querySelector('#welcome').hidden === false")
+    assert page.run(_STORED) == []
+    page.use_tab(second)
+    page.close_tab(first)
+
+
+def test_an_answer_of_another_tab_is_shown_as_coming_and_deletion_is_heard(
+    page: Browser, engine: ScriptedEngine
+) -> None:
+    asked(page, "First?")
+    address = _address(page)
+    first = page.new_tab()
+    page.open(address)
+    page.run("document.querySelector('#conversations .open').click()")
+    page.until(f"{ANSWERS}.length === 1")
+    second = page.use_tab(first)
+    _slow(engine)
+    ask(page, "Long?")
+    page.until("document.querySelector('#stop-button')")
+    page.use_tab(second)
+    page.until("document.querySelector('.assistant:last-child').ariaBusy === 'true'")
+    assert page.run("document.querySelector('#stop-button')") is None
+    ask(page, "In between?")
+    page.until("document.querySelector('#composer-error').textContent.includes('another tab')")
+    assert page.run("document.querySelector('#question').value") == "In between?"
+    page.use_tab(first)
+    click(page, "#stop-button")
+    page.use_tab(second)
+    page.until("document.querySelector('.assistant:last-child').ariaBusy === 'false'")
+    page.use_tab(first)
+    click(page, "#conversations li.current button:last-child")
+    page.until("document.querySelector('#confirm').open")
+    click(page, "#confirm-yes")
+    page.until(f"{_TITLES}.length === 0")
+    page.use_tab(second)
+    page.until("document.querySelector('#composer-error').textContent.includes('deleted in another tab')")
+    assert page.run(f"{_TITLES}.length") == 0
+    page.close_tab(first)
+
+
+def test_drafts_stay_with_their_conversation(page: Browser) -> None:
+    question = "document.querySelector('#question').value"
+    asked(page, "First?")
+    page.write("half written")
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached img[src]')")
+    click(page, "#new-button")
+    page.until("document.querySelector('#welcome').hidden === false")
+    assert page.run(f"[{question}, document.querySelectorAll('#attached img').length]") == ["", 0]
+    page.write("something new")
+    click(page, "#conversations .open")
+    page.until(f"{question} === 'half written' && document.querySelectorAll('#attached img').length === 1")
+    click(page, "[data-does=edit]")
+    page.until(f"{question} === 'First?' && document.querySelectorAll('#attached img').length === 0")
+    page.press("Escape")
+    page.until(f"{question} === 'half written' && document.querySelectorAll('#attached img').length === 1")
+    click(page, "#new-button")
+    page.until(f"{question} === 'something new'")
+
+
+def _read_slowly(page: Browser) -> None:
+    """Pictures are read when the test says so."""
+    page.run(
+        "(make => { window.createImageBitmap = async (...args) => {"
+        " await new Promise(done => { window.goOn = done; }); return make(...args); }; })(createImageBitmap)"
+    )
+
+
+def test_a_question_waits_for_its_pictures(page: Browser, engine: ScriptedEngine) -> None:
+    _read_slowly(page)
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached li.reading')")
+    assert "being read" in page.run("document.querySelector('#reading').textContent")
+    ask(page, "What is it?")
+    ask(page, "")
+    page.until("document.querySelector('#reading').textContent.includes('as soon as')")
+    assert engine.seen == []
+    page.run("window.goOn()")
+    page.until(f"{ANSWERS}.length === 1 && {IS_DONE}")
+    (request,) = engine.seen
+    assert len(request.messages[-1].images) == 1
+
+    # The conversation is left meanwhile: nothing is sent, and the picture is where it was added.
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached li.reading')")
+    ask(page, "And this?")
+    click(page, "#new-button")
+    page.until("document.querySelector('#welcome').hidden === false")
+    page.run("window.goOn()")
+    page.run("new Promise(done => setTimeout(done, 100))")
+    assert page.run("document.querySelectorAll('#attached li').length") == 0
+    click(page, "#conversations .open")
+    page.until("document.querySelector('#attached img[src]') && !document.querySelector('#attached li.reading')")
+    assert page.run("document.querySelector('#question').value") == "And this?"
+    assert len(engine.seen) == 1
+
+
+def test_each_file_that_is_refused_is_named(page: Browser, tmp_path: Path) -> None:
+    names = ["one.png", "two.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"no picture")
+    page.choose_file("#pick", *(tmp_path / name for name in names), SHAPES)
+    page.until("document.querySelector('#attached img[src]') && document.querySelector('#reading').hidden")
+    shown = page.run("document.querySelector('#composer-error').textContent")
+    assert all(name in shown for name in names)
+    page.run("""(async () => {
+        const data = new DataTransfer();
+        data.items.add(new File([await (await fetch('/static/gallery/sign.png')).blob()], 'sign.png', { type: 'image/png' }));
+        data.items.add(new File(['words'], 'notes.txt', { type: 'text/plain' }));
+        document.body.dispatchEvent(new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer: data }));
+    })()""")
+    page.until("document.querySelectorAll('#attached img[src]').length === 2")
+    assert "notes.txt" in page.run("document.querySelector('#composer-error').textContent")
+
+
+_FULL = """(() => {
+  const put = IDBObjectStore.prototype.put;
+  window.makeRoom = () => { IDBObjectStore.prototype.put = put; };
+  IDBObjectStore.prototype.put = function () { throw new DOMException('full', 'QuotaExceededError'); };
+  const make = URL.createObjectURL.bind(URL);
+  URL.createObjectURL = blob => { if (blob.type === 'application/json') window.made = blob; return make(blob); };
+})()"""
+
+
+def test_with_full_storage_the_warning_stays_and_the_export_has_everything(page: Browser) -> None:
+    asked(page, "Stored?")
+    click(page, "#new-button")
+    page.run(_FULL)
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached img[src]')")
+    asked(page, "Not stored?")
+    warning = "document.querySelector('#unstored').textContent"
+    page.until(f"{warning}.includes('1 conversation and 1 picture')")
+    page.write("x")
+    page.run("document.querySelector('#question').value = ''")
+    click(page, "#export-button")
+    page.until("window.made")
+    exported: dict[str, Any] = json.loads(page.run("window.made.text()"))
+    assert len(exported["conversations"]) == 2
+    assert len(exported["pictures"]) == 1
+    assert page.run(f"{warning}.includes('picture')")
+    page.run("window.makeRoom()")
+    click(page, "#conversations li:nth-child(2) button:last-child")
+    page.until("document.querySelector('#confirm').open")
+    click(page, "#confirm-yes")
+    page.until("document.querySelector('#unstored').hidden")
+    assert len(page.run(_STORED)) == 1
+
+
+def test_a_failed_export_says_so(page: Browser) -> None:
+    asked(page, "Hello?")
+    page.run("URL.createObjectURL = () => { throw new RangeError('too much'); }")
+    click(page, "#export-button")
+    page.until("document.querySelector('#composer-error').textContent.includes('export failed: too much')")
+
+
+def test_one_bad_conversation_does_not_keep_the_others_out(page: Browser, tmp_path: Path) -> None:
+    node = {"id": "q", "parent": "", "role": "user", "order": 1, "text": "Brought?", "pictures": [], "state": "done"}
+    good = {"id": "c1", "title": "Good", "created": 1, "updated": 2, "nodes": {"q": node}, "chosen": {"": "q"}}
+    bad = {**good, "id": "c2", "title": "Bad", "nodes": {"q": {**node, "role": "assistant"}}}
+    file = tmp_path / "conversations.json"
+    content = {"format": "llavakit-conversations", "version": 1, "conversations": [bad, None, good], "pictures": []}
+    file.write_text(json.dumps(content))
+    page.choose_file("#import", file)
+    page.until(f"{_TITLES}.join() === 'Good'")
+    problems = page.run("document.querySelector('#composer-error').textContent")
+    assert "Conversation 1 (“Bad”) was left out" in problems
+    assert "Conversation 2 was left out" in problems
+
+
+def test_where_nothing_is_stored_it_is_said_where_it_is_seen(browser: Browser) -> None:
+    script = "Object.defineProperty(window, 'indexedDB', { get() { throw new Error('switched off'); } });"
+    added = browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        browser.resize(360, 740)
+        open_page(browser, url)
+        notice = "document.querySelector('#kept-welcome')"
+        assert browser.run(f"{notice}.checkVisibility() && {notice}.getBoundingClientRect().bottom < innerHeight")
+        assert asked(browser, "Hello?") == ["Hello world."]
+    browser.resize(1280, 900)
+    browser.send("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+
+
+def test_too_much_for_one_request_is_said_before_it_is_sent(
+    page: Browser, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    ask(page, "x" * 1_100_000)
+    page.until("document.querySelector('#composer-error').textContent.includes('takes 1.0 MiB')")
+    assert engine.seen == []
+    assert page.run("document.querySelectorAll('.turn').length") == 0
+    page.run("document.querySelector('#question').value = ''")
+    asked(page, "Short?")
+    with serving(ScriptedHost(engine), default_model="scripted", max_images=1) as url:
+        open_page(page, url)
+        for count in (1, 2):
+            page.choose_file("#pick", SHAPES)
+            page.until("document.querySelector('#attached img[src]')")
+            ask(page, "What?")
+            if count == 1:
+                page.until(f"{ANSWERS}.length === 1 && {IS_DONE}")
+        page.until("document.querySelector('#composer-error').textContent.includes('would have 2 pictures')")
+        assert page.run("document.querySelectorAll('#attached img').length") == 1
+        click(page, "#attached button")
+        assert len(asked(page, "Without?")) == 2
