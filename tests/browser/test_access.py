@@ -84,3 +84,33 @@ def test_everything_has_a_name_for_screen_readers(tmp_path: Path) -> None:
         click(tiny, "#settings-button")
         _assert_everything_has_a_name(tiny)
         tiny.press("Escape")
+
+
+@_needs_browser
+def test_the_list_over_a_narrow_page_by_keyboard(tmp_path: Path) -> None:
+    where = "document.activeElement.closest('#sidebar') !== null"
+    with browsing(tmp_path) as browser, serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        browser.resize(800, 700)
+        open_page(browser, url)
+        asked(browser, "Hello?")
+        for _ in range(2):  # also while the list is still sliding away
+            browser.run("document.querySelector('#menu-button').focus()")
+            browser.press("Enter")
+            assert browser.run("document.activeElement.id") == "search"
+            browser.press("Escape")
+            assert browser.run("document.activeElement.id") == "menu-button"
+            assert not browser.run("document.querySelector('#sidebar').classList.contains('open')")
+        browser.press("Enter")
+        browser.write("hello")
+        browser.press("Escape")  # what was searched first, then the list
+        assert browser.run("[document.querySelector('#search').value, document.activeElement.id]") == ["", "search"]
+        for _ in range(5):
+            browser.press("Tab")
+            assert browser.run(where) or browser.run("document.activeElement === document.body")
+            assert not browser.run("document.querySelector('main').contains(document.activeElement)")
+        browser.run("document.querySelector('#sidebar').click(); document.activeElement.blur()")
+        browser.press("Escape")
+        assert browser.run("document.activeElement.id") == "menu-button"
+        browser.press("Enter")
+        browser.resize(1280, 900)
+        browser.until("!document.querySelector('main').inert")

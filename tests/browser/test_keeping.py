@@ -193,7 +193,8 @@ def test_each_file_that_is_refused_is_named(page: Browser, tmp_path: Path) -> No
     assert all(name in shown for name in names)
     page.run("""(async () => {
         const data = new DataTransfer();
-        data.items.add(new File([await (await fetch('/static/gallery/sign.png')).blob()], 'sign.png', { type: 'image/png' }));
+        const sign = await (await fetch('/static/gallery/sign.png')).blob();
+        data.items.add(new File([sign], 'sign.png', { type: 'image/png' }));
         data.items.add(new File(['words'], 'notes.txt', { type: 'text/plain' }));
         document.body.dispatchEvent(new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer: data }));
     })()""")

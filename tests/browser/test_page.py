@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -10,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import llavakit
 from llavakit.api.host import make_host
-from llavakit.core.errors import OverloadedError
+from llavakit.core.errors import ContextOverflowError, OverloadedError
+from llavakit.processing.sources import SourcePolicy
 from tests.browser.chromium import BROWSER, Browser, browsing
 from tests.browser.page import ANSWERS, IS_DONE, ask, asked, click, open_page
 from tests.server.live import SHAPES, ScriptedEngine, ScriptedHost, serving
@@ -349,3 +353,147 @@ def test_nothing_sticks_out(browser: Browser) -> None:
                 ground = browser.run("getComputedStyle(document.body).backgroundColor")
                 assert (ground == "rgb(23, 24, 26)") is is_dark
     browser.resize(1280, 900)
+
+
+@_needs_browser
+def test_a_double_click_on_send_does_not_stop_the_answer(browser: Browser) -> None:
+    engine = ScriptedEngine(words=["Hello", " world."], pause_s=0.3)
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.run("document.querySelector('#question').focus()")
+        browser.write("Hello?")
+        browser.click("#send-button", times=2)
+        browser.until(f"{ANSWERS}[0] === 'Hello world.' && {IS_DONE}")
+        assert "stopped" not in browser.run("document.querySelector('.stats').textContent")
+        assert engine.num_cancelled == 0
+
+
+@_needs_browser
+def test_another_conversation_can_be_used_while_an_answer_comes(browser: Browser) -> None:
+    engine = ScriptedEngine()
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        asked(browser, "Quiet?")
+        click(browser, "#new-button")
+        browser.until("document.querySelector('#welcome').hidden === false")
+        engine.words, engine.pause_s = [f"word{idx} " for idx in range(2000)], 0.02
+        ask(browser, "Talk.")
+        browser.until("document.querySelector('.answer')?.innerText.includes('word3')")
+        engine.words, engine.pause_s = ["Other."], 0.0
+
+        # The other conversation: nothing to stop here, and everything works.
+        browser.run("document.querySelectorAll('#conversations .open')[1].click()")
+        browser.until(f"{ANSWERS}.join() === 'Hello world.' && document.querySelector('#send-button')")
+        browser.press("Escape")
+        click(browser, "[data-does=again]")
+        browser.until(f"{ANSWERS}.join() === 'Other.' && {IS_DONE}")
+        click(browser, "[data-does=edit]")
+        browser.press("Enter")
+        browser.until("document.querySelector('.user .branch')?.textContent.includes('2 / 2')")
+        browser.until(IS_DONE)
+        assert engine.num_cancelled == 0
+
+        # Back: Escape ends the edit and not the answer, then the answer.
+        browser.run("document.querySelectorAll('#conversations .open')[1].click()")
+        browser.until(
+            "document.querySelector('#stop-button') && document.querySelector('#title').textContent === 'Talk.'"
+        )
+        click(browser, "#stop-button")
+        browser.until(IS_DONE)
+        engine.words, engine.pause_s = [f"more{idx} " for idx in range(2000)], 0.02
+        click(browser, "[data-does=edit]")
+        click(browser, "[data-does=again]")
+        browser.until(f"{ANSWERS}[0].includes('more3')")
+        browser.run("document.querySelector('#question').focus()")
+        browser.press("Escape")
+        assert browser.run("document.querySelector('#editing').hidden")
+        assert browser.run("document.querySelector('#stop-button') !== null")
+        browser.press("Escape")
+        browser.until("document.querySelector('.stats')?.textContent.includes('stopped')")
+        assert browser.problems == []
+
+
+@_needs_browser
+def test_the_end_of_an_answer_leaves_everything_else_as_it_is(browser: Browser) -> None:
+    engine = ScriptedEngine()
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.choose_file("#pick", SHAPES)
+        browser.until("document.querySelector('#attached img[src]')")
+        asked(browser, "What is it?")
+        engine.words, engine.pause_s = ["Slow", "ly", "."], 0.3
+        ask(browser, "And?")
+        browser.until("document.querySelector('#stop-button')")
+        click(browser, "[data-does=look]")
+        browser.until("document.querySelector('.look input[type=range]')")
+        browser.run("document.querySelector('.look input').focus()")
+        browser.until(f"{ANSWERS}[1] === 'Slowly.' && {IS_DONE}")
+        assert browser.run("document.activeElement.matches('.look input')")
+        assert browser.run("document.querySelectorAll('.look:not([hidden]) canvas').length") == 1
+
+        ask(browser, "And now?")
+        browser.until("document.querySelector('#stop-button')")
+        click(browser, "#conversations .quiet")
+        browser.write("Half a na")
+        for composing in ("isComposing: true", "keyCode: 229"):
+            browser.run(
+                "document.activeElement.dispatchEvent("
+                f"new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, {composing} }}))"
+            )
+        browser.until(f"{ANSWERS}[2] === 'Slowly.' && {IS_DONE}")
+        assert browser.run("document.activeElement.value") == "Half a na"
+        browser.write("me")
+        browser.press("Enter")
+        browser.until("document.querySelector('#conversations .open').textContent === 'Half a name'")
+
+
+@_needs_browser
+def test_where_it_looked_may_be_closed_before_it_is_known(browser: Browser) -> None:
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.choose_file("#pick", SHAPES)
+        browser.until("document.querySelector('#attached img[src]')")
+        asked(browser, "What is it?")
+        browser.run(
+            "(get => { window.waiting = []; window.fetch = (path, ...rest) => path.includes('attention') ? new Promise("
+            "done => window.waiting.push(() => done(get(path, ...rest)))) : get(path, ...rest); })(fetch)"
+        )
+        for _ in range(3):  # opened, closed, opened
+            click(browser, "[data-does=look]")
+        browser.until("window.waiting.length === 2")
+        browser.run("window.waiting.forEach(go => go())")
+        browser.until("document.querySelector('.look canvas')")
+        browser.run("new Promise(done => setTimeout(done, 100))")
+        assert browser.run("[...document.querySelectorAll('.word')].map(n => n.textContent)") == ["Hello", "world"]
+        click(browser, "[data-does=look]")
+        assert browser.run("document.querySelectorAll('.word').length") == 0
+
+
+@_needs_browser
+def test_a_picture_of_more_pixels_than_the_server_takes_is_made_smaller(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SourcePolicy, "max_pixels", 100 * 100)  # what the page is told
+    engine = ScriptedEngine()
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.until("document.querySelector('#set-model').options.length > 1")
+        browser.choose_file("#pick", SHAPES)
+        browser.until("document.querySelector('#attached img[src]')")
+        asked(browser, "What is it?")
+        (picture,) = engine.seen[-1].messages[-1].images
+        with Image.open(io.BytesIO(base64.b64decode(str(picture.source).partition(",")[2]))) as image:
+            assert image.size == (100, 100)
+
+
+@_needs_browser
+def test_what_must_fail_again_is_not_offered_and_does_not_fail_what_follows(browser: Browser) -> None:
+    engine = ScriptedEngine(refusal=ContextOverflowError("the prompt has 5000 tokens; the context holds 4096."))
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        asked(browser, "Too long?")
+        assert "without this question" in browser.run("document.querySelector('.failure').textContent")
+        assert browser.run("document.querySelectorAll('[data-does=retry]').length") == 0
+        engine.refusal = None
+        asked(browser, "Short?")
+        assert [[part.text for part in message.parts] for message in engine.seen[-1].messages] == [["Short?"]]  # type: ignore[union-attr]
