@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from llavakit.api.host import make_host
 from llavakit.cli.main import run_command
@@ -114,3 +119,77 @@ def test_what_a_server_refuses_is_told_with_its_code() -> None:
     status, _, err = _run("llava:tiny", "?", "--server", "http://127.0.0.1:9")
     assert status == 2
     assert "cannot be asked" in err
+
+
+def test_a_picture_too_large_for_the_server_that_was_found_is_answered_here(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8)).save(noise)
+    question = ("llava:tiny", "What color is the star?", "--image", str(noise))
+    with serving(make_host("llava:tiny"), default_model="llava:tiny", max_body_mib=1) as small:
+        remember_server(small, "llava:tiny", os.getpid(), needs_key=False)
+        status, out, err = _run(*question)
+        assert (status, out) == _run(*question, "--no-server")[:2]
+        assert status == 0
+        assert "The model is loaded here" in err
+        assert "by the server" not in err
+        status, out, err = _run(*question, "--server", small)
+        assert (status, out) == (5, "")
+        assert "larger than" in err
+
+
+def test_a_damaged_picture_is_named_by_its_file(url: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(SHAPES.read_bytes()[:2000])
+    status, out, err = _run("llava:tiny", "?", "--image", str(SHAPES), "--image", str(damaged), "--server", url)
+    assert (status, out) == (5, "")
+    assert f"error[bad-image]: '{damaged}' is a damaged" in err
+
+
+@contextmanager
+def _breaking(*lines: str, is_cut: bool) -> Iterator[str]:
+    """Serve an answer that ends after these lines, in good order or with the connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if is_cut else "HTTP/1.0"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            if is_cut:
+                self.send_header("Content-Length", "100000")
+            self.end_headers()
+            for line in lines:
+                self.wfile.write(f"data: {line}\n\n".encode())
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+_PIECE = json.dumps({"choices": [{"delta": {"content": "Half an ans"}, "finish_reason": None}]})
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_an_answer_that_breaks_off_is_an_error_on_a_line_of_its_own(is_cut: bool) -> None:
+    with _breaking(_PIECE, is_cut=is_cut) as url:
+        status, out, err = _run("llava:tiny", "?", "--server", url)
+    assert (status, out) == (5, "Half an ans\n")
+    assert err.startswith("error[request]: the answer broke off: ")
+    assert "Ask again." in err
+    assert "llavakit serve" not in err
+
+
+def test_a_failure_on_the_way_keeps_its_code() -> None:
+    with _breaking(
+        _PIECE, json.dumps({"error": {"message": "out of memory.", "code": "capacity"}}), is_cut=False
+    ) as url:
+        status, out, err = _run("llava:tiny", "?", "--server", url)
+    assert (status, out) == (5, "Half an ans\n")
+    assert err == "error[capacity]: the answer broke off: out of memory.\n"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
 from llavakit.cli.console import Console, printable
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["AnswerWriter"]
 
@@ -13,7 +17,8 @@ class AnswerWriter:
     """Takes pieces of text and writes each at once.
 
     On a terminal a word that reaches the edge is taken back and written on the next line, so that text appears
-    without delay and no word is cut. Into a pipe or a file everything goes unchanged.
+    without delay and no word is cut. Into a pipe or a file everything goes unchanged. As a context, it ends the last
+    line whatever happens, so that nothing that is said afterwards runs into the answer.
     """
 
     def __init__(self, console: Console) -> None:
@@ -25,6 +30,18 @@ class AnswerWriter:
         self._column = 0
         self._word = ""
         self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.has_begun or kind is None or issubclass(kind, KeyboardInterrupt):  # the terminal has shown ^C
+            self.finish()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was written."""
+        return self._last != ""
 
     def push(self, text: str) -> None:
         """Write the next piece."""

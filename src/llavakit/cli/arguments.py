@@ -137,8 +137,8 @@ def _run() -> argparse.ArgumentParser:
     server = parser.add_argument_group("server")
     where = server.add_mutually_exclusive_group()
     where.add_argument(
-        "--server", metavar="URL", help="ask this server (default: the one that `llavakit serve` runs here, if it has "
-        "the model in memory and nothing else is asked of it)",
+        "--server", metavar="URL", help="ask this server PROMPT (default: the one that `llavakit serve` runs here, if "
+        "it has the model in memory and nothing else is asked of it; a chat loads a model of its own in any case)",
     )  # fmt: skip
     where.add_argument("--no-server", action="store_true", help="load the model here in any case")
     return parser

@@ -175,21 +175,19 @@ class Chat:
             raise ConfigError("the question is not UTF-8 text. Check the terminal's encoding.")
         question = Turn(Role.USER, text, tuple(self.waiting))
         sampling = self.conversation.sampling
-        writer = AnswerWriter(self.console)
         try:
-            self._running = self.model.stream(self.conversation.to_messages(question), sampling=sampling)
-            for event in self._running:
-                writer.push(event.text)
-            result = self._running.result
+            with AnswerWriter(self.console) as writer:
+                self._running = self.model.stream(self.conversation.to_messages(question), sampling=sampling)
+                for event in self._running:
+                    writer.push(event.text)
+                result = self._running.result
         except KeyboardInterrupt:  # a second Ctrl-C, in the middle of a step
-            writer.finish()
             self.model.reset()
             self.say("stopped; the question was taken back.")
             return
         finally:
             self._running = None
             self._was_stopped = False
-        writer.finish()
         self.last_result = result
         if self.shows_timings:
             self.say(timing_line(result, sampling))
@@ -224,10 +222,14 @@ class Chat:
         return _PROMPT if not count else f"[{count} {'picture' if count == 1 else 'pictures'}] {_PROMPT}"
 
     def _read_fenced(self, line: str) -> str:
-        """Read up to the closing quotes; what is between them is text and nothing else."""
+        """Read up to the closing quotes; what is between them is text and nothing else. Ctrl-D gives it up."""
         text = line.removeprefix(_FENCE)
-        while not text.rstrip().endswith(_FENCE):
-            text += "\n" + self._editor.read(_CONTINUED)
+        try:
+            while not text.rstrip().endswith(_FENCE):
+                text += "\n" + self._editor.read(_CONTINUED)
+        except EOFError:
+            self.say('the unfinished message was dropped; """ ends one.')
+            return ""
         return text.rstrip().removesuffix(_FENCE).strip("\n")
 
     def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:

@@ -54,7 +54,9 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
     if load is None and (url := _find_server(options, images)) is not None:
         from llavakit.cli.server_client import answer_through_server
 
-        return answer_through_server(url, options, sampling, prompt, images, console)
+        status = answer_through_server(url, options, sampling, prompt, images, console)
+        if status is not None:
+            return status
     model = load_model(options, console, load)
     if options.verbose:
         console.note(describe_use(model, settings), style="dim")
@@ -140,15 +142,10 @@ def _answer_as_text(
     options: argparse.Namespace,
     console: Console,
 ) -> int:
-    writer = AnswerWriter(console)
     stream = model.stream(messages, sampling=sampling)
-    try:
+    with AnswerWriter(console) as writer:
         for event in stream:
             writer.push(event.text)
-    except KeyboardInterrupt:
-        writer.finish()
-        raise
-    writer.finish()
     if not options.quiet and not options.no_timings:
         console.note(timing_line(stream.result, sampling), style="dim")
     return 0

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,17 @@ from llavakit.cli.answer_writer import AnswerWriter
 from llavakit.cli.console import Console
 from llavakit.cli.state_file import find_server
 from llavakit.cli.timing_line import timing_line
-from llavakit.core.errors import ConfigError, RefusedError
+from llavakit.core.errors import (
+    BadImageError,
+    ConfigError,
+    ImageSourceError,
+    LlavakitError,
+    RefusedError,
+    RequestError,
+    SamplingError,
+)
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
-from llavakit.processing.sources import read_picture_file
+from llavakit.processing.sources import open_image, read_picture_file
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["answer_through_server", "choose_server"]
 
 _URL_SCHEMES = ("http://", "https://", "file://")
+_PICTURE_CODES = (BadImageError.code, ImageSourceError.code)
+# What a server refuses so would be refused here for the same reason, after the time of loading.
+_CODES_ALIKE_HERE = ("context_length_exceeded", SamplingError.code)
 _TIMEOUT = httpx.Timeout(None, connect=2.0)
 
 
@@ -68,38 +80,92 @@ def _special_options(options: argparse.Namespace) -> list[str]:
     return [name for name, is_given in given.items() if is_given]
 
 
+@dataclass
+class _Answer:
+    """What the pieces of an answer add up to."""
+
+    text: str = ""
+    finish: str = "stop"
+    usage: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, chunk: dict[str, Any]) -> str:
+        """Add a piece; return its text."""
+        piece = ""
+        for choice in chunk.get("choices", ()):
+            piece += choice.get("delta", {}).get("content") or ""
+            self.finish = choice.get("finish_reason") or self.finish
+        self.text += piece
+        self.usage = chunk.get("usage") or self.usage
+        self.timings = chunk.get("llavakit") or self.timings
+        return piece
+
+    def result(self, *, num_images: int) -> GenerationResult:
+        """Return it in the form that the line of timings is made of."""
+        usage, timings = self.usage, self.timings
+        return GenerationResult(
+            text=self.text,
+            token_ids=(),
+            finish_reason=FinishReason.LENGTH if self.finish == "length" else FinishReason.STOP,
+            timings=Timings(
+                queue_s=float(timings.get("queue_s", 0)), image_encode_s=float(timings.get("image_encode_s", 0)),
+                prefill_s=float(timings.get("prefill_s", 0)), decode_s=float(timings.get("decode_s", 0)),
+                num_images=num_images, num_images_encoded=int(timings.get("images_encoded", 0)),
+                num_prompt_tokens=int(usage.get("prompt_tokens", 0)),
+                num_cached_tokens=int(timings.get("cached_tokens", 0)),
+                num_generated_tokens=int(usage.get("completion_tokens", 0)),
+            ),
+        )  # fmt: skip
+
+
 def answer_through_server(
     url: str, options: argparse.Namespace, sampling: SamplingParams, prompt: str, sources: list[Any], console: Console
-) -> int:
+) -> int | None:
     """Ask, show the answer as it comes, and where its time went.
+
+    Returns
+    -------
+    int or None
+        The exit status; None where a server that was found, and not named, does not answer what may be answered here.
+        Nothing of an answer is written then.
 
     Raises
     ------
     ConfigError
         If the server cannot be reached.
     RefusedError
-        If it refuses.
+        If it refuses, or the answer breaks off.
+    ImageSourceError, BadImageError
+        If a picture cannot be used.
     """
+    body = _body(options, sampling, prompt, sources)
+    answer = _Answer()
     writer = AnswerWriter(console)
-    text, finish = "", "stop"
-    usage: dict[str, Any] = {}
-    timings: dict[str, Any] = {}
     try:
-        for chunk in _chunks(url, _body(options, sampling, prompt, sources)):
-            for choice in chunk.get("choices", ()):
-                piece = choice.get("delta", {}).get("content") or ""
-                text += piece
-                writer.push(piece)
-                finish = choice.get("finish_reason") or finish
-            usage, timings = chunk.get("usage") or usage, chunk.get("llavakit") or timings
-    except KeyboardInterrupt:
-        writer.finish()
-        raise
-    writer.finish()
+        with writer:
+            for chunk in _chunks(url, body):
+                writer.push(answer.take(chunk))
+    except LlavakitError as error:
+        if writer.has_begun:
+            raise RefusedError(f"the answer broke off: {error}", code=error.code) from error
+        if error.code in _PICTURE_CODES:
+            _open_here(sources)
+        if options.server or error.code in _CODES_ALIKE_HERE:
+            raise
+        if not options.quiet:
+            console.note(f"the server at {url} does not answer: {error} The model is loaded here.", style="dim")
+        return None
     if not options.quiet and not options.no_timings:
-        result = _result(text, usage, timings, finish, num_images=len(sources))
+        result = answer.result(num_images=len(sources))
         console.note(f"{timing_line(result, sampling)} | by the server at {url}", style="dim")
     return 0
+
+
+def _open_here(sources: list[Any]) -> None:
+    """Open the pictures that are here: the server knows not their names, and what is wrong with one is said with it."""
+    for source in sources:
+        if not (isinstance(source, str) and source.lower().startswith(_URL_SCHEMES)):
+            open_image(source)
 
 
 def _body(options: argparse.Namespace, sampling: SamplingParams, prompt: str, sources: list[Any]) -> dict[str, Any]:
@@ -127,8 +193,10 @@ def _data_uri(source: Any) -> str:
 
 
 def _chunks(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Send a request and give the pieces of its answer; that they ended before the answer did is an error."""
     key = os.environ.get("LLAVAKIT_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    is_answering, is_whole = False, False
     try:
         with (
             httpx.Client(timeout=_TIMEOUT, trust_env=False) as client,
@@ -137,17 +205,25 @@ def _chunks(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if response.status_code != 200:
                 response.read()
                 raise _refusal(_error_of(response))
+            is_answering = True
             for line in response.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
+                if line == "data: [DONE]":
+                    is_whole = True
+                elif line.startswith("data: "):
                     chunk = json.loads(line[len("data: ") :])
                     if "error" in chunk:
                         raise _refusal(chunk["error"])
+                    is_whole = is_whole or any(choice.get("finish_reason") for choice in chunk.get("choices", ()))
                     yield chunk
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        if is_answering:
+            raise RequestError(f"the connection to the server at {url} broke ({reason}). Ask again.") from error
         raise ConfigError(
-            f"the server at {url} cannot be asked ({error or type(error).__name__}). Start it with llavakit serve, or "
-            "say --no-server."
+            f"the server at {url} cannot be asked ({reason}). Start it with llavakit serve, or say --no-server."
         ) from error
+    if not is_whole:
+        raise RequestError(f"the server at {url} closed the connection before the answer's end. Ask again.")
 
 
 def _error_of(response: httpx.Response) -> dict[str, Any]:
@@ -160,21 +236,3 @@ def _error_of(response: httpx.Response) -> dict[str, Any]:
 
 def _refusal(error: dict[str, Any]) -> RefusedError:
     return RefusedError(str(error.get("message", "no reason given")), code=error.get("code"))
-
-
-def _result(
-    text: str, usage: dict[str, Any], timings: dict[str, Any], finish: str, *, num_images: int
-) -> GenerationResult:
-    num_tokens = int(usage.get("completion_tokens", 0))
-    return GenerationResult(
-        text=text,
-        token_ids=(),
-        finish_reason=FinishReason.LENGTH if finish == "length" else FinishReason.STOP,
-        timings=Timings(
-            queue_s=float(timings.get("queue_s", 0)), image_encode_s=float(timings.get("image_encode_s", 0)),
-            prefill_s=float(timings.get("prefill_s", 0)), decode_s=float(timings.get("decode_s", 0)),
-            num_images=num_images, num_images_encoded=int(timings.get("images_encoded", 0)),
-            num_prompt_tokens=int(usage.get("prompt_tokens", 0)),
-            num_cached_tokens=int(timings.get("cached_tokens", 0)), num_generated_tokens=num_tokens,
-        ),
-    )  # fmt: skip

@@ -155,17 +155,24 @@ def _show(chat: Chat, argument: str) -> None:
 def _info(chat: Chat) -> str:
     model = chat.model
     dtype = str(model.dtype).removeprefix("torch.")
-    used = chat.last_result.timings if chat.last_result else None
-    num_used = used.num_prompt_tokens + used.num_generated_tokens if used else 0
     rows = {
         "model": model.name,
         "folder": str(model.folder),
         "dtype": f"{dtype} on {model.device}",
         "preset": f"{model.preset.name} (template {model.preset.template})",
-        "context": f"{num_used} of {model.config.text_config.max_position_embeddings} tokens used",
+        "context": _context_used(chat),
         "messages": str(len(chat.conversation.turns)),
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def _context_used(chat: Chat) -> str:
+    num_tokens = chat.model.config.text_config.max_position_embeddings
+    if chat.last_result is None and chat.conversation.turns:  # loaded from a file
+        return f"{num_tokens} tokens; how many are used is known after the next answer"
+    used = chat.last_result.timings if chat.last_result else None
+    num_used = used.num_prompt_tokens + used.num_generated_tokens if used else 0
+    return f"{num_used} of {num_tokens} tokens used"
 
 
 def _parameters(chat: Chat) -> str:

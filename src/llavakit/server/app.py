@@ -157,8 +157,8 @@ def _own_router(context: Context) -> APIRouter:
         return {
             "version": __version__, "model": settings.model,
             "presets": list(engines[0].preset_names) if engines else ["original", "hf"],
-            "max_body_bytes": settings.max_body_mib << 20, "max_image_bytes": (settings.max_body_mib << 20) * 3 // 4 // 2,
-            "max_image_pixels": SourcePolicy.max_pixels, "max_images": settings.max_images,
+            "max_body_bytes": settings.max_body_mib << 20, "max_images": settings.max_images,
+            "max_image_bytes": (settings.max_body_mib << 20) * 3 // 4 // 2, "max_image_pixels": SourcePolicy.max_pixels,
             "url_pictures": settings.allow_urls, "has_planner": bool(settings.planner_dir),
             "needs_key": bool(settings.api_keys),
         }  # fmt: skip

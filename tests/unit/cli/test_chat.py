@@ -14,8 +14,8 @@ from PIL import Image
 from llavakit.cli.chat import Chat
 from llavakit.cli.conversation import Conversation, load_conversation, open_picture, save_conversation
 from llavakit.cli.line_editor import LineEditor, history_file
-from llavakit.core.errors import BadImageError, ConfigError
-from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart
+from llavakit.core.errors import BadImageError, ConfigError, PromptError
+from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart, TokenEvent
 from llavakit.processing.sources import SourcePolicy
 from tests.unit.cli.fake_model import FakeModel
 from tests.unit.cli.streams import make_console
@@ -132,6 +132,28 @@ def test_chat_when_a_file_is_no_picture_then_nothing_is_sent(tmp_path: Path) -> 
     done = _chat(f"{tmp_path}/text.png what?")
     assert done.err.startswith("error[bad-image]: ")
     assert not done.asked
+
+
+def test_chat_when_a_fenced_message_is_left_open_then_only_it_ends() -> None:
+    done = _chat('"""half', EOFError, "whole")
+    assert [message.parts[-1].text for message in done.asked[0][0]] == ["whole"]
+    assert "unfinished message was dropped" in done.err
+
+
+def test_chat_when_an_answer_breaks_off_then_the_error_has_a_line_of_its_own() -> None:
+    model = FakeModel()
+    model.stream = lambda messages, *, sampling: _BrokenStream()  # type: ignore[method-assign, assignment]
+    done = _chat("hello", model=model)
+    assert done.out == "half\n"
+    assert "error[prompt]: broken." in done.err
+
+
+class _BrokenStream:
+    """An answer that ends with an error after its first word."""
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        yield TokenEvent(request_idx=0, text="half", token_id=0, finish_reason=None)
+        raise PromptError("broken.")
 
 
 def test_chat_when_fenced_then_the_text_is_sent_as_it_stands() -> None:
@@ -270,6 +292,7 @@ def test_chat_when_saved_and_loaded_then_it_goes_on_as_if_never_left(flag: str, 
     image = content["messages"][0]["content"][0]
     assert image.get("path") == (str(picture) if flag else None)
     assert image.get("url", "data:image/png;base64,").startswith("data:image/png;base64,")
+    assert "context   4096 tokens; how many are used is known" in _chat(f"/load {file}", "/show info").out
     after = _chat(f"/load {file}", "second")
     assert "loaded 2 messages and 1 pictures" in after.err
     messages, sampling = after.asked[0]
