@@ -114,33 +114,38 @@ async function fileOf(conversations, pictures) {
   const pieces = [];
   for await (const piece of pack(conversations, pictures, 0)) pieces.push(piece);
   assert.ok(pieces.length > conversations.length + pictures.length); // never one text of everything
-  return pieces.join("");
+  return new Blob(pieces);
 }
+const jsonFile = (value) => new Blob([JSON.stringify(value)]);
 const picture = { id: "p", name: "x.png", type: "image/png", width: 1, height: 1, orientation: 1, data: "AAAA" };
 talk.nodes.a1.system = "Be brief.";
 talk.nodes.a1.error = { message: "no", code: "refused", status: 413 };
-const read = unpack(await fileOf([talk], [picture]));
+const packed = await fileOf([talk, smiles], [picture]);
+const read = await unpack(packed);
 assert.deepEqual(read.problems, []);
+assert.deepEqual(await unpack(packed, 0), read); // line by line, as one that is too long for a text
 assert.deepEqual(read.conversations[0].nodes.q1.pictures, ["p"]);
 assert.deepEqual(pathOf(read.conversations[0]), pathOf(talk));
 const long = newConversation("long", 5);
 addNode(long, "", { id: "q", role: "user", text: "x".repeat(1_500_000) });
-assert.equal(unpack(await fileOf([long], [])).conversations.length, 1);
-const file = JSON.parse(await fileOf([talk], [picture]));
-for (const bad of ["", "[]", '{"format":"x"}', JSON.stringify({ ...file, version: 2 })]) assert.throws(() => unpack(bad), Error);
+assert.equal((await unpack(await fileOf([long], []))).conversations.length, 1);
+const file = JSON.parse(await (await fileOf([talk], [picture])).text());
+for (const bad of ["", "[]", '{"format":"x"}', JSON.stringify({ ...file, version: 2 })]) {
+  for (const maxWhole of [100_000, 0]) await assert.rejects(unpack(new Blob([bad]), maxWhole), /^Error: This file/);
+}
 for (const bad of [null, "x", { ...picture, type: "image/svg+xml" }, { ...picture, id: "__proto__" }, { ...picture, data: "A" }, { ...picture, data: "" }]) {
-  const { conversations, pictures, problems } = unpack(JSON.stringify({ ...file, pictures: [bad] }));
+  const { conversations, pictures, problems } = await unpack(jsonFile({ ...file, pictures: [bad] }));
   assert.deepEqual([conversations.length, pictures.length, problems.length], [1, 0, 1]);
 }
 const { q1, a1, q3 } = talk.nodes;
 for (const nodes of [{ q1: { ...q1, parent: "gone" } }, { a1: { ...a1, parent: "" } }, { q1, q3: { ...q3, parent: "q1" } },
   { q1: { ...q1, order: 2 }, a1 }, { q1: null }, { q1: { ...q1, text: 5 } }]) {
-  const { conversations, problems } = unpack(JSON.stringify({ ...file, conversations: [talk, { ...talk, title: "Bad", nodes }] }));
+  const { conversations, problems } = await unpack(jsonFile({ ...file, conversations: [talk, { ...talk, title: "Bad", nodes }] }));
   assert.equal(conversations.length, 1);
   assert.match(problems.join(), /^Conversation 2 \(“Bad”\) was left out: /);
 }
-assert.equal(unpack(JSON.stringify({ ...file, conversations: [null, talk] })).conversations.length, 1);
-const boom = unpack(JSON.stringify({ ...file, conversations: [{ ...talk, nodes: { q1, a1: { ...a1, error: "boom" } } }] }));
+assert.equal((await unpack(jsonFile({ ...file, conversations: [null, talk] }))).conversations.length, 1);
+const boom = await unpack(jsonFile({ ...file, conversations: [{ ...talk, nodes: { q1, a1: { ...a1, error: "boom" } } }] }));
 assert.deepEqual(boom.conversations[0].nodes.a1.error, { message: "The answer failed.", code: "page", status: 0 });
 
 // Geometry.

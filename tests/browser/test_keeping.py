@@ -157,7 +157,7 @@ def _read_slowly(page: Browser) -> None:
 def test_a_question_waits_for_its_pictures(page: Browser, engine: ScriptedEngine) -> None:
     _read_slowly(page)
     page.choose_file("#pick", SHAPES)
-    page.until("document.querySelector('#attached li.reading')")
+    page.until("document.querySelector('#attached li .reading')")
     assert "being read" in page.run("document.querySelector('#reading').textContent")
     ask(page, "What is it?")
     ask(page, "")
@@ -170,7 +170,7 @@ def test_a_question_waits_for_its_pictures(page: Browser, engine: ScriptedEngine
 
     # The conversation is left meanwhile: nothing is sent, and the picture is where it was added.
     page.choose_file("#pick", SHAPES)
-    page.until("document.querySelector('#attached li.reading')")
+    page.until("document.querySelector('#attached li .reading')")
     ask(page, "And this?")
     click(page, "#new-button")
     page.until("document.querySelector('#welcome').hidden === false")
@@ -178,7 +178,7 @@ def test_a_question_waits_for_its_pictures(page: Browser, engine: ScriptedEngine
     page.run("new Promise(done => setTimeout(done, 100))")
     assert page.run("document.querySelectorAll('#attached li').length") == 0
     click(page, "#conversations .open")
-    page.until("document.querySelector('#attached img[src]') && !document.querySelector('#attached li.reading')")
+    page.until("document.querySelector('#attached img[src]') && !document.querySelector('#attached li .reading')")
     assert page.run("document.querySelector('#question').value") == "And this?"
     assert len(engine.seen) == 1
 

@@ -270,8 +270,9 @@ export class Composer {
         this.#show();
         $("question").focus();
       };
-      const image = el("img", { src: this.#album.get(picture.id)?.shown ?? null, alt: picture.name });
-      return el("li", { class: picture.id === null ? "reading" : null }, image, iconButton("close", `Remove ${picture.name}`, onRemove));
+      const image = picture.id === null ? el("span", { class: "reading" }, picture.name)
+        : el("img", { src: this.#album.get(picture.id)?.shown ?? null, alt: picture.name });
+      return el("li", {}, image, iconButton("close", `Remove ${picture.name}`, onRemove));
     }));
     this.#fit();
   }

@@ -211,7 +211,7 @@ async function stream(conversation, question, answer, signal) {
   let frame = null;
   const onText = (text) => {
     answer.text += text;
-    answer.changed = Date.now();
+    noteChange(answer);
     frame ??= requestAnimationFrame(() => {
       frame = null;
       if (conversation === current) thread.grow(answer);
@@ -239,8 +239,13 @@ async function stream(conversation, question, answer, signal) {
   } finally {
     if (frame !== null) cancelAnimationFrame(frame);
     answer.text = answer.text.trimStart();
-    answer.changed = Date.now();
+    noteChange(answer);
   }
+}
+
+/** Of two copies the later one has the greater `changed`, also within a millisecond. */
+function noteChange(answer) {
+  answer.changed = Math.max(Date.now(), answer.changed + 1);
 }
 
 function timingOf({ usage, details, timing }) {
@@ -354,7 +359,7 @@ async function* pictureRecords() {
 async function importFile(file) {
   try {
     if (running.size) throw new Error("An answer is still coming. Stop it, or wait, and import then.");
-    const found = unpack(await textOf(file));
+    const found = await unpack(file);
     for (const picture of found.pictures) await store.savePicture(fromRecord(picture));
     for (const conversation of found.conversations) {
       await store.replaceConversation(conversation);
@@ -366,14 +371,6 @@ async function importFile(file) {
     composer.fail(found.problems.join(" "));
   } catch (error) {
     composer.fail(error.message);
-  }
-}
-
-async function textOf(file) {
-  try {
-    return await file.text();
-  } catch (error) {
-    throw new Error(`This file of ${Math.ceil(file.size / 2 ** 20)} MiB cannot be read (${error.name}).`);
   }
 }
 

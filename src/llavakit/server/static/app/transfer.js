@@ -1,6 +1,7 @@
 // All conversations as one JSON file, and back. A file may come from anywhere: it is rebuilt field by field. No DOM.
 
 const FORMAT = "llavakit-conversations";
+const MAX_WHOLE = 2 ** 27; // bytes
 const PICTURE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 const STATES = ["done", "stopped", "failed"];
 
@@ -26,17 +27,51 @@ export async function* pack(conversations, pictures, now) {
 }
 
 /**
- * Read a file's content: `{conversations, pictures, problems}`. What is damaged is left out, and a problem says what.
+ * Read a file, a Blob: `{conversations, pictures, problems}`. What is damaged is left out, and a problem says what.
  *
+ * One of more than `maxWhole` bytes is read line by line, as `pack` wrote it: it may be longer than a text can be.
  * Throws an Error that says what is wrong where nothing can be read.
  */
-export function unpack(text) {
+export async function unpack(file, maxWhole = MAX_WHOLE) {
   let found;
   try {
-    found = JSON.parse(text);
-  } catch {
-    throw new Error("This file is not JSON.");
+    found = file.size > maxWhole ? await parseLines(file) : JSON.parse(await file.text());
+  } catch (error) {
+    throw new Error(error instanceof SyntaxError ? "This file is not JSON." : `This file cannot be read (${error.name}).`);
   }
+  return check(found);
+}
+
+async function parseLines(file) {
+  let found = null;
+  let entries;
+  for await (const line of linesOf(file)) {
+    if (found === null) {
+      found = { ...JSON.parse(`${line}]}`), pictures: [] };
+      entries = found.conversations;
+    } else if (line === '],"pictures":[') entries = found.pictures;
+    else if (line !== "]}") entries.push(JSON.parse(line.replace(/,$/, "")));
+  }
+  return found;
+}
+
+async function* linesOf(file) {
+  const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
+  let pieces = []; // of a line that goes on
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const lines = value.split("\n");
+    for (const end of lines.splice(0, lines.length - 1)) {
+      yield [...pieces, end].join("");
+      pieces = [];
+    }
+    pieces.push(...lines);
+  }
+  if (pieces.join("")) yield pieces.join("");
+}
+
+function check(found) {
   if (found?.format !== FORMAT) throw new Error("This file holds no conversations of llavakit.");
   if (found.version !== 1) throw new Error(`This file is of version ${Number(found.version)}; version 1 can be read here.`);
   if (!Array.isArray(found.conversations) || !Array.isArray(found.pictures)) throw new Error("This file is damaged.");
