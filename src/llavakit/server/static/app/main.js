@@ -86,7 +86,8 @@ function showUnstored() {
   $("unstored").hidden = parts.length === 0;
   if (!parts.length) return;
   const [reason] = [...unstored.conversation.values(), ...unstored.picture.values()];
-  $("unstored").textContent = `Not stored (${reason}) and gone after a reload: ${parts.join(" and ")}. Export, or delete conversations.`;
+  const text = `Not stored (${reason}) and gone after a reload: ${parts.join(" and ")}. Export, or delete conversations.`;
+  if ($("unstored").textContent !== text) $("unstored").textContent = text; // read out once, not with each attempt
 }
 
 /** Try once more to store what could not be, after there is more room. */
