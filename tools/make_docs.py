@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by tools/make_docs.py (make docs). Do not edit: change the {source} instead. -->\n"
 # argparse lays its texts out anew in Python 3.13; the page is written, and checked, with the older layout.
 FIRST_OTHER_LAYOUT = (3, 13)
-COMMANDS = ("run", "pull", "list", "show", "rm", "convert", "calibrate", "quality", "verify", "bench")
+COMMANDS = (
+    "run", "serve", "pull", "list", "show", "rm", "convert", "calibrate", "quality", "plan", "fits", "gpus", "best", "build",
+    "verify", "bench",
+)  # fmt: skip
 
 
 def show_help(*command: str) -> str:

@@ -30,9 +30,7 @@ def check_request(
     try:
         num_bytes = len(target.name.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise StoreError(
-            f"{str(target)!r} is no name in UTF-8, which the file holds. Name another output."
-        ) from error
+        raise StoreError(f"{str(target)!r} is no name in UTF-8, which the file holds. Name another output.") from error
     if num_bytes > _MAX_NAME_BYTES:
         raise StoreError(
             f"the name {target.name[:50]!r}... takes {num_bytes} bytes; at most {_MAX_NAME_BYTES} are possible, since "
