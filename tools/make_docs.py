@@ -21,8 +21,8 @@ NOTE = "<!-- Written by tools/make_docs.py (make docs). Do not edit: change the 
 # argparse lays its texts out anew in Python 3.13; the page is written, and checked, with the older layout.
 FIRST_OTHER_LAYOUT = (3, 13)
 COMMANDS = (
-    "run", "serve", "pull", "list", "show", "rm", "convert", "calibrate", "quality", "plan", "fits", "gpus", "best", "build",
-    "verify", "bench",
+    "run", "serve", "pull", "list", "show", "rm", "convert", "calibrate", "quality", "plan", "fits", "gpus", "best",
+    "build", "verify", "bench",
 )  # fmt: skip
 
 
