@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from llavakit.api import LoadedModel as LoadedModel
+    from llavakit.api import Stream as Stream
     from llavakit.api import load as load
     from llavakit.core.errors import AccessError as AccessError
     from llavakit.core.errors import BadImageError as BadImageError
@@ -46,7 +47,11 @@ if TYPE_CHECKING:
     from llavakit.core.errors import UnsupportedFieldError as UnsupportedFieldError
     from llavakit.core.errors import WeightsError as WeightsError
     from llavakit.core.types import GenerationResult as GenerationResult
+    from llavakit.core.types import Message as Message
     from llavakit.core.types import SamplingParams as SamplingParams
+    from llavakit.core.types import Timings as Timings
+    from llavakit.core.types import TokenEvent as TokenEvent
+    from llavakit.core.types import TokenLogprob as TokenLogprob
     from llavakit.dropin import AutoModelForImageTextToText as AutoModelForImageTextToText
     from llavakit.dropin import AutoProcessor as AutoProcessor
     from llavakit.dropin import BitsAndBytesConfig as BitsAndBytesConfig
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from llavakit.dropin import LlavaForConditionalGeneration as LlavaForConditionalGeneration
     from llavakit.dropin import LlavaProcessor as LlavaProcessor
     from llavakit.dropin import pipeline as pipeline
+    from llavakit.processing.sources import SourcePolicy as SourcePolicy
 
 _ERRORS = (
     "AccessError", "BadImageError", "CapacityError", "ConfigError", "ConstraintError", "ContextOverflowError",
@@ -72,7 +78,13 @@ _HOMES = {
     "LlavaForConditionalGeneration": "llavakit.dropin",
     "LlavaProcessor": "llavakit.dropin",
     "LoadedModel": "llavakit.api",
+    "Message": "llavakit.core.types",
     "SamplingParams": "llavakit.core.types",
+    "SourcePolicy": "llavakit.processing.sources",
+    "Stream": "llavakit.api",
+    "Timings": "llavakit.core.types",
+    "TokenEvent": "llavakit.core.types",
+    "TokenLogprob": "llavakit.core.types",
     "load": "llavakit.api",
     "pipeline": "llavakit.dropin",
     **dict.fromkeys(_ERRORS, "llavakit.core.errors"),

@@ -312,6 +312,11 @@ class GenerationResult:
         The answer without special tokens and without the stop string.
     token_ids : tuple of int
         Every generated token, the end-of-sequence token included.
+    finish_reason : FinishReason
+        ``stop`` (the end-of-sequence token or a stop string), ``length`` (``max_new_tokens``) or ``cancelled``.
+    logprobs : tuple of TokenLogprob, optional
+        One per token, where ``num_top_logprobs`` asks for them.
+    timings : Timings
     """
 
     text: str
