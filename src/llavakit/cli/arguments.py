@@ -137,8 +137,9 @@ def _run() -> argparse.ArgumentParser:
     server = parser.add_argument_group("server")
     where = server.add_mutually_exclusive_group()
     where.add_argument(
-        "--server", metavar="URL", help="ask this server PROMPT (default: the one that `llavakit serve` runs here, if "
-        "it has the model in memory and nothing else is asked of it; a chat loads a model of its own in any case)",
+        "--server", metavar="URL", help="ask this server PROMPT, with the key in LLAVAKIT_API_KEY if it needs one "
+        "(default: the one that `llavakit serve` runs here, if it was started with the model and nothing else is asked "
+        "of it; a chat loads a model of its own in any case)",
     )  # fmt: skip
     where.add_argument("--no-server", action="store_true", help="load the model here in any case")
     return parser
