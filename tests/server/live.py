@@ -107,6 +107,7 @@ class ScriptedHost:
     """One scripted engine under one name."""
 
     engine: ScriptedEngine
+    expires_at_s: float | None = None
 
     def _info(self) -> ModelInfo:
         return ModelInfo(
@@ -128,7 +129,11 @@ class ScriptedHost:
         return self.engine, 0.0
 
     def loaded(self) -> Sequence[LoadedInfo]:
-        return [LoadedInfo(info=self._info(), num_bytes=1, expires_at_s=None, max_context_tokens=4096, num_parallel=1)]
+        return [
+            LoadedInfo(
+                info=self._info(), num_bytes=1, expires_at_s=self.expires_at_s, max_context_tokens=4096, num_parallel=1
+            )
+        ]  # fmt: skip
 
     def engines(self) -> Sequence[ScriptedEngine]:
         return [self.engine]

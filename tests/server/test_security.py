@@ -13,6 +13,7 @@ import pytest
 
 from llavakit.core import errors
 from llavakit.core.errors import ConfigError, LlavakitError, NonFiniteError, OverloadedError
+from llavakit.server import parsing
 from llavakit.server.failures import STATUS_BY_ERROR, status_of
 from llavakit.server.requests import keep_alive_s
 from llavakit.server.settings import ServerSettings, read_settings
@@ -52,6 +53,12 @@ def test_keys_are_needed_compared_and_limited() -> None:
         good = {"Authorization": "Bearer secret-two"}
         assert [_post(url, headers=good).status_code for _ in range(4)] == [200, 200, 200, 429]
         assert _post(url, headers={"Authorization": "Bearer secret-one"}).status_code == 200
+
+
+def test_a_key_is_what_its_bytes_are_in_utf8() -> None:
+    with serving(ScriptedHost(ScriptedEngine()), api_keys=("schlüssel-eins",)) as url:
+        assert _post(url, headers={"Authorization": "Bearer schlüssel-eins".encode()}).status_code == 200
+        assert _post(url, headers={"Authorization": "Bearer schlussel-eins"}).status_code == 401
 
 
 def test_beyond_loopback_a_key_is_needed() -> None:
@@ -187,6 +194,15 @@ def test_heads_are_bounded(scripted: str, pieces: list[bytes]) -> None:
     assert _post(scripted).status_code == 200
 
 
+def test_heads_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "_MAX_HEAD_S", 0.5)
+    with serving(ScriptedHost(ScriptedEngine(pause_s=0.3))) as url:
+        for pieces in ([], [_HEAD], [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /hea"]):
+            reply = _converse(url, *pieces)  # returns when the server hangs up
+            assert reply.count(b"HTTP/1.1 200") == (len(pieces) == 2)
+        assert _post(url).status_code == 200  # an answer of 1.2 s is no head
+
+
 def test_a_long_body_is_no_long_head(scripted: str) -> None:
     body = b'{"messages": [{"role": "user", "content": "' + b"a" * 3_000_000 + b'"}]}'
     whole = _HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -213,6 +229,38 @@ def test_a_long_body_is_no_long_head(scripted: str) -> None:
 )
 def test_requests_that_can_be_read_in_two_ways_are_refused(scripted: str, head: bytes) -> None:
     assert _converse(scripted, _HEAD + head).startswith(b"HTTP/1.1 400")
+
+
+def test_parts_are_counted_before_they_are_checked(scripted: str) -> None:
+    parts = [{"type": "text", "text": ""}] * 1000
+    message = {"role": "user", "content": parts}
+    for path, body in (
+        (_CHAT, {"messages": [message] * 5}),
+        ("/v1/responses", {"input": [message] * 5}),
+        ("/api/chat", {"model": "scripted", "messages": [{"role": "user", "content": "a"}] * 5000}),
+    ):
+        refused = _post(scripted, path, body)
+        assert refused.status_code == 400, path
+        assert "at most 4096" in refused.text
+
+
+def test_biases_are_bounded_and_each_token_has_one_name(scripted: str) -> None:
+    assert _post(scripted, body=chat_body(logit_bias={"5": 1.0})).status_code == 200
+    for bias in ({str(token): 0 for token in range(1001)}, {"5": 1, "05": 1}, {"-1": 1}, {"٥": 1}):
+        assert _post(scripted, body=chat_body(logit_bias=bias)).status_code == 400, len(bias)
+
+
+def test_half_a_surrogate_pair_is_refused(scripted: str) -> None:
+    text = '{"input": "hi", "text": {"format": {"type": "text", "schema": {"\\ud800": 1}}}}'
+    assert httpx.post(f"{scripted}/v1/responses", content=text).status_code == 400
+    whole = chat_body("\U0001f600")
+    assert httpx.post(f"{scripted}{_CHAT}", content=json.dumps(whole, ensure_ascii=True)).status_code == 200
+
+
+def test_a_model_that_stays_for_ages_can_be_listed() -> None:
+    with serving(ScriptedHost(ScriptedEngine(), expires_at_s=1e15)) as url:
+        (model,) = httpx.get(f"{url}/api/ps").json()["models"]
+        assert model["expires_at"].startswith("9999-12-31")
 
 
 def test_pictures_are_counted() -> None:

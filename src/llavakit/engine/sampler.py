@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.core.errors import NonFiniteError
+from llavakit.core.errors import ConstraintError, NonFiniteError
 from llavakit.core.types import SamplingParams, TokenLogprob
 
 __all__ = [
@@ -181,8 +181,14 @@ class Sampler:
         ------
         NonFiniteError
             If the logits hold NaN: weights or input are damaged.
+        ConstraintError
+            If the answer's form leaves no token.
         """
         scores = self.process(logits)
+        if self._mask is not None and bool(scores.max() == -torch.inf):
+            raise ConstraintError(
+                "the form that the answer must have asks for a token that is never written, such as <image>. Change it."
+            )
         if self._params.is_greedy:
             token_id = int(scores.argmax())
         else:

@@ -76,9 +76,14 @@ async def read(request: Request, kind: type[_Body], context: Context) -> _Body:
         If it is no JSON, lacks something, or has a field or value that is not done here.
     """
     body = await _read_bytes(request, context.settings.max_body_mib << 20, request.state.body)
-    content = parse_json(body) if len(body) < _SMALL_BYTES else await asyncio.to_thread(parse_json, body)
+    if len(body) < _SMALL_BYTES:
+        return _parse(body, kind)
+    return await asyncio.to_thread(_parse, body, kind)
+
+
+def _parse(body: bytes, kind: type[_Body]) -> _Body:
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(parse_json(body))
     except ValidationError as error:
         raise _explain(error) from error
 

@@ -23,6 +23,7 @@ from llavakit.server.requests import from_ollama_chat, from_ollama_generate, kee
 
 __all__ = ["make_router"]
 
+_LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC)
 # What this server does not do, and what to do instead.
 _ABSENT = {
     "create": "models are not made here; convert one with `llavakit convert` and start the server with it.",
@@ -64,16 +65,13 @@ def make_router(context: Context) -> APIRouter:
     @router.get("/ps")
     def running() -> dict[str, Any]:
         """List the models in memory."""
-        models = []
-        for entry in context.host.loaded():
-            expires_s = entry.expires_at_s
-            expires = (
-                datetime.fromtimestamp(expires_s, UTC) if expires_s is not None else datetime(9999, 12, 31, tzinfo=UTC)
-            )
-            models.append({
-                **_summary(entry.info), "expires_at": expires.isoformat(), "size_vram": 0, "size": entry.num_bytes,
-                "context_length": entry.max_context_tokens,
-            })  # fmt: skip
+        models = [
+            {
+                **_summary(entry.info), "expires_at": _date_of(entry.expires_at_s).isoformat(), "size_vram": 0,
+                "size": entry.num_bytes, "context_length": entry.max_context_tokens,
+            }
+            for entry in context.host.loaded()
+        ]  # fmt: skip
         return {"models": models}
 
     @router.post("/show", openapi_extra=body_schema(schemas.OllamaName))
@@ -210,3 +208,11 @@ def _details(info: ModelInfo) -> dict[str, Any]:
 
 def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _date_of(seconds: float | None) -> datetime:
+    """Return when a model goes: the last day of the calendar where it stays, or stays longer than calendars go."""
+    try:
+        return _LAST_DAY if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return _LAST_DAY

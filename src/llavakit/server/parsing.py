@@ -6,7 +6,9 @@ offers another protocol; this one does neither.
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,11 +16,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 __all__ = ["BoundedHttp"]
 
 _MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEAD_S = 30.0
 _OF_AN_OFFER = (b"upgrade", b"http2-settings")
 
 
 class BoundedHttp(HttpToolsProtocol):
     """Refuses a request line, headers, trailers or sizes of chunks of more than 64 KiB, and closes the connection.
+
+    So it does where a head is not whole after half a minute: of a connection that was opened, or of a further request
+    that has begun. One that waits between requests is uvicorn's to close.
 
     A request that offers HTTP/2 or anything else beside HTTP/1.1, as Java's own client does in its first one, is
     answered as if it did not (RFC 9110, 7.8).
@@ -28,9 +34,28 @@ class BoundedHttp(HttpToolsProtocol):
     _piece = b""  # at the parser
     _again = b""  # what the parser is to read next, in place of the rest of the piece
     _has_offer = False  # the head that has just been read
+    _awaits_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_MAX_HEAD_S, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, in pieces that cannot hide a long head."""
+        if self._awaits_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(_MAX_HEAD_S, self.transport.close)
         for start in range(0, len(data), _MAX_HEAD_BYTES):
             self._again = data[start : start + _MAX_HEAD_BYTES]
             self._num_head_bytes += len(self._again)
@@ -48,6 +73,8 @@ class BoundedHttp(HttpToolsProtocol):
         # CONNECT counts as an offer for the parser, whatever headers it has; it is answered like any unknown method.
         self._has_offer = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._has_offer:
+            self._awaits_head = False
+            self._stop_waiting()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -60,6 +87,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._has_offer:  # the parser stops after the head and takes what follows for the other protocol
             return
         self._num_head_bytes = 0
+        self._awaits_head = True
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:

@@ -24,6 +24,7 @@ __all__ = [
 
 _DEFAULT_TOKENS = 512
 _DATA_URI = "data:"
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one way to write each
 _SECONDS = re.compile(r"[+-]?[0-9]{1,18}")
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -229,10 +230,9 @@ def _params(body: Any, *, num_tokens: int | None, num_top_logprobs: int | None =
             settings[setting] = value
     settings["stop"] = _stops(getattr(body, "stop", None))
     bias = getattr(body, "logit_bias", None) or {}
-    try:
-        settings["logit_bias"] = tuple((int(token), value) for token, value in bias.items())
-    except ValueError as error:
-        raise SamplingError("logit_bias names a token that is no number.") from error
+    if any(not _TOKEN_ID.fullmatch(token) for token in bias):
+        raise SamplingError("logit_bias names a token that is no number; it has the ids of tokens as strings.")
+    settings["logit_bias"] = tuple((int(token), value) for token, value in bias.items())
     return SamplingParams(**settings)
 
 

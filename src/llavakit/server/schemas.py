@@ -84,7 +84,7 @@ class _Asked(_OwnFields):
     seed: _Whole | None = None
     presence_penalty: _Number | None = None
     frequency_penalty: _Number | None = None
-    logit_bias: dict[str, _Number] | None = None
+    logit_bias: Annotated[dict[str, _Number], Field(max_length=1000)] | None = None
 
 
 class ImageUrl(_Body):

@@ -18,6 +18,7 @@ from llavakit.server.settings import ServerSettings
 
 __all__ = ["Gate", "parse_json"]
 
+_MAX_PARTS = 4096  # of all messages of a request
 _MAX_DEPTH = 64
 _OPEN_PATHS = ("/health", "/health/live", "/health/ready")
 _LOCAL_NAMES = ("localhost",)
@@ -99,7 +100,8 @@ class Gate:
         if not self._keys:
             return ""
         scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        # A header's bytes come as latin-1; a key is compared as it was sent, in UTF-8.
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         # Every key is compared, in constant time: neither the number of right letters nor the place in the list shows.
         is_known = any([hmac.compare_digest(digest, known) for known in self._keys])
         if scheme.lower() != "bearer" or not is_known:
@@ -137,7 +139,29 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise PromptError(f"the body must be a JSON object, got {type(content).__name__}.")
     if (depth := nesting_depth(content)) > _MAX_DEPTH:
         raise PromptError(f"the body is nested {depth} levels deep; at most {_MAX_DEPTH} are taken. Flatten it.")
+    if b"\\ud" in body or b"\\uD" in body:
+        _check_pairs_are_whole(content)
+    _check_num_parts(content)
     return content
+
+
+def _check_pairs_are_whole(content: dict[str, Any]) -> None:
+    """Refuse half of a surrogate pair, which no answer could repeat."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError("the body has half of a surrogate pair. Send the whole character.") from error
+
+
+def _check_num_parts(content: dict[str, Any]) -> None:
+    """Refuse messages of more pieces than a conversation can have: to check each would keep everybody waiting."""
+    num_parts = 0
+    for messages in (content.get("messages"), content.get("input")):
+        for message in messages if isinstance(messages, list) else ():
+            pieces = message.get("content") if isinstance(message, dict) else None
+            num_parts += len(pieces) if isinstance(pieces, list) else 1
+    if num_parts > _MAX_PARTS:
+        raise PromptError(f"the messages have {num_parts} parts; at most {_MAX_PARTS} are taken. Join texts.")
 
 
 def _refuse_constant(name: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavakit.core.errors import NonFiniteError, SamplingError
+from llavakit.core.errors import ConstraintError, NonFiniteError, SamplingError
 from llavakit.core.types import SamplingParams
 from llavakit.engine.sampler import (
     Sampler,
@@ -162,3 +163,18 @@ def test_a_damaged_row_is_left_to_its_own_sampler() -> None:
 def test_whoever_asks_for_more_is_not_plain(setting: dict[str, Any]) -> None:
     assert Sampler(SamplingParams(temperature=0.0), _NO_PROMPT).is_plain
     assert not Sampler(SamplingParams(**({"temperature": 0.0} | setting)), _NO_PROMPT).is_plain
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_form_that_leaves_no_token_is_refused(temperature: float) -> None:
+    class _Mask:
+        def next_bits(self) -> np.ndarray:
+            return np.array([False, True, False, False])
+
+        def accept(self, token_id: int) -> None:
+            raise AssertionError(token_id)
+
+    params = SamplingParams(temperature=temperature)
+    sampler = Sampler(params, _NO_PROMPT, suppressed_ids=torch.tensor([1]), mask=_Mask())
+    with pytest.raises(ConstraintError, match="never written"):
+        sampler.choose(torch.zeros(4))
