@@ -10,14 +10,13 @@ from pathlib import Path
 from llavakit.api.loaded_model import LoadedModel, never_generated
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.core.requests import AttentionMap, EngineStats, GenerateRequest
-from llavakit.core.types import Message, Role
 from llavakit.engine.async_engine import AsyncEngine, EngineAnswer
 from llavakit.engine.attention_map import compute_attention
 from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import PagedEngine
 from llavakit.model.llava import Llava
-from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render
+from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render, render_fitting, to_messages
 from llavakit.processing.grammar import FormMasks
 from llavakit.processing.pixel_cache import PixelCache
 from llavakit.processing.prompt import PreparedPrompt, prepare_segments
@@ -239,35 +238,34 @@ class ServedModel:
         if name not in loaded.presets:
             raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(sorted(loaded.presets))}.")
         preset = loaded.presets[name]
-        messages = request.messages
-        limit = loaded.config.max_context_tokens
+        return prepare_segments(
+            self._segments(request, preset.template), tokenizer=loaded.tokenizer, processing=preset.image,
+            config=loaded.config, policy=loaded.policy, cache=self._pixels, owner=self._tenant_of(request),
+        )  # fmt: skip
+
+    def _segments(self, request: GenerateRequest, template: str) -> tuple[Segment, ...]:
+        if request.prompt is not None:
+            pictures = [part for image in request.images for part in (ImageSegment(image.source), TextSegment("\n"))]
+            return (*pictures, TextSegment(request.prompt))
+        messages = to_messages(request.messages)
+        if not request.should_truncate:
+            return render(messages, template)
+        limit = self._loaded.config.max_context_tokens
         if request.max_context_tokens is not None:
             limit = min(limit, request.max_context_tokens)
-        while True:
-            segments: Sequence[Segment]
-            if request.prompt is not None:
-                segments = [
-                    part for image in request.images for part in (ImageSegment(image.source), TextSegment("\n"))
-                ] + [TextSegment(request.prompt)]
-            else:
-                segments = render(messages, preset.template)
-            if request.should_truncate and self._count(segments) >= limit:
-                messages = _without_oldest_turn(messages)
-                continue
-            return prepare_segments(
-                segments, tokenizer=loaded.tokenizer, processing=preset.image, config=loaded.config,
-                policy=loaded.policy, cache=self._pixels, owner=self._tenant_of(request),
-            )  # fmt: skip
+        return render_fitting(messages, template, fits=lambda segments: self._has_fewer_tokens(segments, limit))
 
-    def _count(self, segments: Sequence[Segment]) -> int:
-        """Tokens of a prompt, without opening its pictures."""
+    def _has_fewer_tokens(self, segments: Sequence[Segment], limit: int) -> bool:
+        """Whether a prompt has fewer tokens than a limit, without opening its pictures."""
         count = 1
         for segment in segments:
             if isinstance(segment, TextSegment):
                 count += len(self._loaded.tokenizer.encode(segment.text))
             else:
                 count += self.tokens_per_image if isinstance(segment, ImageSegment) else 1
-        return count
+            if count >= limit:
+                return False
+        return True
 
     def _form_masks(self) -> FormMasks:
         if self._masks is None:  # a second of work, which most servers never need
@@ -280,18 +278,6 @@ class ServedModel:
             self._loaded.model, [*prompt.token_ids, *answer_ids], features, num_prompt_tokens=len(prompt.token_ids)
         )
         return weights.tolist()
-
-
-def _without_oldest_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Leave out the first question and its answer; pictures go with their message, never in part."""
-    start = next((idx for idx, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
-    after = next((i for i in range(start + 1, len(messages)) if messages[i].role is Role.USER), None)
-    if after is None:
-        raise PromptError(
-            "the last question alone does not fit into the context, and there is no earlier turn to leave out. "
-            "Shorten it."
-        )
-    return (*messages[:start], *messages[after:])
 
 
 def _count_blocks(model: Llava, settings: ServeSettings, available_bytes: int) -> int:

@@ -6,14 +6,25 @@ segments made here become pictures or end-of-sequence tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from llavakit.core.errors import PromptError
 from llavakit.core.types import ImagePart, Message, Role, TextPart
 
-__all__ = ["TEMPLATES", "EosSegment", "ImageSegment", "Segment", "TextSegment", "render", "to_messages"]
+__all__ = [
+    "TEMPLATES",
+    "EosSegment",
+    "ImageSegment",
+    "Segment",
+    "TextSegment",
+    "render",
+    "render_fitting",
+    "to_messages",
+]
 
 _VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -57,11 +68,12 @@ def to_messages(conversation: Any) -> tuple[Message, ...]:
     conversation : str, or sequence of Message or mapping
         A question; or messages with ``role`` and ``content``, the content a string or a list of blocks:
         ``{"type": "text", "text": ...}``, ``{"type": "image", "image" | "url" | "path" | "base64": ...}``,
-        ``{"type": "image_url", "image_url": {"url": ...}}``.
+        ``{"type": "image_url", "image_url": {"url": ...}}``. System messages come first.
 
     Returns
     -------
     tuple of Message
+        One system message at most, with the words of all, and then turns of user and assistant.
 
     Raises
     ------
@@ -74,7 +86,11 @@ def to_messages(conversation: Any) -> tuple[Message, ...]:
         conversation = [conversation]
     messages = tuple(item if isinstance(item, Message) else _message(item) for item in conversation)
     _check_order(messages)
-    return messages
+    num_system = sum(message.role is Role.SYSTEM for message in messages)
+    if num_system < 2:
+        return messages
+    words = tuple(part for message in messages[:num_system] for part in message.parts)
+    return (Message(Role.SYSTEM, words), *messages[num_system:])
 
 
 def _message(item: Any) -> Message:
@@ -128,8 +144,8 @@ def _check_order(messages: tuple[Message, ...]) -> None:
     if not messages:
         raise PromptError("the conversation is empty; at least one user message is needed.")
     for idx, message in enumerate(messages):
-        if message.role is Role.SYSTEM and idx > 0:
-            raise PromptError(f"message {idx} is a system message; it can only be the first.")
+        if message.role is Role.SYSTEM and idx > 0 and messages[idx - 1].role is not Role.SYSTEM:
+            raise PromptError(f"message {idx} is a system message behind a turn; system messages can only come first.")
     turns = [message.role for message in messages if message.role is not Role.SYSTEM]
     for idx, role in enumerate(turns):
         expected = Role.USER if idx % 2 == 0 else Role.ASSISTANT
@@ -168,6 +184,46 @@ def render(messages: Sequence[Message], template: str, *, add_generation_prompt:
         system = _words(body.pop(0))
     pieces = _render_hf if template == "llava-hf" else _render_vicuna
     return _join(pieces(system, body, add_generation_prompt=add_generation_prompt))
+
+
+def render_fitting(
+    messages: tuple[Message, ...], template: str, *, fits: Callable[[tuple[Segment, ...]], bool]
+) -> tuple[Segment, ...]:
+    """Turn messages into the segments of a prompt, without as few of the oldest turns as make it fit.
+
+    A turn is a question and its answer; pictures go with their message, never in part, and the system message stays.
+    Each turn less must make the prompt shorter. Halving then finds how many are left out, which looks at about twice
+    the conversation in all.
+
+    Parameters
+    ----------
+    messages : tuple of Message
+        As `to_messages` gives them.
+    template : str
+    fits : callable
+        Whether a prompt is short enough.
+
+    Raises
+    ------
+    PromptError
+        If the last turn alone does not fit, or the template is unknown.
+    """
+    num_system = sum(message.role is Role.SYSTEM for message in messages)
+    system, turns = messages[:num_system], messages[num_system:]
+    num_questions = (len(turns) + 1) // 2
+
+    def without(num_dropped: int) -> tuple[Segment, ...]:
+        return render((*system, *turns[2 * num_dropped :]), template)
+
+    if fits(whole := without(0)):
+        return whole
+    num_dropped = bisect_left(range(num_questions), True, lo=1, key=lambda count: fits(without(count)))
+    if num_dropped == num_questions:
+        raise PromptError(
+            "the last question alone does not fit into the context, and there is no earlier turn to leave out. "
+            "Shorten it."
+        )
+    return without(num_dropped)
 
 
 def _words(message: Message) -> str:
@@ -210,12 +266,12 @@ def _render_hf(system: str | None, messages: list[Message], *, add_generation_pr
         yield TextSegment("ASSISTANT:")
 
 
-def _join(segments: Iterator[Segment] | Any) -> tuple[Segment, ...]:
+def _join(segments: Iterator[Any]) -> tuple[Segment, ...]:
     """Put neighbouring texts together: the tokenizer must see them as one."""
     joined: list[Segment] = []
-    for segment in segments:
-        if isinstance(segment, TextSegment) and joined and isinstance(joined[-1], TextSegment):
-            joined[-1] = TextSegment(joined[-1].text + segment.text)
-        elif segment != TextSegment(""):
-            joined.append(segment)
+    for is_text, group in groupby(segments, key=lambda segment: isinstance(segment, TextSegment)):
+        if not is_text:
+            joined += group
+        elif text := "".join(segment.text for segment in group):
+            joined.append(TextSegment(text))
     return tuple(joined)

@@ -193,6 +193,34 @@ def test_a_conversation_that_is_too_long_is_an_error_or_loses_whole_turns() -> N
     _serve(use)
 
 
+@pytest.mark.parametrize("roles", ["usu", "uu", "au", "suus", "s"])
+@pytest.mark.parametrize("should_truncate", [False, True])
+def test_a_conversation_out_of_order_is_refused(roles: str, should_truncate: bool) -> None:
+    names = {"s": Role.SYSTEM, "u": Role.USER, "a": Role.ASSISTANT}
+    messages = tuple(Message(names[role], (TextPart("x"),)) for role in roles)
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        with pytest.raises(PromptError):
+            await served.submit(GenerateRequest(messages=messages, should_truncate=should_truncate))
+
+    _serve(use)
+
+
+def test_two_system_messages_are_as_good_as_one() -> None:
+    def asked(*system: str, **fields: int) -> GenerateRequest:
+        messages = [Message(Role.SYSTEM, (TextPart(words),)) for words in system]
+        messages += [Message(Role.USER, (TextPart("red " * 40),)), Message(Role.ASSISTANT, (TextPart("Yes."),))]
+        messages += [Message(Role.USER, (TextPart("Hi"),))]
+        return GenerateRequest(messages=tuple(messages), should_truncate=True, **fields)  # type: ignore[arg-type]
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        for fields in ({}, {"max_context_tokens": 60}):
+            split, one = asked("Be brief.", "Say no.", **fields), asked("Be brief. Say no.", **fields)
+            assert served._prepare_now(split).token_ids == served._prepare_now(one).token_ids
+
+    _serve(use)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "check"),
     [
