@@ -10,13 +10,15 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from llavakit.core.errors import DiskFullError, ImageSourceError
-from llavakit.core.requests import GenerateRequest
+from llavakit.core.requests import AttentionMap, GenerateRequest
 from llavakit.core.types import FinishReason, TokenEvent
 from llavakit.server.app import create_app
 from llavakit.server.lifecycle import DrainingServer, make_config
@@ -264,6 +266,31 @@ def test_a_preset_that_nobody_knows_is_refused_everywhere() -> None:
     del body["temperature"]
     with serving(ScriptedHost(ScriptedEngine())) as url:
         assert httpx.post(f"{url}/api/llavakit/attention", json=body).status_code == 400
+
+
+def test_others_are_answered_while_attention_is_written() -> None:
+    may_end = threading.Event()
+
+    def rows() -> Iterator[tuple[float, ...]]:
+        assert may_end.wait(30)
+        yield from [(0.25, 1e-6), (0.0, 1.0)]
+
+    class Engine(ScriptedEngine):
+        async def attend(self, request: GenerateRequest, answer: str) -> AttentionMap:
+            return AttentionMap(texts=("é", '"'), weights=rows(), patches_per_side=1)  # type: ignore[arg-type]
+
+    body = {**chat_body(), "answer": "red"}
+    del body["temperature"]
+    with serving(ScriptedHost(Engine())) as url, ThreadPoolExecutor(1) as executor:
+        asked = executor.submit(httpx.post, f"{url}/api/llavakit/attention", json=body, timeout=60)
+        time.sleep(0.5)
+        try:
+            assert httpx.get(f"{url}/health/live", timeout=20).status_code == 200
+        finally:
+            may_end.set()
+        answer = asked.result()
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {"texts": ["é", '"'], "weights": [[0.25, 1e-6], [0.0, 1.0]], "patches_per_side": 1}
 
 
 def test_an_answer_longer_than_the_grace_period_ends_with_an_error() -> None:
