@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from llavakit.api.loaded_model import LoadedModel, never_generated
 from llavakit.core.errors import ConfigError, PromptError
@@ -25,8 +29,10 @@ from llavakit.scheduling.scheduler import Budget
 
 __all__ = ["ServeSettings", "ServedModel"]
 
-# Pictures that are being decoded at a time: a decoded picture can take half a gigabyte.
+# Requests of all models that are being prepared at a time: a decoded picture can take half a gigabyte. A thread goes on
+# with its picture when the client has left, and counts until it ends.
 _MAX_PREPARED_AT_ONCE = 2
+_PREPARERS = ThreadPoolExecutor(_MAX_PREPARED_AT_ONCE, thread_name_prefix="preparing")
 _GPU_BUDGET = {"prompt_tokens": 4096, "mixed_tokens": 1024}
 # Products of more than 128 rows gain nothing on a CPU, while nobody who comes is looked at before their end.
 _CPU_BUDGET = {"prompt_tokens": 256, "mixed_tokens": 32}
@@ -94,8 +100,7 @@ class ServedModel:
         self._loaded = loaded
         self._settings = settings
         self._name = name
-        self._preparing = asyncio.Semaphore(_MAX_PREPARED_AT_ONCE)
-        self._num_coming = 0  # requests that the engine does not know yet
+        self._coming: set[Future[PreparedPrompt]] = set()  # requests that the engine does not know yet
         self._masks: FormMasks | None = None
         self._pixels = PixelCache(max_bytes=int(settings.picture_cache_bytes * _PIXEL_CACHE_SHARE))
         self._disk = None
@@ -148,19 +153,18 @@ class ServedModel:
 
     @property
     def num_coming(self) -> int:
-        """Requests that are being prepared."""
-        return self._num_coming
+        """Requests that are being prepared, for a client that has left too, until the thread ends."""
+        return len(self._coming)
 
     @property
     def num_open(self) -> int:
         """Requests that came and have not ended."""
-        return self._num_coming + self._engine.num_open
+        return self.num_coming + self._engine.num_open
 
     async def submit(self, request: GenerateRequest) -> EngineAnswer:
         """Prepare and queue a request; see `llavakit.core.requests.EngineClient.submit`."""
-        self._num_coming += 1  # until the engine counts it, lest the model is let go of meanwhile
-        try:
-            prompt, mask = await self._prepare(request), None
+        with self._preparing(request) as work:  # until the engine counts it, lest the model is let go of meanwhile
+            prompt, mask = await asyncio.wrap_future(work), None
             if request.constraint is not None:
                 constraint = request.constraint
                 mask = await asyncio.to_thread(lambda: self._form_masks().make(constraint))
@@ -168,8 +172,6 @@ class ServedModel:
                 prompt, request.sampling, tenant=self._tenant_of(request), mask=mask,
                 max_context_tokens=request.max_context_tokens,
             )  # fmt: skip
-        finally:
-            self._num_coming -= 1
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 text of one token; empty for control tokens."""
@@ -177,11 +179,13 @@ class ServedModel:
 
     async def count_prompt_tokens(self, request: GenerateRequest) -> int:
         """Count the tokens of a prompt, its pictures included."""
-        return len((await self._prepare(request)).token_ids)
+        with self._preparing(request) as work:
+            return len((await asyncio.wrap_future(work)).token_ids)
 
     async def attend(self, request: GenerateRequest, answer: str) -> AttentionMap:
         """Compute where an answer to a request with pictures attended."""
-        prompt = await self._prepare(request)
+        with self._preparing(request) as work:
+            prompt = await asyncio.wrap_future(work)
         tokenizer, config = self._loaded.tokenizer, self._loaded.config
         # The tokenizer puts the space that the answer's first token carries before every text.
         answer_ids = tokenizer.encode(answer.strip())
@@ -193,11 +197,11 @@ class ServedModel:
                 f"{config.max_context_tokens}. Ask about a shorter conversation."
             )
         future = self._engine.call(lambda: self._attend(prompt, answer_ids))
-        weights = await asyncio.wrap_future(future)
+        weights = await asyncio.to_thread(_rounded, await asyncio.wrap_future(future))
         vision = config.vision_config
         return AttentionMap(
             texts=tuple(tokenizer.token_bytes(i).decode("utf-8", "replace") for i in answer_ids),
-            weights=tuple(tuple(round(value, 6) for value in row) for row in weights),
+            weights=weights,
             patches_per_side=vision.image_size // vision.patch_size,
         )
 
@@ -228,9 +232,15 @@ class ServedModel:
 
     # Preparing, away from the event loop.
 
-    async def _prepare(self, request: GenerateRequest) -> PreparedPrompt:
-        async with self._preparing:
-            return await asyncio.to_thread(self._prepare_now, request)
+    @contextmanager
+    def _preparing(self, request: GenerateRequest) -> Iterator[Future[PreparedPrompt]]:
+        """Begin to prepare a request, which counts as coming until the end of both the block and the thread's work."""
+        work = _PREPARERS.submit(self._prepare_now, request)
+        self._coming.add(work)
+        try:
+            yield work
+        finally:
+            work.add_done_callback(self._coming.discard)
 
     def _prepare_now(self, request: GenerateRequest) -> PreparedPrompt:
         loaded = self._loaded
@@ -272,12 +282,16 @@ class ServedModel:
             self._masks = FormMasks(self._loaded.tokenizer)
         return self._masks
 
-    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int]) -> list[list[float]]:
+    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int]) -> np.ndarray:
         features = self._paged.image_features(prompt)
         weights = compute_attention(
             self._loaded.model, [*prompt.token_ids, *answer_ids], features, num_prompt_tokens=len(prompt.token_ids)
         )
-        return weights.tolist()
+        return weights.cpu().numpy()
+
+
+def _rounded(weights: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(value, 6) for value in row.tolist()) for row in weights)
 
 
 def _count_blocks(model: Llava, settings: ServeSettings, available_bytes: int) -> int:

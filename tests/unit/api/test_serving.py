@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import llavakit
+from llavakit.api import serving
 from llavakit.api.host import Host, make_host
 from llavakit.api.serving import ServedModel
 from llavakit.core.errors import (
@@ -330,6 +332,26 @@ def test_attention_is_that_of_the_model_and_falls_on_the_picture() -> None:
     _serve(use)
 
 
+def test_other_requests_go_on_while_attention_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded, may_end = serving._rounded, threading.Event()
+
+    def round_when_told(weights: np.ndarray) -> tuple[tuple[float, ...], ...]:
+        assert may_end.wait(30)
+        return rounded(weights)
+
+    monkeypatch.setattr(serving, "_rounded", round_when_told)
+
+    async def use(served: ServedModel, _host: Host) -> None:
+        attending = asyncio.create_task(served.attend(_ask(), "Yes"))
+        assert await _text(served, _ask())
+        assert not attending.done()
+        may_end.set()
+        values = [value for row in (await attending).weights for value in row]
+        assert values == [round(value, 6) for value in values]
+
+    _serve(use)
+
+
 @torch.inference_mode()
 def test_attention_equals_the_softmax_over_whole_matrices() -> None:
     model = llavakit.load("llava:tiny")
@@ -435,17 +457,62 @@ def test_a_restart_finds_the_picture_again(tmp_path: Path) -> None:
 
 
 def test_a_model_stays_while_a_request_for_it_is_being_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = ServedModel._prepare
+    prepare = ServedModel._prepare_now
 
-    async def prepare_slowly(served: ServedModel, request: GenerateRequest) -> object:
-        await asyncio.sleep(2.5)  # unused models are looked for every second
-        return await prepare(served, request)
+    def prepare_slowly(served: ServedModel, request: GenerateRequest) -> object:
+        time.sleep(2.5)  # unused models are looked for every second
+        return prepare(served, request)
 
     async def run() -> None:
         host = make_host("llava:tiny", keep_alive_s=0.0)
         served, _ = await host.open(None)
-        monkeypatch.setattr(ServedModel, "_prepare", prepare_slowly)
+        monkeypatch.setattr(ServedModel, "_prepare_now", prepare_slowly)
         assert await _text(served, _ask()) != ""
         await host.close(grace_s=1)
+
+    asyncio.run(run())
+
+
+def test_what_clients_that_left_have_sent_counts_until_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare, may_end, lock = ServedModel._prepare_now, threading.Event(), threading.Lock()
+    num_running, max_running = 0, 0
+
+    def prepare_when_told(served: ServedModel, request: GenerateRequest) -> object:
+        nonlocal num_running, max_running
+        with lock:
+            num_running += 1
+            max_running = max(max_running, num_running)
+        assert may_end.wait(60)
+        with lock:
+            num_running -= 1
+        return prepare(served, request)
+
+    async def use(served: ServedModel, host: Host) -> None:
+        monkeypatch.setattr(ServedModel, "_prepare_now", prepare_when_told)
+        for asks in [lambda: served.submit(_ask())] * 4 + [lambda: served.attend(_ask(), "Yes")]:
+            task = asyncio.create_task(asks())  # type: ignore[arg-type]
+            for _ in range(100):
+                if num_running == 2:
+                    break
+                await asyncio.sleep(0.002)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert served.num_coming == 2
+        unloading = asyncio.create_task(host.unload("llava:tiny"))
+        await asyncio.sleep(0.1)
+        assert not unloading.done()
+        may_end.set()
+        assert await unloading
+        assert served.num_coming == 0
+        assert max_running == 2
+
+    async def run() -> None:
+        host = make_host("llava:tiny")
+        served, _ = await host.open(None)
+        try:
+            await use(served, host)
+        finally:
+            may_end.set()
+            await host.close(grace_s=10)
 
     asyncio.run(run())
