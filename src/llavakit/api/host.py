@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.loading import load
+from llavakit.api.pulls import Pulls
 from llavakit.api.serving import ServedModel, ServeSettings
 from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedError, RefusedError, StoreError
 from llavakit.core.requests import LoadedInfo, ModelInfo
@@ -34,6 +35,7 @@ __all__ = ["Host", "make_host"]
 _SPARE_BYTES = 3 * 1024**3 // 2
 _CHECK_EVERY_S = 1.0
 _LOOK_EVERY_S = 0.02  # whether the last picture for a model that is let go of has been prepared
+_ALIASES = {hub_id: alias for alias, hub_id in store.ALIASES.items()}
 _T = TypeVar("_T")
 
 
@@ -83,13 +85,14 @@ class Host:
         self._settings = settings
         self._keep_alive_s = keep_alive_s
         self._entries: dict[str, _Entry] = {}
+        self._pulls = Pulls()
         self._lock = asyncio.Lock()
         self._reaper: asyncio.Task[None] | None = None
         self._is_closing = False
 
     def list_models(self) -> Sequence[ModelInfo]:
         """All models on this machine, the embedded one included, and the one the server was started with."""
-        names = [model.name for model in store.list_models() if model.is_complete]
+        names = [self._canonical(model.name) for model in store.list_models() if model.is_complete]
         if self._default not in names:
             names.insert(0, self._default)
         found = []
@@ -102,16 +105,16 @@ class Host:
 
     def describe(self, name: str) -> ModelInfo:
         """One model, from its files' headers."""
-        if name in self._entries:
-            return self._entries[name].info
-        self._check_allowed(name)
-        return self._describe(name)
+        canonical = self._canonical(name)
+        entry = self._entries.get(canonical)
+        if entry is None:
+            self._check_allowed(canonical)
+        return replace(entry.info if entry is not None else self._describe(canonical), name=name)
 
     async def open(self, name: str | None, *, keep_alive_s: float | None = None) -> tuple[ServedModel, float]:
         """Return a model ready to answer, and the seconds that loading took."""
-        name = name if name is not None else self._default
-        if self._is_closing:
-            raise OverloadedError("the server is shutting down; try again in a moment.", retry_after_s=5)
+        name = self._canonical(name if name is not None else self._default)
+        self._check_open()
         entry = self._entries.get(name)
         if entry is not None:
             self._touch(entry, keep_alive_s)
@@ -127,6 +130,7 @@ class Host:
             await self._make_room(info)
             loaded = await _in_own_thread(self._load_model, name)
             free = await asyncio.to_thread(_available_bytes)
+            self._check_open()  # what is in memory before closing begins is closed, and nothing comes after
             served = ServedModel(
                 loaded, self._settings, name=name, fingerprint=info.digest,
                 available_bytes=max(0, free - _SPARE_BYTES - (info.num_bytes if _is_mapped(loaded) else 0)),
@@ -155,7 +159,7 @@ class Host:
     async def unload(self, name: str) -> bool:
         """Let go of a model once its requests are answered."""
         async with self._lock:
-            entry = self._entries.pop(name, None)
+            entry = self._entries.pop(self._canonical(name), None)
             if entry is None:
                 return False
             while entry.served.num_coming:  # a picture that is being prepared for it
@@ -172,44 +176,41 @@ class Host:
         await asyncio.to_thread(store.remove, name)
 
     async def pull(self, name: str) -> AsyncIterator[tuple[str, int, int]]:
-        """Fetch a model from the Hub, yielding the file at work, bytes so far and bytes in all."""
+        """Fetch a model from the Hub, yielding the file at work, bytes so far and bytes in all; see `Pulls`."""
         if name in (self._default, store.EMBEDDED) and not store.is_hub_id(name):
             return  # it is here, and nowhere else
         if not store.is_hub_id(name):
             raise ModelNotFoundError(
                 f"{name[:100]!r} is no model of the Hub. Name one such as llava:7b or llava-hf/llava-1.5-7b-hf."
             )
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
-
-        def report(done: int, total: int, file: str) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (file, done, total))
-
-        def fetch() -> None:
-            try:
-                store.pull(name, on_progress=report)
-            finally:
-                loop.call_soon_threadsafe(queue.put_nowait, None)
-
-        task = asyncio.create_task(asyncio.to_thread(fetch))
-        while (status := await queue.get()) is not None:
+        self._check_open()
+        async for status in self._pulls.watch(self._canonical(name)):
             yield status
-        await task
 
     async def close(self, *, grace_s: float) -> None:
         """Take no more requests, give those that run ``grace_s`` seconds, cancel the rest and unload."""
         self._is_closing = True
+        self._pulls.close()
         if self._reaper is not None:
             self._reaper.cancel()
         entries, self._entries = list(self._entries.values()), {}
         await asyncio.gather(*(asyncio.to_thread(entry.served.close, grace_s=grace_s) for entry in entries))
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise OverloadedError("the server is shutting down; try again in a moment.", retry_after_s=5)
+
+    def _canonical(self, name: str) -> str:
+        """Return the one name of a model that has two, so that it is in memory once: the server's own, or its alias."""
+        alias = _alias_of(name)
+        return self._default if alias == _alias_of(self._default) else alias
 
     def _describe(self, name: str) -> ModelInfo:
         return _describe(name, self._mmproj if name == self._default else None)
 
     def _check_allowed(self, name: str) -> None:
         """Let clients name models of the store, and what the server was started with: no path of its disk."""
-        if name == self._default or name in self._entries:
+        if self._canonical(name) in (self._default, *self._entries):
             return
         if not any(name in (model.name, model.hub_id) for model in store.list_models() if model.is_complete):
             raise ModelNotFoundError(f"there is no model {name[:100]!r} here. GET /v1/models lists what there is.")
@@ -248,6 +249,12 @@ class Host:
                         if self._entries.get(name) is entry and not entry.served.num_open:
                             del self._entries[name]
                             await asyncio.to_thread(entry.served.close, grace_s=5.0)
+
+
+def _alias_of(name: str) -> str:
+    """Return the alias of a Hub id that has one, unless a folder here goes by one of the two; else the name itself."""
+    alias = _ALIASES.get(name, name)
+    return name if alias == name or Path(name).is_dir() or Path(alias).is_dir() else alias
 
 
 async def _in_own_thread(function: Callable[[str], _T], name: str) -> _T:

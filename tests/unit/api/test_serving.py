@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 import llavakit
 from llavakit.api import serving
 from llavakit.api.host import Host, make_host
-from llavakit.api.serving import ServedModel
+from llavakit.api.loaded_model import LoadedModel
+from llavakit.api.serving import ServedModel, ServeSettings
 from llavakit.core.errors import (
     ConfigError,
     ConstraintError,
@@ -32,6 +34,7 @@ from llavakit.engine.attention_map import compute_attention
 from llavakit.model.layers import apply_rotary
 from llavakit.processing.grammar import FormMasks
 from llavakit.processing.sources import open_image
+from llavakit.weights import store
 
 _SHAPES = Path(__file__).parents[3] / "examples" / "shapes.png"
 _QUESTION = "How many red circles are there?"
@@ -514,5 +517,66 @@ def test_what_clients_that_left_have_sent_counts_until_its_thread_ends(monkeypat
         finally:
             may_end.set()
             await host.close(grace_s=10)
+
+    asyncio.run(run())
+
+
+_HUB_ID = "llava-hf/llava-1.5-7b-hf"
+
+
+@pytest.mark.parametrize("default", ["llava:tiny", "llava:7b", _HUB_ID])
+def test_a_model_with_two_names_is_in_memory_once(
+    default: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored = store.StoredModel("llava:7b", _HUB_ID, 1, tmp_path, is_complete=True)
+    names, removed = store.list_models, []
+    tiny = store.resolve("llava:tiny")
+    monkeypatch.setattr(store, "list_models", lambda: [names()[0], stored])
+    monkeypatch.setattr(store, "resolve", lambda name, **_: replace(tiny, name=name))
+    monkeypatch.setattr(store, "remove", removed.append)
+
+    async def run() -> None:
+        loads = []
+
+        def load(name: str) -> LoadedModel:
+            loads.append(name)
+            return llavakit.load("llava:tiny")
+
+        host = Host(default, load_model=load, settings=ServeSettings(), keep_alive_s=math.inf)
+        listed = default if default == _HUB_ID else "llava:7b"
+        assert sorted(info.name for info in host.list_models()) == sorted(["llava:tiny", listed])
+        first, _ = await host.open("llava:7b")
+        second, _ = await host.open(_HUB_ID)
+        assert first is second
+        assert loads == [listed] == [engine.name for engine in host.engines()]
+        assert [host.describe(name).name for name in ("llava:7b", _HUB_ID)] == ["llava:7b", _HUB_ID]
+        assert await host.unload(_HUB_ID if listed == "llava:7b" else "llava:7b")
+        assert host.loaded() == []
+        await host.open("llava:7b")
+        await host.remove(_HUB_ID)
+        assert host.loaded() == []
+        assert removed == [_HUB_ID]
+        await host.close(grace_s=1)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_was_being_loaded_when_the_server_stopped_is_not_served() -> None:
+    async def run() -> None:
+        is_loading, may_end = threading.Event(), threading.Event()
+
+        def load(name: str) -> LoadedModel:
+            is_loading.set()
+            assert may_end.wait(30)
+            return llavakit.load(name)
+
+        host = Host("llava:tiny", load_model=load, settings=ServeSettings(), keep_alive_s=math.inf)
+        opening = asyncio.create_task(host.open(None))
+        assert await asyncio.to_thread(is_loading.wait, 30)
+        await host.close(grace_s=1)
+        may_end.set()
+        with pytest.raises(OverloadedError, match="shutting down"):
+            await opening
+        assert not host.engines()
 
     asyncio.run(run())
