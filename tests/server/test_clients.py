@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import ollama
@@ -219,6 +220,34 @@ def test_a_client_that_goes_away_leaves_nothing_behind(url: str) -> None:
             break
         time.sleep(0.05)
     assert 'llavakit_kv_blocks_in_use{model="llava:tiny"} 0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "more"),
+    [
+        ("/v1/chat/completions", "messages", {"max_tokens": 1}),
+        ("/v1/responses", "input", {"max_output_tokens": 1}),
+        ("/api/chat", "messages", {"model": "llava:tiny", "stream": False, "options": {"num_predict": 1}}),
+    ],
+)
+def test_system_messages_come_first_in_every_dialect(url: str, path: str, field: str, more: dict[str, Any]) -> None:
+    def ask(*said: tuple[str, str]) -> httpx.Response:
+        messages = [{"role": role, "content": words} for role, words in said]
+        return httpx.post(f"{url}{path}", json={**more, field: messages}, timeout=60)
+
+    second = "system" if path == "/api/chat" else "developer"
+    answers = [
+        ask(("system", "Be brief."), (second, "Say no."), ("user", "Hi")).json(),
+        ask(("system", "Be brief. Say no."), ("user", "Hi")).json(),
+    ]
+    counts = [answer.get("prompt_eval_count") or answer["usage"] for answer in answers]
+    for count in counts:
+        if isinstance(count, dict):
+            count.pop("prompt_tokens_details", None)
+            count.pop("input_tokens_details", None)
+    assert counts[0] == counts[1]
+    for order in ([("user", "Hi"), ("system", "Be brief.")], [("user", "Hi"), ("user", "Hi")]):
+        assert ask(*order).status_code == 400
 
 
 def test_the_page_and_what_it_asks(url: str) -> None:

@@ -158,7 +158,7 @@ def _check_order(messages: tuple[Message, ...]) -> None:
 
 
 def render(messages: Sequence[Message], template: str, *, add_generation_prompt: bool = True) -> tuple[Segment, ...]:
-    """Turn messages into the segments of a prompt.
+    """Turn messages, as `to_messages` gives them, into the segments of a prompt.
 
     Pictures come before the words of their message, as in training. A conversation that ends with an assistant
     message is a beginning to be continued, with ``add_generation_prompt``.
