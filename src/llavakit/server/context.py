@@ -190,7 +190,8 @@ async def until_gone(request: Request, work: Any) -> Any:
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
-            if await request.is_disconnected():
+            # What has ended meanwhile is given on: its answers are cancelled where they would be sent.
+            if await request.is_disconnected() and not task.done():
                 raise RefusedError("the client went away.", status=499, code="request")
         return task.result()
     finally:
