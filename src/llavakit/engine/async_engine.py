@@ -18,11 +18,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError, UnloadedError
+from llavakit.core.errors import LlavakitError, OverloadedError, UnloadedError
 from llavakit.core.requests import EngineStats
 from llavakit.core.types import GenerationResult, SamplingParams, TokenEvent
 from llavakit.engine.generation import EnginePrompt
-from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+from llavakit.engine.paged_engine import EngineEvent, PagedEngine, explain_failure
 from llavakit.engine.sampler import TokenMask
 
 __all__ = ["AsyncEngine", "EngineAnswer"]
@@ -165,7 +165,7 @@ class AsyncEngine:
         """End a request before the next step; unknown numbers are ignored."""
         with self._lock:
             if not self._has_ended:
-                self._calls.put(lambda: self._deliver(self._engine.cancel(request_id)))
+                self._calls.put(lambda: self._cancel_now(request_id))
 
     def call(self, function: Callable[[], _T]) -> Future[_T]:
         """Run a function on the engine's thread, between two steps.
@@ -254,14 +254,20 @@ class AsyncEngine:
                 continue
             try:
                 events = self._engine.step()
-            except LlavakitError as error:
-                events = self._engine.fail_all(error)
-            except Exception:
-                _LOG.exception("a step failed")
-                events = self._engine.fail_all(
-                    CapacityError("the engine failed in the middle of a step; nothing was lost but this answer.")
-                )
+            except Exception as error:
+                events = self._fail_all(explain_failure(error))
             self._deliver(events)
+
+    def _fail_all(self, error: LlavakitError) -> list[EngineEvent]:
+        """End every request, also those that the engine has lost."""
+        try:
+            events = self._engine.fail_all(error)
+        except Exception:
+            _LOG.exception("the engine could not end its requests")
+            events = []
+        ended = {event.request_id for event in events if event.result is not None or event.error is not None}
+        lost = [request_id for request_id in self._answers if request_id not in ended]
+        return [*events, *(EngineEvent(request_id=request_id, error=error) for request_id in lost)]
 
     def _end(self) -> bool:
         """Whether the thread is to end; from then on no call is taken."""
@@ -287,14 +293,20 @@ class AsyncEngine:
             try:
                 return self._calls.get(timeout=pause_s)
             except queue.Empty:
-                self._engine.do_chore()
+                self._do_chore()
                 pause_s = _CHORE_PAUSE_S
         return self._calls.get()
+
+    def _do_chore(self) -> None:
+        try:
+            self._engine.do_chore()
+        except Exception:
+            _LOG.exception("a block of a picture could not be put on the disk")
 
     def _finish_chores(self) -> None:
         deadline_s = time.monotonic() + _MAX_CHORES_S
         while self._engine.has_chores and time.monotonic() < deadline_s:
-            self._engine.do_chore()
+            self._do_chore()
             time.sleep(_CHORE_PAUSE_S / 10)
 
     def _deliver(self, events: list[EngineEvent]) -> None:
@@ -315,7 +327,14 @@ class AsyncEngine:
 
     def _cancel_all(self) -> None:
         for request_id in list(self._answers):
-            self._deliver(self._engine.cancel(request_id))
+            self._cancel_now(request_id)
+
+    def _cancel_now(self, request_id: int) -> None:
+        try:
+            events = self._engine.cancel(request_id)
+        except Exception as error:
+            events = [EngineEvent(request_id=request_id, error=explain_failure(error))]
+        self._deliver(events)
 
 
 def _hand_over(pairs: list[tuple[EngineAnswer, EngineEvent]]) -> None:

@@ -67,10 +67,11 @@ class DiskStore:
         path = self._folder / name
         try:
             content = path.read_bytes()
-            os.utime(path)  # the order of use outlives a restart
         except OSError:
             self._drop(name)
             return None
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            os.utime(path)  # the order of use outlives a restart
         digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(name.encode() + data).digest() != digest:
             _LOG.warning("a damaged entry of %d bytes was dropped from the disk cache", len(content))
@@ -140,7 +141,8 @@ class DiskStore:
                 file.write(data)
             partial.replace(self._folder / name)
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error says why
+                partial.unlink(missing_ok=True)
             raise
         with self._lock:
             self._sizes[name] = len(data) + _DIGEST_BYTES
@@ -155,4 +157,5 @@ class DiskStore:
     def _drop(self, name: str) -> None:
         with self._lock:
             self._num_bytes -= self._sizes.pop(name, 0)
-        (self._folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be removed is not used again all the same
+            (self._folder / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ One thread calls `step`; the others' calls are brought to it (`llavakit.engine.a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +32,12 @@ from llavakit.engine.text_stream import TokenDecoder
 from llavakit.model.llava import Llava
 from llavakit.scheduling.blocks import BlockManager, root_digest
 from llavakit.scheduling.scheduler import Budget, Chunk, Scheduler, Step
-from llavakit.scheduling.sequence import ImageSpan, State
+from llavakit.scheduling.sequence import ImageSpan
 from llavakit.scheduling.sequence import Sequence as ScheduledSequence
 
-__all__ = ["EngineEvent", "PagedEngine"]
+__all__ = ["EngineEvent", "PagedEngine", "explain_failure"]
 
+_LOG = logging.getLogger(__name__)
 _PICTURE_BYTES = 256 * 1024**2
 
 
@@ -177,10 +179,11 @@ class PagedEngine:
             max_len=max_len, tenant=tenant,
         )  # fmt: skip
         request = _Request(generation, sequence, Drafter(self._max_draft_tokens), time.perf_counter())
-        self._requests[request_id] = request
         self._restore_blocks(sequence)
         self._find_features(request)
+        # Last: a request that could not be prepared was never here.
         self._scheduler.add(sequence)
+        self._requests[request_id] = request
         self._counts["num_prompt_tokens"] += len(keys)
         return request_id
 
@@ -203,7 +206,10 @@ class PagedEngine:
         request = self._requests.get(request_id)
         if request is None:
             return []
-        return [self._end(request, request.generation.cancel())]
+        try:
+            return [self._end(request, request.generation.cancel())]
+        except Exception as error:
+            return [self._fail(request, explain_failure(error))]
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
@@ -444,34 +450,43 @@ class PagedEngine:
         chain = sequence.chain(BLOCK_SIZE)
         held = blocks.match(chain)
         blocks.acquire(held)
-        for idx, digest in enumerate(chain[len(held) :], start=len(held)):
-            if digest.hex() not in self._disk or (fresh := blocks.allocate(1)) is None:
-                break
-            data = self._disk.get(digest.hex())
-            if data is None or len(data) != self._block_bytes:
-                blocks.release(fresh)
-                break
-            self._pool.write(fresh[0], data)
-            self._scheduler.register(sequence, idx, fresh[0])
-            held += fresh
-        blocks.release(held)
+        try:
+            for idx, digest in enumerate(chain[len(held) :], start=len(held)):
+                if digest.hex() not in self._disk or (fresh := blocks.allocate(1)) is None:
+                    break
+                held += fresh
+                data = self._disk.get(digest.hex())
+                if data is None or len(data) != self._block_bytes:
+                    break
+                self._pool.write(fresh[0], data)
+                self._scheduler.register(sequence, idx, fresh[0])
+        finally:
+            blocks.release(held)
 
     @property
     def _block_bytes(self) -> int:
         return BlockPool.block_bytes(self.model.config.text_config, self.model.kv_dtype)
 
     def _end(self, request: _Request, event: TokenEvent) -> EngineEvent:
+        end = EngineEvent(request_id=request.sequence.sequence_id, event=event, result=request.generation.result)
         self._drop(request)
-        return EngineEvent(request_id=request.sequence.sequence_id, event=event, result=request.generation.result)
+        return end
 
     def _fail(self, request: _Request, error: LlavakitError) -> EngineEvent:
         self._drop(request)
         return EngineEvent(request_id=request.sequence.sequence_id, error=error)
 
     def _drop(self, request: _Request) -> None:
-        if request.sequence.state is not State.ENDED:
-            self._scheduler.finish(request.sequence)
-        del self._requests[request.sequence.sequence_id]
+        self._requests.pop(request.sequence.sequence_id, None)
+        self._scheduler.finish(request.sequence)
+
+
+def explain_failure(error: Exception) -> LlavakitError:
+    """Return what a client is told of an exception; one that nobody foresaw goes to the log."""
+    if isinstance(error, LlavakitError):
+        return error
+    _LOG.error("a step failed", exc_info=error)
+    return CapacityError("the engine failed in the middle of a step; nothing was lost but this answer.")
 
 
 def _slices(features: Tensor, offsets: Iterable[int]) -> list[Tensor]:

@@ -183,13 +183,12 @@ class Scheduler:
         sequence.keys.append(key)
 
     def finish(self, sequence: Sequence) -> None:
-        """End a request, wherever it is, and give its blocks back."""
-        if sequence.state is State.RUNNING:
-            self.running.remove(sequence)
-        elif sequence.state is State.WAITING:
-            self.waiting.remove(sequence)
-        else:
+        """End a request, wherever it is or if it never was queued, and give its blocks back."""
+        if sequence.state is State.ENDED:
             return
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
         sequence.move_to(State.ENDED)
         self._release(sequence)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from llavakit.core.errors import OverloadedError
+from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError
 from llavakit.core.requests import EngineStats
 from llavakit.core.types import FinishReason, SamplingParams, TokenEvent
 from llavakit.engine.async_engine import AsyncEngine
@@ -89,3 +89,43 @@ async def _ask_with_pictures() -> None:
     alone = await ask(np.zeros((5, 3, 4, 4), dtype=np.float32))  # more than the bound, but nobody else is there
     assert [event.finish_reason async for event in alone] == [FinishReason.STOP]
     engine.close(grace_s=1.0)
+
+
+class _BrokenEngine(_Engine):
+    """Every step fails, and so does whatever ends a request, though the request is forgotten."""
+
+    has_chores = True
+
+    def step(self) -> list[EngineEvent]:
+        raise RuntimeError("a step")
+
+    def fail_all(self, _error: LlavakitError) -> list[EngineEvent]:
+        self.open.clear()
+        raise RuntimeError("an end")
+
+    def cancel(self, request_id: int) -> list[EngineEvent]:
+        self.open.remove(request_id)
+        raise RuntimeError("a cancellation")
+
+    def do_chore(self) -> None:
+        self.has_chores = False
+        raise RuntimeError("a chore")
+
+
+def test_whatever_fails_the_thread_goes_on_and_every_client_gets_one_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llavakit.engine.async_engine._CHORE_DELAY_S", 0.0)
+    asyncio.run(asyncio.wait_for(_ask_a_broken_engine(), timeout=60))
+
+
+async def _ask_a_broken_engine() -> None:
+    fake = _BrokenEngine()
+    engine = AsyncEngine(cast(PagedEngine, fake), max_open=100, max_pixel_bytes=400)
+    for cancels in (False, True, False):
+        answers = [await engine.submit(cast(Any, _Prompt(None)), SamplingParams()) for _ in range(2)]
+        for answer in answers:
+            if cancels:
+                answer.cancel()
+            with pytest.raises(CapacityError, match="nothing was lost but this answer"):
+                [event async for event in answer]
+        assert engine.num_open == 0
+    await asyncio.to_thread(engine.close, grace_s=1.0)

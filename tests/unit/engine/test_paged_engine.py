@@ -381,6 +381,52 @@ def test_the_disk_store_survives_a_folder_that_cannot_be_written(
     assert "could not be kept" in caplog.text
 
 
+def _refuse(*_args: object, **_options: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_a_cache_folder_that_can_only_be_read_serves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = make_prompt(_MODEL, num_images=3, seed=4, num_words=20)
+    params = SamplingParams(max_new_tokens=6)
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(disk=disk)
+    first = _results([*_start(engine, prompt, params), *_drain(engine)])
+    _do_chores(engine)
+    disk.close()
+    monkeypatch.setattr("os.utime", _refuse)
+    monkeypatch.setattr(Path, "unlink", _refuse)
+    for path in sorted(tmp_path.iterdir())[::2]:
+        path.write_bytes(b"damaged, and cannot be removed")
+    again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    assert _results([*_start(again, prompt, params), *_drain(again)]) == first
+    assert again.stats().num_images_encoded < 3
+    again.check_integrity()
+
+
+def test_a_request_that_cannot_be_prepared_was_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = make_prompt(_MODEL, num_images=3, seed=4, num_words=20)
+    params = SamplingParams(max_new_tokens=6)
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(disk=disk)
+    _start(engine, prompt, params)
+    _drain(engine)
+    _do_chores(engine)
+    disk.flush()
+    again = _engine(disk=disk)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockPool, "write", _refuse)
+        with pytest.raises(PermissionError):
+            again.add(prompt, params)
+    assert not again.has_work
+    assert again.fail_all(WeightsError("broken")) == []
+    again.check_integrity()
+    assert again.stats().num_blocks_in_use == 0
+    _start(again, prompt, params)
+    assert len(_results(_drain(again))) == 1
+
+
 def test_blocks_read_and_write_back() -> None:
     config = make_config().text_config
     pool = BlockPool(config, num_blocks=3, dtype=torch.float16, device=torch.device("cpu"))

@@ -119,6 +119,15 @@ def test_every_request_ends_once_and_every_slot_holds_what_its_reader_needs(
     scheduler.blocks.check_integrity()
 
 
+def test_a_request_that_never_was_queued_can_be_ended_and_twice_is_no_harm() -> None:
+    scheduler = _scheduler()
+    sequence = _sequence(0, [1, 2, 3])
+    scheduler.finish(sequence)
+    scheduler.finish(sequence)
+    assert sequence.state is State.ENDED
+    scheduler.check_integrity()
+
+
 def test_a_second_question_about_a_picture_computes_only_its_own_words() -> None:
     scheduler = _scheduler()
     player = _Player(scheduler)
