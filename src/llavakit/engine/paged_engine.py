@@ -119,6 +119,8 @@ class PagedEngine:
         # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
         self._unsaved: dict[int, bytes] = {}
         self._num_added = 0
+        # Of the step that is being computed: one that breaks off leaves behind what came of it so far.
+        self._events: list[EngineEvent] = []
         self._counts = {
             "num_prompt_tokens": 0, "num_cached_tokens": 0, "num_generated_tokens": 0, "num_preemptions": 0,
             "num_drafted_tokens": 0, "num_accepted_tokens": 0, "num_steps": 0,
@@ -221,7 +223,9 @@ class PagedEngine:
             self._pool.copy(copy.source, copy.target, copy.length)
         if step.image is not None:
             self._encode(*step.image, slice_s=step.image_s)
-        return self._compute(step) if step.chunks else []
+        if step.chunks:
+            self._compute(step)
+        return self._take_events()
 
     @torch.inference_mode()
     def image_features(self, prompt: EnginePrompt) -> Tensor:
@@ -240,8 +244,10 @@ class PagedEngine:
         return torch.cat(rows)
 
     def fail_all(self, error: LlavakitError) -> list[EngineEvent]:
-        """End every request with an error."""
-        return [self._fail(request, error) for request in list(self._requests.values())]
+        """End every request with an error; return that, and what came of the step that broke off."""
+        for request in list(self._requests.values()):
+            self._events.append(self._fail(request, error))
+        return self._take_events()
 
     def stats(self) -> EngineStats:
         """Say what the engine is doing."""
@@ -323,7 +329,11 @@ class PagedEngine:
 
     # One pass.
 
-    def _compute(self, step: Step) -> list[EngineEvent]:
+    def _take_events(self) -> list[EngineEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _compute(self, step: Step) -> None:
         started = time.perf_counter()
         chunks = sorted(step.chunks, key=lambda chunk: chunk.length)
         for chunk in chunks:
@@ -345,7 +355,6 @@ class PagedEngine:
         elapsed_s = time.perf_counter() - started
         self._scheduler.learn(step, seconds=elapsed_s)
         greedy_ids = choose_greedily(logits, self._suppressed_ids) if rows else []
-        events: list[EngineEvent] = []
         at = 0
         for chunk in chunks:
             request = self._requests[chunk.sequence.sequence_id]
@@ -358,9 +367,11 @@ class PagedEngine:
             if chunk.has_logits:
                 mine = slice(at, at + 1 + chunk.num_draft)
                 at += 1 + chunk.num_draft
-                events += self._choose(request, logits[mine], greedy_ids[mine], chunk.sequence.draft[: chunk.num_draft])
+                try:
+                    self._choose(request, logits[mine], greedy_ids[mine], chunk.sequence.draft[: chunk.num_draft])
+                except Exception as error:  # of this request alone: its neighbours go on
+                    self._events.append(self._fail(request, explain_failure(error)))
         self._guess()
-        return events
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """Embeddings (1, T, D) of the chunks' tokens, pictures' features in their places."""
@@ -384,20 +395,17 @@ class PagedEngine:
 
     def _choose(
         self, request: _Request, logits: Tensor, greedy_ids: Sequence[int | None], draft: tuple[int, ...]
-    ) -> list[EngineEvent]:
+    ) -> None:
         """Choose tokens from logits (1 + len(draft), V), as long as the guess agrees with what is chosen."""
         sequence = request.sequence
-        events: list[EngineEvent] = []
         num_right = 0
         for idx, (row, greedy_id) in enumerate(zip(logits, greedy_ids, strict=True)):
-            try:
-                event = request.generation.advance(row, greedy_id=greedy_id)
-            except LlavakitError as error:  # of this request alone: its neighbours go on
-                return [*events, self._fail(request, error)]
+            event = request.generation.advance(row, greedy_id=greedy_id)
             self._counts["num_generated_tokens"] += 1
             if event.finish_reason is not None:
-                return [*events, self._end(request, event)]
-            events.append(EngineEvent(request_id=sequence.sequence_id, event=event))
+                self._events.append(self._end(request, event))
+                return
+            self._events.append(EngineEvent(request_id=sequence.sequence_id, event=event))
             token_id = request.generation.token_ids[-1]
             self._scheduler.append(sequence, token_id)
             if idx == len(draft) or token_id != draft[idx]:
@@ -408,7 +416,6 @@ class PagedEngine:
             self._counts["num_drafted_tokens"] += len(draft)
             self._counts["num_accepted_tokens"] += num_right
             request.drafter.learn(num_guessed=len(draft), num_right=num_right)
-        return events
 
     def _guess(self) -> None:
         """Guess what follows each running answer, while a pass over so many tokens costs little more than over one."""

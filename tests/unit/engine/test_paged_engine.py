@@ -10,6 +10,7 @@ import random
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from llavakit.core.errors import CapacityError, ContextOverflowError, NonFiniteE
 from llavakit.core.types import FinishReason, SamplingParams
 from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.engine import Engine
+from llavakit.engine.generation import Generation
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine
 from llavakit.kernels.library import has_library
@@ -206,6 +208,39 @@ def test_a_failure_of_a_whole_step_ends_every_request_once() -> None:
     assert sorted(event.request_id for event in events) == ids
     assert not engine.has_work
     engine.check_integrity()
+
+
+def test_a_choice_that_nobody_foresaw_fails_is_the_failure_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine()
+    prompts = [make_prompt(_MODEL, num_images=0, seed=seed) for seed in range(3)]
+    params = SamplingParams(max_new_tokens=5, ignore_eos=True)
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    advance = Generation.advance
+
+    def fail(generation: Generation, *args: Any, **options: Any) -> Any:
+        if generation.request_idx == ids[1] and len(generation.token_ids) == 2:
+            raise RuntimeError("a choice")
+        return advance(generation, *args, **options)
+
+    monkeypatch.setattr(Generation, "advance", fail)
+    events = _drain(engine)
+    assert [type(event.error) for event in events if event.error is not None] == [CapacityError]
+    assert _results(events) == {ids[idx]: _alone(prompts[idx], params) for idx in (0, 2)}
+
+
+def test_an_end_reaches_its_client_though_the_step_fails_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine()
+    short, long = (
+        engine.add(make_prompt(_MODEL, num_images=0, seed=seed), SamplingParams(max_new_tokens=num, ignore_eos=True))
+        for seed, num in ((1, 1), (2, 9))
+    )
+    monkeypatch.setattr(PagedEngine, "_guess", _refuse)
+    with pytest.raises(PermissionError):
+        engine.step()
+    events = engine.fail_all(WeightsError("broken"))
+    assert [event.request_id for event in events if event.result is not None] == [short]
+    assert [event.request_id for event in events if event.error is not None] == [long]
+    assert engine.fail_all(WeightsError("broken")) == []
 
 
 def test_what_can_never_fit_is_refused_at_once() -> None:
