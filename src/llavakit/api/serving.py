@@ -196,7 +196,7 @@ class ServedModel:
                 f"prompt and answer have {len(prompt.token_ids) + len(answer_ids)} tokens; the context is "
                 f"{config.max_context_tokens}. Ask about a shorter conversation."
             )
-        future = self._engine.call(lambda: self._attend(prompt, answer_ids))
+        future = self._engine.call(lambda: self._attend(prompt, answer_ids, tenant=self._tenant_of(request)))
         weights = await asyncio.to_thread(_rounded, await asyncio.wrap_future(future))
         vision = config.vision_config
         return AttentionMap(
@@ -282,8 +282,8 @@ class ServedModel:
             self._masks = FormMasks(self._loaded.tokenizer)
         return self._masks
 
-    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int]) -> np.ndarray:
-        features = self._paged.image_features(prompt)
+    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int], *, tenant: str) -> np.ndarray:
+        features = self._paged.image_features(prompt, tenant=tenant)
         weights = compute_attention(
             self._loaded.model, [*prompt.token_ids, *answer_ids], features, num_prompt_tokens=len(prompt.token_ids)
         )

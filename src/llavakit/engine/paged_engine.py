@@ -25,7 +25,7 @@ from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.drafting import Drafter
 from llavakit.engine.generation import EnginePrompt, Generation, make_generation
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool, PackedPass, Piece
-from llavakit.engine.picture_encoder import PictureEncoder
+from llavakit.engine.picture_encoder import PictureEncoder, PictureKey
 from llavakit.engine.runner import position_keys
 from llavakit.engine.sampler import TokenMask, choose_greedily
 from llavakit.engine.text_stream import TokenDecoder
@@ -112,9 +112,7 @@ class PagedEngine:
             model.config.text_config, num_blocks=num_blocks, dtype=model.kv_dtype, device=self._device
         )
         self._scheduler = Scheduler(BlockManager(num_blocks), BLOCK_SIZE, budget or Budget())
-        self._pictures = PictureEncoder(
-            model, max_bytes=max_picture_bytes, disk=disk, prefix=root_digest(fingerprint, str(model.dtype)).hex()[:16]
-        )
+        self._pictures = PictureEncoder(model, max_bytes=max_picture_bytes, disk=disk, fingerprint=fingerprint)
         self._requests: dict[int, _Request] = {}
         # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
         self._unsaved: dict[int, bytes] = {}
@@ -228,13 +226,14 @@ class PagedEngine:
         return self._take_events()
 
     @torch.inference_mode()
-    def image_features(self, prompt: EnginePrompt) -> Tensor:
-        """Return the features (M, D) of all pictures of a prompt, computing those that are not at hand."""
+    def image_features(self, prompt: EnginePrompt, *, tenant: str = "") -> Tensor:
+        """Return the features (M, D) of all pictures of a prompt, computing those that its tenant has not at hand."""
         pixels = prompt.pixel_values
         if pixels is None:
             raise AssertionError("a prompt without pictures has no features")
         rows = []
-        for idx, key in enumerate(prompt.image_keys):
+        for idx, digest in enumerate(prompt.image_keys):
+            key = PictureKey(tenant, digest)
             features = self._pictures.find(key)
             if features is None:
                 features = self._pictures.advance(key, pixels[idx], slice_s=None)
@@ -303,7 +302,7 @@ class PagedEngine:
                 self._take_features(request, image.digest)
 
     def _take_features(self, request: _Request, digest: str) -> bool:
-        features = self._pictures.find(digest)
+        features = self._pictures.find(PictureKey(request.sequence.tenant, digest))
         if features is None:
             return False
         request.features[digest] = features
@@ -319,7 +318,7 @@ class PagedEngine:
         pixels = request.generation.prompt.pixel_values
         if pixels is None:
             raise AssertionError("a prompt with a picture has no pixels")
-        features = self._pictures.advance(image.digest, pixels[idx], slice_s=slice_s)
+        features = self._pictures.advance(PictureKey(sequence.tenant, image.digest), pixels[idx], slice_s=slice_s)
         request.generation.timings.image_encode_s += time.perf_counter() - started
         if features is None:
             return

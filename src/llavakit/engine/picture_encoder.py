@@ -6,6 +6,7 @@ A picture takes the vision tower seconds on a CPU. Between its layers the engine
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,16 @@ from torch import Tensor
 from llavakit.core.bounded_cache import BoundedCache
 from llavakit.engine.disk_store import DiskStore
 from llavakit.model.llava import Llava
+from llavakit.scheduling.blocks import root_digest
 
-__all__ = ["PictureEncoder"]
+__all__ = ["PictureEncoder", "PictureKey"]
+
+
+class PictureKey(NamedTuple):
+    """What features are found by: whose they are, and the picture's digest."""
+
+    tenant: str
+    digest: str
 
 
 class PictureEncoder:
@@ -28,16 +37,16 @@ class PictureEncoder:
         Of features in memory.
     disk : DiskStore, optional
         Where features outlive the process.
-    prefix : str
-        Of the disk's entries: what else than the picture decides its features.
+    fingerprint : str
+        Of the model's files: what else than the picture decides its features.
     """
 
-    def __init__(self, model: Llava, *, max_bytes: int, disk: DiskStore | None, prefix: str) -> None:
+    def __init__(self, model: Llava, *, max_bytes: int, disk: DiskStore | None, fingerprint: str) -> None:
         self._model = model
-        self._features: BoundedCache[str, Tensor] = BoundedCache(max_bytes=max_bytes)
+        self._features: BoundedCache[PictureKey, Tensor] = BoundedCache(max_bytes=max_bytes)
         self._disk = disk
-        self._prefix = prefix
-        self._key: str | None = None
+        self._fingerprint = fingerprint
+        self._key: PictureKey | None = None
         self._states: Tensor | None = None
         self._num_layers_done = 0
         self.num_encoded = 0
@@ -53,8 +62,8 @@ class PictureEncoder:
         """Of features in memory, at most."""
         return self._features.max_bytes
 
-    def find(self, key: str) -> Tensor | None:
-        """Return the features (num_image_tokens, D) of a picture that was seen before."""
+    def find(self, key: PictureKey) -> Tensor | None:
+        """Return the features (num_image_tokens, D) of a picture that this tenant has shown before."""
         features = self._features.get(key)
         if features is None and self._disk is not None and (data := self._disk.get(self._name(key))) is not None:
             features = self._from_bytes(data)
@@ -62,13 +71,12 @@ class PictureEncoder:
         self.num_hits += features is not None
         return features
 
-    def advance(self, key: str, pixels: np.ndarray, *, slice_s: float | None) -> Tensor | None:
+    def advance(self, key: PictureKey, pixels: np.ndarray, *, slice_s: float | None) -> Tensor | None:
         """Go on encoding a picture for about ``slice_s`` seconds, to its end with None; return the features at the end.
 
         Parameters
         ----------
-        key : str
-            Digest of the picture.
+        key : PictureKey
         pixels : float32 array of shape (3, S, S)
             Normalised.
         """
@@ -100,5 +108,6 @@ class PictureEncoder:
         dtype = self._model.multi_modal_projector.linear_2.bias.dtype
         return torch.frombuffer(bytearray(data), dtype=dtype).view(-1, width).to(self._model.device)
 
-    def _name(self, key: str) -> str:
-        return f"{self._prefix}-{key}"
+    def _name(self, key: PictureKey) -> str:
+        root = root_digest(self._fingerprint, str(self._model.dtype), key.tenant)
+        return f"{root.hex()[:16]}-{key.digest}"

@@ -356,6 +356,16 @@ def test_other_requests_go_on_while_attention_is_rounded(monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
+def test_attention_says_nothing_of_what_other_tenants_have_shown() -> None:
+    async def use(served: ServedModel, _: Host) -> None:
+        answer = await _text(served, _ask(tenant="alice"))
+        for tenant, num_encoded in (("alice", 1), ("bob", 2), ("bob", 2)):
+            await served.attend(_ask(tenant=tenant), answer)
+            assert served.stats().num_images_encoded == num_encoded
+
+    _serve(use, isolate_tenants=True)
+
+
 def test_attention_equals_the_softmax_over_whole_matrices() -> None:
     model = llavakit.load("llava:tiny")
     prompt = model.prepare(_QUESTION, images=[str(_SHAPES)])

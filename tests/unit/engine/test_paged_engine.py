@@ -151,16 +151,34 @@ def test_a_second_question_about_a_picture_computes_only_its_words_and_no_pictur
     assert result.timings.num_images_encoded == 0
 
 
-def test_tenants_find_nothing_of_each_other() -> None:
+def test_tenants_find_nothing_of_each_other(tmp_path: Path) -> None:
     prompt = make_prompt(_MODEL, num_images=1, seed=1, num_words=30)
-    engine = _engine()
-    for tenant in ("a", "b"):
+    disk = DiskStore(tmp_path, max_bytes=1 << 24)
+    engine = _engine(disk=disk)
+    for num_encoded, tenant in enumerate(("a", "b"), start=1):
         engine.add(prompt, SamplingParams(max_new_tokens=2), tenant=tenant)
         _drain(engine)
+        _do_chores(engine)
+        assert (engine.stats().num_images_encoded, engine.stats().num_image_hits) == (num_encoded, 0)
     assert engine.stats().num_cached_tokens == 0
     engine.add(prompt, SamplingParams(max_new_tokens=2), tenant="a")
     _drain(engine)
     assert engine.stats().num_cached_tokens > 0
+    assert engine.stats().num_images_encoded == 2
+    disk.close()
+    again = _engine(disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    for tenant, num_encoded in (("c", 1), ("a", 1), ("b", 1)):
+        again.add(prompt, SamplingParams(max_new_tokens=2), tenant=tenant)
+        _drain(again)
+        assert again.stats().num_images_encoded == num_encoded
+
+
+def test_where_an_answer_looked_says_nothing_of_what_others_have_shown() -> None:
+    prompt = make_prompt(_MODEL, num_images=1, seed=1)
+    engine = _engine()
+    for tenant, num_encoded in (("a", 1), ("a", 1), ("b", 2)):
+        engine.image_features(prompt, tenant=tenant)
+        assert engine.stats().num_images_encoded == num_encoded
 
 
 def test_two_who_ask_about_one_picture_at_once_encode_it_once() -> None:
