@@ -23,6 +23,7 @@ from llavakit.api.serving import ServedModel, ServeSettings
 from llavakit.core.errors import LlavakitError, ModelNotFoundError, OverloadedError, RefusedError, StoreError
 from llavakit.core.requests import LoadedInfo, ModelInfo
 from llavakit.core.shapes import count_parameters
+from llavakit.engine.disk_store import DiskStore
 from llavakit.planner.machine import detect_machine
 from llavakit.processing.presets import default_preset_name, load_presets
 from llavakit.processing.sources import SourcePolicy
@@ -68,6 +69,8 @@ class Host:
         How long a model stays after its last request where the request does not say.
     mmproj : str, optional
         The projector of the default model, where it is a GGUF file without one beside it.
+    disk : DiskStore, optional
+        Of all models; closed with the host.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class Host:
         settings: ServeSettings,
         keep_alive_s: float,
         mmproj: str | None = None,
+        disk: DiskStore | None = None,
     ) -> None:
         self._default = default
         self._mmproj = mmproj
         self._load_model = load_model
         self._settings = settings
         self._keep_alive_s = keep_alive_s
+        self._disk = disk
         self._entries: dict[str, _Entry] = {}
         self._pulls = Pulls()
         self._lock = asyncio.Lock()
@@ -134,6 +139,7 @@ class Host:
             served = ServedModel(
                 loaded, self._settings, name=name, fingerprint=info.digest,
                 available_bytes=max(0, free - _SPARE_BYTES - (info.num_bytes if _is_mapped(loaded) else 0)),
+                disk=self._disk,
             )  # fmt: skip
             entry = _Entry(info, served, self._keep_alive_s, time.time())
             self._touch(entry, keep_alive_s)
@@ -195,6 +201,8 @@ class Host:
             self._reaper.cancel()
         entries, self._entries = list(self._entries.values()), {}
         await asyncio.gather(*(asyncio.to_thread(entry.served.close, grace_s=grace_s) for entry in entries))
+        if self._disk is not None:
+            await asyncio.to_thread(self._disk.close)
 
     def _check_open(self) -> None:
         if self._is_closing:
@@ -292,7 +300,13 @@ def make_host(
 ) -> Host:
     """Make what a server needs: see `llavakit.load` and `ServeSettings` for the settings.
 
-    Nothing is loaded before `Host.open`. ``mmproj`` belongs to the model that is named here.
+    Nothing is loaded before `Host.open`. ``mmproj`` belongs to the model that is named here. In ``cache_dir`` features
+    and blocks of pictures outlive a restart, ``disk_cache_bytes`` of all models together.
+
+    Raises
+    ------
+    ConfigError
+        If ``cache_dir`` cannot be used.
     """
     if threads is not None:
         import torch
@@ -308,9 +322,10 @@ def make_host(
 
     settings = ServeSettings(
         num_parallel=num_parallel, max_waiting=max_waiting, cache_bytes=cache_bytes, isolate_tenants=isolate_tenants,
-        cache_dir=cache_dir, disk_cache_bytes=disk_cache_bytes, picture_cache_bytes=picture_cache_bytes,
+        picture_cache_bytes=picture_cache_bytes,
     )  # fmt: skip
-    return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s, mmproj=mmproj)
+    disk = DiskStore(cache_dir, max_bytes=disk_cache_bytes) if cache_dir is not None and disk_cache_bytes > 0 else None
+    return Host(model, load_model=load_model, settings=settings, keep_alive_s=keep_alive_s, mmproj=mmproj, disk=disk)
 
 
 def _describe(name: str, mmproj: str | None) -> ModelInfo:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +42,6 @@ _MAX_PIXEL_SHARE, _MIN_PIXEL_BYTES, _MAX_PIXEL_BYTES = 1 / 8, 32 * 1024**2, 512 
 # Of the memory of pictures that may come again. With 576 features of 4,096 numbers a picture's pixels take a seventh of
 # what its features do.
 _PIXEL_CACHE_SHARE = 1 / 8
-_GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,6 @@ class ServeSettings:
         Of pictures that may come again, part of what is free: most of it features, the rest prepared pixels.
     isolate_tenants : bool
         Whether nothing cached for one tenant is used for another.
-    cache_dir : Path, optional
-        Where features and blocks of pictures outlive a restart.
-    disk_cache_bytes : int
     max_draft_tokens : int, optional
         Longest guess of what follows; 0 for none, by default what pays on the device.
     """
@@ -74,8 +69,6 @@ class ServeSettings:
     cache_bytes: int | None = None
     picture_cache_bytes: int = 256 * 1024**2
     isolate_tenants: bool = False
-    cache_dir: Path | None = None
-    disk_cache_bytes: int = 2 * _GIB
     max_draft_tokens: int | None = None
 
 
@@ -92,10 +85,19 @@ class ServedModel:
         Of the weights' files.
     available_bytes : int
         Memory that keys and values may take.
+    disk : DiskStore, optional
+        Where features and blocks of pictures outlive a restart; whoever opened it closes it.
     """
 
     def __init__(
-        self, loaded: LoadedModel, settings: ServeSettings, *, name: str, fingerprint: str, available_bytes: int
+        self,
+        loaded: LoadedModel,
+        settings: ServeSettings,
+        *,
+        name: str,
+        fingerprint: str,
+        available_bytes: int,
+        disk: DiskStore | None = None,
     ) -> None:
         self._loaded = loaded
         self._settings = settings
@@ -103,9 +105,6 @@ class ServedModel:
         self._coming: set[Future[PreparedPrompt]] = set()  # requests that the engine does not know yet
         self._masks: FormMasks | None = None
         self._pixels = PixelCache(max_bytes=int(settings.picture_cache_bytes * _PIXEL_CACHE_SHARE))
-        self._disk = None
-        if settings.cache_dir is not None and settings.disk_cache_bytes > 0:
-            self._disk = DiskStore(settings.cache_dir, max_bytes=settings.disk_cache_bytes)
         is_cpu = loaded.device.type == "cpu"
         pixel_bytes = max(_MIN_PIXEL_BYTES, min(_MAX_PIXEL_BYTES, int(_MAX_PIXEL_SHARE * available_bytes)))
         engine = PagedEngine(
@@ -122,7 +121,7 @@ class ServedModel:
             max_decode_rows=4 if is_cpu else 32,
             max_picture_bytes=settings.picture_cache_bytes - self._pixels.max_bytes,
             fingerprint=fingerprint,
-            disk=self._disk,
+            disk=disk,
         )
         self._engine = AsyncEngine(
             engine, max_open=settings.num_parallel + settings.max_waiting, max_pixel_bytes=pixel_bytes,
@@ -219,8 +218,6 @@ class ServedModel:
     def close(self, *, grace_s: float) -> None:
         """Let running requests end, cancel the rest after ``grace_s`` seconds, and let go of the model."""
         self._engine.close(grace_s=grace_s)
-        if self._disk is not None:
-            self._disk.close()
 
     def check_integrity(self) -> None:
         """Raise AssertionError if anything in the engine is not accounted for; while it has nothing to do."""

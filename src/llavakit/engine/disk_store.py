@@ -12,9 +12,13 @@ import hashlib
 import logging
 import os
 import queue
+import re
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
+
+from llavakit.core.errors import ConfigError
 
 __all__ = ["DiskStore"]
 
@@ -22,17 +26,26 @@ _LOG = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 _MAX_QUEUED_BYTES = 64 << 20  # of memory, where the disk is slower than pictures come
 _PARTIAL = ".part"
+# Files of a store: a block's digest, or a picture's behind what else decides its features. Others are somebody else's.
+_OWN_FILE = re.compile(rf"(?:[0-9a-f]{{16}}-)?[0-9a-f]{{64}}({re.escape(_PARTIAL)})?")
 
 
 class DiskStore:
-    """Entries by name.
+    """Entries by name: a SHA-256 in hexadecimal digits, or 16 further ones, a hyphen and a SHA-256.
+
+    Several engines may share a store. Files of other names, links and folders inside the folder are left alone.
 
     Parameters
     ----------
     folder : Path
-        Made if need be. One process at a time; another one that opens it is harmless, but may drop entries early.
+        Made if need be. One store at a time; another process's is harmless, but may drop entries early.
     max_bytes : int
         Of all entries; the least recently used ones are dropped beyond it.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be made or read.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -44,8 +57,15 @@ class DiskStore:
         self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
         self._queued: set[str] = set()
         self._num_queued_bytes = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._find_entries()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._find_entries()
+        except OSError as error:
+            raise ConfigError(
+                f"the cache folder {str(folder)!r} cannot be used ({error.strerror or error}). Name a folder that can "
+                "be read and written, or none."
+            ) from error
+        self._make_room(0)
         self._writer = threading.Thread(target=self._write_queued, name="disk store", daemon=True)
         self._writer.start()
 
@@ -107,16 +127,20 @@ class DiskStore:
     def _find_entries(self) -> None:
         found = []
         for path in self._folder.iterdir():
-            if path.name.endswith(_PARTIAL):
-                path.unlink(missing_ok=True)
+            match = _OWN_FILE.fullmatch(path.name)
+            if match is None:
                 continue
             with contextlib.suppress(OSError):
-                status = path.stat()
-                found.append((status.st_mtime_ns, path.name, status.st_size))
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                if match[1]:
+                    path.unlink()
+                else:
+                    found.append((status.st_mtime_ns, path.name, status.st_size))
         for _, name, size in sorted(found):
             self._sizes[name] = size
             self._num_bytes += size
-        self._make_room(0)
 
     def _write_queued(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -149,10 +173,14 @@ class DiskStore:
             self._num_bytes += len(data) + _DIGEST_BYTES
 
     def _make_room(self, num_bytes: int) -> None:
-        while self._sizes and self._num_bytes + num_bytes > self.max_bytes:
-            with self._lock:
-                name = next(iter(self._sizes))
+        while (name := self._first_to_drop(num_bytes)) is not None:
             self._drop(name)
+
+    def _first_to_drop(self, num_bytes: int) -> str | None:
+        """Return the least recently used entry, if so many bytes more are over the bound."""
+        with self._lock:
+            is_over = self._num_bytes + num_bytes > self.max_bytes
+            return next(iter(self._sizes), None) if is_over else None
 
     def _drop(self, name: str) -> None:
         with self._lock:

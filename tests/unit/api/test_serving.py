@@ -20,6 +20,7 @@ from llavakit.api import serving
 from llavakit.api.host import Host, make_host
 from llavakit.api.loaded_model import LoadedModel
 from llavakit.api.serving import ServedModel, ServeSettings
+from llavakit.conversion.convert import convert
 from llavakit.core.errors import (
     ConfigError,
     ConstraintError,
@@ -467,6 +468,28 @@ def test_a_restart_finds_the_picture_again(tmp_path: Path) -> None:
 
     _serve(use, cache_dir=tmp_path)
     _serve(use_again, cache_dir=tmp_path)
+
+
+def test_models_of_one_host_share_the_bound_of_their_folder(tmp_path: Path) -> None:
+    convert("llava:tiny", tmp_path / "tiny.gguf", type_name="q8_0")
+
+    async def run(folder: Path, names: tuple[str, ...], max_bytes: int) -> int:
+        host = make_host(str(tmp_path / "tiny.gguf"), cache_dir=folder, disk_cache_bytes=max_bytes)
+        for name in names:
+            await _text((await host.open(name))[0], _ask())
+        await host.close(grace_s=10)
+        return sum(path.stat().st_size for path in folder.iterdir())
+
+    first, second = str(tmp_path / "tiny.gguf"), "llava:tiny"
+    alone = asyncio.run(run(tmp_path / "one", (first,), 1 << 30))
+    assert alone < asyncio.run(run(tmp_path / "two", (first, second), 1 << 30))
+    assert 0 < asyncio.run(run(tmp_path / "bounded", (first, second), alone)) <= alone
+
+
+def test_a_cache_folder_that_cannot_be_used_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="cache folder"):
+        make_host("llava:tiny", cache_dir=tmp_path / "file")
 
 
 def test_a_model_stays_while_a_request_for_it_is_being_prepared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import llavakit
 from llavakit.conversion.convert import convert
-from llavakit.core.errors import CapacityError, ContextOverflowError, NonFiniteError, WeightsError
+from llavakit.core.errors import CapacityError, ConfigError, ContextOverflowError, NonFiniteError, WeightsError
 from llavakit.core.types import FinishReason, SamplingParams
 from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.engine import Engine
@@ -478,6 +478,56 @@ def test_a_request_that_cannot_be_prepared_was_never_there(tmp_path: Path, monke
     assert again.stats().num_blocks_in_use == 0
     _start(again, prompt, params)
     assert len(_results(_drain(again))) == 1
+
+
+def test_the_disk_store_touches_only_what_it_wrote_itself(tmp_path: Path) -> None:
+    name = "ab" * 32
+    store = DiskStore(tmp_path, max_bytes=4000)
+    store.put(name, bytes(100))
+    store.put(f"{'0' * 16}-{name}", bytes(100))
+    store.close()
+    (tmp_path / f"{'cd' * 32}.part").write_bytes(b"left behind")
+    foreign = {"thesis.docx", "notes.part", name[:-1], name.upper(), f"{name}.part.part"}
+    for other in foreign:
+        (tmp_path / other).write_bytes(bytes(3000))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ("12" * 32)).mkdir()
+    (tmp_path / ("34" * 32)).symlink_to("thesis.docx")
+    kept = {*foreign, "folder", "12" * 32, "34" * 32}
+    again = DiskStore(tmp_path, max_bytes=4000)
+    assert again.num_bytes == 2 * (100 + 32)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, name, f"{'0' * 16}-{name}"}
+    again.close()
+    none = DiskStore(tmp_path, max_bytes=10)
+    none.close()
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert none.num_bytes == 0
+
+
+def test_a_cache_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"the cache folder .*file' cannot be used .*Name a folder"):
+        DiskStore(tmp_path / "file", max_bytes=1000)
+
+
+def test_room_is_made_though_another_thread_drops_the_last_entry(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, max_bytes=400)
+    store.put("ab" * 32, bytes(300))
+    store.flush()
+
+    class Overtaken:
+        """A lock that another thread had just before, and dropped everything."""
+
+        def __enter__(self) -> None:
+            store._sizes.clear()
+            store._num_bytes = 0
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+    store._lock = Overtaken()  # type: ignore[assignment]
+    store._make_room(300)
+    assert store.num_bytes == 0
 
 
 def test_blocks_read_and_write_back() -> None:
