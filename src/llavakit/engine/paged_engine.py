@@ -111,7 +111,9 @@ class PagedEngine:
         self._pool = BlockPool(
             model.config.text_config, num_blocks=num_blocks, dtype=model.kv_dtype, device=self._device
         )
-        self._scheduler = Scheduler(BlockManager(num_blocks), BLOCK_SIZE, budget or Budget())
+        self._scheduler = Scheduler(
+            BlockManager(num_blocks), BLOCK_SIZE, budget or Budget(), on_start=self._find_features
+        )
         self._pictures = PictureEncoder(model, max_bytes=max_picture_bytes, disk=disk, fingerprint=fingerprint)
         self._requests: dict[int, _Request] = {}
         # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
@@ -180,7 +182,6 @@ class PagedEngine:
         )  # fmt: skip
         request = _Request(generation, sequence, Drafter(self._max_draft_tokens), time.perf_counter())
         self._restore_blocks(sequence)
-        self._find_features(request)
         # Last: a request that could not be prepared was never here.
         self._scheduler.add(sequence)
         self._requests[request_id] = request
@@ -217,6 +218,8 @@ class PagedEngine:
         step = self._scheduler.schedule()
         self._counts["num_steps"] += 1
         self._counts["num_preemptions"] += len(step.preempted)
+        for sequence in step.preempted:
+            self._forget_features(sequence)
         for copy in step.copies:
             self._pool.copy(copy.source, copy.target, copy.length)
         if step.image is not None:
@@ -275,6 +278,9 @@ class PagedEngine:
         known = {id(s) for s in [*self._scheduler.running, *self._scheduler.waiting]}
         if known != {id(request.sequence) for request in self._requests.values()}:
             raise AssertionError("requests and sequences differ")
+        for request in self._requests.values():
+            if not request.features.keys() == request.sequence.ready_images <= request.sequence.needed_images:
+                raise AssertionError("a request holds features that it does not need, or does not say which it has")
 
     # Pictures.
 
@@ -290,16 +296,17 @@ class PagedEngine:
                 position += 1
         return tuple(ImageSpan(key, start, length) for key, start in zip(prompt.image_keys, starts, strict=True))
 
-    def _find_features(self, request: _Request) -> None:
+    def _find_features(self, sequence: ScheduledSequence) -> None:
         """Take the features that are at hand of the pictures that the cache does not cover."""
-        sequence = request.sequence
-        if not sequence.images:
-            return
-        found, part = self._scheduler.find(sequence)
-        num_cached = len(found) * BLOCK_SIZE + (part[1] if part is not None else 0)
-        for image in sequence.images:
-            if image.end > num_cached and image.digest not in request.features:
-                self._take_features(request, image.digest)
+        for digest in sequence.needed_images:
+            self._take_features(self._requests[sequence.sequence_id], digest)
+
+    def _forget_features(self, sequence: ScheduledSequence) -> None:
+        """Let go of features that are computed with, or have to wait: beside the bounded cache nobody may keep them."""
+        features = self._requests[sequence.sequence_id].features
+        for digest in features.keys() - sequence.needed_images:
+            del features[digest]
+            sequence.ready_images.remove(digest)
 
     def _take_features(self, request: _Request, digest: str) -> bool:
         features = self._pictures.find(PictureKey(request.sequence.tenant, digest))
@@ -438,8 +445,12 @@ class PagedEngine:
         self._counts["num_cached_tokens"] += timings.num_cached_tokens
 
     def _note_computed(self, sequence: ScheduledSequence, num_positions: int) -> None:
-        """Count positions as computed, and note the blocks of pictures that are to be put on the disk."""
+        """Count positions as computed, and note the blocks of pictures that are to be put on the disk.
+
+        Features of pictures that are computed with are let go of.
+        """
         full = self._scheduler.computed(sequence, num_positions)
+        self._forget_features(sequence)
         if self._disk is None or not full:
             return
         end = max((image.end for image in sequence.images), default=0)

@@ -12,7 +12,7 @@ run out the youngest running request gives its own back and waits again; what it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from llavakit.scheduling.blocks import BlockManager, PositionKey
@@ -104,11 +104,15 @@ class Scheduler:
     blocks : BlockManager
     block_size : int
     budget : Budget
+    on_start : callable
+        Called with each request that begins to run, once more after it was sent back, so that it can be said which of
+        its pictures are ready before the step is decided.
     """
 
     blocks: BlockManager
     block_size: int
     budget: Budget
+    on_start: Callable[[Sequence], None] = lambda _sequence: None
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
@@ -258,6 +262,7 @@ class Scheduler:
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
         self.running.append(sequence)
+        self.on_start(sequence)
         return True
 
     # The parts of a step.

@@ -65,7 +65,7 @@ class Sequence:
     draft : tuple of int
         Tokens guessed to follow; they are computed in the next step and kept if they are right.
     ready_images : set of str
-        Digests of pictures whose features are at hand.
+        Digests of pictures whose features are at hand; never more than `needed_images`.
     num_preemptions : int
         How often it was sent back to wait.
     waited_steps : int
@@ -119,6 +119,13 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether only its last token is missing."""
         return self.num_missing == 1
+
+    @property
+    def needed_images(self) -> set[str]:
+        """Digests of the pictures whose features are to be computed with; none while it waits."""
+        if self.state is not State.RUNNING:
+            return set()
+        return {image.digest for image in self.images if image.end > self.num_computed}
 
     def first_missing_image(self) -> ImageSpan | None:
         """Return the first picture that is needed and has no features yet."""

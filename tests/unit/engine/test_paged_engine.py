@@ -130,6 +130,44 @@ def test_the_engine_says_how_full_its_caches_are_and_none_passes_its_bound() -> 
     assert found[-1] == 32 * block_bytes
 
 
+def _held_bytes(engine: PagedEngine) -> int:
+    """Bytes of the features that requests hold."""
+    return sum(features.nbytes for request in engine._requests.values() for features in request.features.values())
+
+
+def test_requests_that_wait_or_have_read_their_pictures_hold_no_features(tmp_path: Path) -> None:
+    width = _MODEL.config.text_config.hidden_size * _MODEL.config.num_image_tokens * 4
+    engine = _engine(budget=Budget(max_running=1), max_picture_bytes=width, disk=DiskStore(tmp_path, max_bytes=1 << 24))
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    prompts = [make_prompt(_MODEL, num_images=1, seed=seed) for seed in range(4)]
+    for prompt in prompts:
+        engine.add(prompt, params)
+        _drain(engine)
+    assert engine.stats().num_images_encoded == len(prompts)
+    # Words before the picture make it another beginning, so that the features are needed.
+    others = [replace(prompt, token_ids=(prompt.token_ids[0], 5, *prompt.token_ids[1:])) for prompt in prompts]
+    ids = [engine.add(prompt, params) for prompt in others]
+    assert _held_bytes(engine) == 0
+    events: list[EngineEvent] = []
+    while engine.has_work:
+        events += engine.step()
+        engine.check_integrity()
+        assert _held_bytes(engine) == 0  # a step reads the whole prompt here
+    assert _results(events) == {idx: _alone(prompt, params) for idx, prompt in zip(ids, others, strict=True)}
+    assert engine.stats().num_images_encoded == len(prompts)  # the disk had them
+
+
+def test_a_request_that_is_sent_back_lets_go_of_its_features_and_takes_them_again() -> None:
+    engine = _engine(num_blocks=8, budget=Budget(max_running=2, prompt_tokens=16, mixed_tokens=4))
+    params = SamplingParams(max_new_tokens=70, ignore_eos=True)
+    prompts = [make_prompt(_MODEL, num_images=2, seed=seed, num_words=20) for seed in range(2)]
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    assert _results(_drain(engine)) == {
+        request_id: _alone(prompt, params) for request_id, prompt in zip(ids, prompts, strict=True)
+    }
+    assert engine.stats().num_preemptions > 0
+
+
 def test_a_second_question_about_a_picture_computes_only_its_words_and_no_picture() -> None:
     prompt = make_prompt(_MODEL, num_images=3, seed=1, num_words=30)
     other = replace(prompt, token_ids=(*prompt.token_ids[:-4], 5, 6, 7, 8))
