@@ -158,14 +158,21 @@ def test_requests_that_wait_or_have_read_their_pictures_hold_no_features(tmp_pat
 
 
 def test_a_request_that_is_sent_back_lets_go_of_its_features_and_takes_them_again() -> None:
-    engine = _engine(num_blocks=8, budget=Budget(max_running=2, prompt_tokens=16, mixed_tokens=4))
-    params = SamplingParams(max_new_tokens=70, ignore_eos=True)
-    prompts = [make_prompt(_MODEL, num_images=2, seed=seed, num_words=20) for seed in range(2)]
-    ids = [engine.add(prompt, params) for prompt in prompts]
-    assert _results(_drain(engine)) == {
-        request_id: _alone(prompt, params) for request_id, prompt in zip(ids, prompts, strict=True)
-    }
-    assert engine.stats().num_preemptions > 0
+    engine = _engine(num_blocks=8, budget=Budget(max_running=2, mixed_tokens=1), max_draft_tokens=0)
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    first, picture = (make_prompt(_MODEL, num_images=num, seed=1) for num in (0, 1))
+    # Many words before the picture: its features wait for long, while the first answer takes all blocks.
+    second = replace(picture, token_ids=(picture.token_ids[0], *range(5, 75), *picture.token_ids[1:]))
+    events = _start(engine, first, params)
+    engine.add(second, params)
+    held_bytes = 0
+    while not engine.stats().num_preemptions:
+        held_bytes = _held_bytes(engine)
+        events += engine.step()
+    assert held_bytes > 0 == _held_bytes(engine)
+    events += _drain(engine)
+    assert list(_results(events).values()) == [_alone(first, params), _alone(second, params)]
+    assert engine.stats().num_images_encoded == 1
 
 
 def test_a_second_question_about_a_picture_computes_only_its_words_and_no_picture() -> None:
