@@ -111,9 +111,7 @@ class PagedEngine:
         self._pool = BlockPool(
             model.config.text_config, num_blocks=num_blocks, dtype=model.kv_dtype, device=self._device
         )
-        self._scheduler = Scheduler(
-            BlockManager(num_blocks), BLOCK_SIZE, budget or Budget(), on_start=self._find_features
-        )
+        self._scheduler = Scheduler(BlockManager(num_blocks), BLOCK_SIZE, budget or Budget())
         self._pictures = PictureEncoder(model, max_bytes=max_picture_bytes, disk=disk, fingerprint=fingerprint)
         self._requests: dict[int, _Request] = {}
         # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
@@ -215,7 +213,7 @@ class PagedEngine:
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
         """Compute what the scheduler decides, and return what came of it."""
-        step = self._scheduler.schedule()
+        step = self._scheduler.schedule(on_start=self._find_features)
         self._counts["num_steps"] += 1
         self._counts["num_preemptions"] += len(step.preempted)
         for sequence in step.preempted:

@@ -104,15 +104,11 @@ class Scheduler:
     blocks : BlockManager
     block_size : int
     budget : Budget
-    on_start : callable
-        Called with each request that begins to run, once more after it was sent back, so that it can be said which of
-        its pictures are ready before the step is decided.
     """
 
     blocks: BlockManager
     block_size: int
     budget: Budget
-    on_start: Callable[[Sequence], None] = lambda _sequence: None
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
@@ -128,10 +124,21 @@ class Scheduler:
         """Whether a request of so many positions fits into the cache when it is alone."""
         return self._num_blocks(num_positions) <= self.blocks.num_blocks
 
-    def schedule(self) -> Step:
-        """Decide the next step."""
+    def schedule(self, *, on_start: Callable[[Sequence], None] | None = None) -> Step:
+        """Decide the next step.
+
+        Parameters
+        ----------
+        on_start : callable, optional
+            Called with each request that begins to run, once more after it was sent back: it says which pictures are
+            ready before it is decided what to compute.
+        """
         preempted: list[Sequence] = []
+        num_running = len(self.running)
         copies = self._admit()
+        if on_start is not None:
+            for sequence in self.running[num_running:]:
+                on_start(sequence)
         # A sequence sent back while later ones were looked at computes nothing in this step.
         chunks = [chunk for chunk in self._decodes(preempted) if chunk.sequence.state is State.RUNNING]
         num_answering = sum(chunk.length for chunk in chunks)
@@ -262,7 +269,6 @@ class Scheduler:
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
         self.running.append(sequence)
-        self.on_start(sequence)
         return True
 
     # The parts of a step.
