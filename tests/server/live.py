@@ -34,13 +34,14 @@ class ScriptedAnswer:
     engine: ScriptedEngine
     words: Sequence[str]
     failure: LlavakitError | Exception | None
+    pause_s: float
     is_cancelled: bool = False
     num_given: int = 0
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         try:
             for idx, word in enumerate(self.words):
-                await asyncio.sleep(self.engine.pause_s)
+                await asyncio.sleep(self.pause_s)
                 if self.is_cancelled:
                     yield TokenEvent(request_idx=0, text="", token_id=None, finish_reason=FinishReason.CANCELLED)
                     return
@@ -87,7 +88,7 @@ class ScriptedEngine:
             raise self.refusal
         self.seen.append(request)
         self.num_open += 1
-        return ScriptedAnswer(self, self.words, self.failure)
+        return ScriptedAnswer(self, self.words, self.failure, self.pause_s)
 
     def token_bytes(self, token_id: int) -> bytes:
         return str(token_id).encode()
