@@ -34,7 +34,7 @@ class ScriptedAnswer:
     engine: ScriptedEngine
     words: Sequence[str]
     failure: LlavakitError | Exception | None
-    pause_s: float
+    pause_s: float = 0.0
     is_cancelled: bool = False
     num_given: int = 0
 
