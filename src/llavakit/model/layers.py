@@ -58,7 +58,7 @@ class Linear(nn.Linear):
     is_left_to_library : bool
         See `LlamaModel.use_native`.
     is_left_to_torch : bool
-        See `LlavaModel.use_torch_products`.
+        See `Llava.use_torch_products`.
     interleaved_head_dim : int, optional
         The weight's rows are in GGUF's order of rotary pairs (0, d/2, 1, d/2 + 1, ...) within every head of this size;
         outputs are put back in order.

@@ -13,7 +13,7 @@ from llavakit.weights.streamed_file import FilePlan, PlannedTensor
 __all__ = ["plan_safetensors"]
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_ALIGNMENT = 64  # the format asks for 8; mapped weights that begin at a cache line are read a little faster
+_ALIGNMENT = 64  # the format asks for 8; see Llava.use_torch_products for what a cache line decides
 
 
 def plan_safetensors(tensors: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> FilePlan:
