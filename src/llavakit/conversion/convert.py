@@ -353,9 +353,9 @@ def _write_parts(texts: Mapping[Path, str]) -> dict[Path, Path]:
             part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
             raise DiskFullError(
-                f"the disk is full: {error.filename!r} could not be written. Free some room."
+                f"the disk is full: {str(path)!r} could not be written. Free some room and run the same command again."
             ) from error
-        raise StoreError(f"{error.filename!r} cannot be written ({error}). Name another output.") from error
+        raise StoreError(f"{str(path)!r} cannot be written ({error}). Name another output.") from error
     return parts
 
 
