@@ -14,13 +14,15 @@ import asyncio
 import base64
 import io
 import json
+import math
 import multiprocessing
+import random
 import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import uvicorn
@@ -40,21 +42,22 @@ _FIRST_TEXT = re.compile(rb'"content":"[^"]')
 _USAGE = re.compile(rb'"completion_tokens":([0-9]+)')
 Question = tuple[str, bytes | None]  # words, and a picture's file
 Answered = tuple[float, float, int]  # seconds to the first token, to the last, tokens
-_COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms")
+_COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms", "tokens_per_answer")
 
 
-def _make_question(idx: int, side: str, client: int, number: int, *, has_picture: bool) -> Question:
+def _make_question(place: int, client: int, number: int, *, has_picture: bool) -> Question:
+    """Make a question that no other side, round or client asks; ``place`` counts the turns of all sides."""
     if not has_picture:
-        return f"Round {idx} {side}, client {client}, number {number}: tell a story.", None
+        return f"Turn {place}, client {client}, number {number}: tell a story.", None
     file = io.BytesIO()
-    seed = 100_000 * idx + 1000 * number + 2 * client + (side == "server")
+    seed = 100_000 * place + 1000 * number + client
     make_picture(seed, width=160, height=120).save(file, "JPEG", quality=90)
     return "Describe the picture.", file.getvalue()
 
 
-async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> Answered:
+async def _direct(engine: EngineClient, question: Question, num_tokens: int, *, is_whole: bool) -> Answered:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
-    sampling = SamplingParams(max_new_tokens=num_tokens, ignore_eos=False)
+    sampling = SamplingParams(max_new_tokens=num_tokens, ignore_eos=is_whole)
     text, picture = question
     parts = (TextPart(text),) if picture is None else (ImagePart(picture), TextPart(text))
     messages = (Message(Role.USER, parts),)
@@ -64,7 +67,7 @@ async def _direct(engine: EngineClient, question: Question, num_tokens: int) -> 
     return first_s, time.perf_counter() - started_s, count
 
 
-async def _over_http(port: int, question: Question, num_tokens: int) -> Answered:
+async def _over_http(port: int, question: Question, num_tokens: int, *, is_whole: bool) -> Answered:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
     text, picture = question
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -73,7 +76,7 @@ async def _over_http(port: int, question: Question, num_tokens: int) -> Answered
         content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     body = json.dumps({
         "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": num_tokens,
-        "stream": True, "stream_options": {"include_usage": True},
+        "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": is_whole,
     })  # fmt: skip
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
@@ -104,10 +107,38 @@ async def _ask_in_turn(
     return time.perf_counter() - started_s, [answer for mine in answers for answer in mine]
 
 
-def _ask_server(port: int, num_tokens: int, work: Connection) -> None:
+async def _ask_at_random(
+    ask: Callable[[Question], Awaitable[Answered]], questions: list[list[Question]], per_s: float
+) -> tuple[float, list[Answered]]:
+    """Ask at moments of which ``per_s`` come in a second, whether others are answered or not."""
+    gaps, moment_s = random.Random(0), 0.0  # the same ones for both sides
+
+    async def later(question: Question, seconds: float) -> Answered:
+        await asyncio.sleep(seconds)
+        return await ask(question)
+
+    started_s, asked = time.perf_counter(), []
+    for question in (question for mine in questions for question in mine):
+        moment_s += gaps.expovariate(per_s)
+        asked.append(later(question, moment_s))
+    answers = await asyncio.gather(*asked)
+    return time.perf_counter() - started_s, answers
+
+
+def _ask_server(port: int, num_tokens: int, is_whole: bool, work: Connection) -> None:
     """Ask the questions of one round after the other; runs in a process of its own."""
-    while (questions := work.recv()) is not None:
-        work.send(asyncio.run(_ask_in_turn(lambda question: _over_http(port, question, num_tokens), questions)))
+
+    async def ask(question: Question) -> Answered:
+        return await _over_http(port, question, num_tokens, is_whole=is_whole)
+
+    while (turn := work.recv()) is not None:
+        work.send(asyncio.run(_take_turn(ask, *turn)))
+
+
+async def _take_turn(
+    ask: Callable[[Question], Awaitable[Answered]], questions: list[list[Question]], per_s: float | None
+) -> tuple[float, list[Answered]]:
+    return await (_ask_in_turn(ask, questions) if per_s is None else _ask_at_random(ask, questions, per_s))
 
 
 async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -119,25 +150,35 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
     found: dict[str, list[tuple[float, list[Answered]]]] = {"direct": [], "server": []}
     work, far_end = multiprocessing.Pipe()
-    arguments = (listener.getsockname()[1], options.max_tokens, far_end)
+    arguments = (listener.getsockname()[1], options.max_tokens, options.whole, far_end)
     client = multiprocessing.get_context("spawn").Process(target=_ask_server, args=arguments, daemon=True)
     client.start()
+
+    async def ask(question: Question) -> Answered:
+        return await _direct(engine, question, options.max_tokens, is_whole=options.whole)
+
+    per_s: float | None = None
+    rate = math.nan  # of answers, by the engine alone
     for idx in range(options.rounds + 1):
-        for side, rounds in found.items():
+        for place, side in enumerate(sorted(found, reverse=idx % 2 == 1), start=2 * idx):
             questions = [
                 [
-                    _make_question(idx, side, client, number, has_picture=options.pictures)
+                    _make_question(place, client, number, has_picture=options.pictures)
                     for number in range(options.questions)
                 ]
                 for client in range(options.clients)
             ]
             if side == "direct":
-                taken = await _ask_in_turn(lambda question: _direct(engine, question, options.max_tokens), questions)
+                taken = await _take_turn(ask, questions, per_s)
             else:
-                work.send(questions)
+                work.send((questions, per_s))
                 taken = await asyncio.to_thread(work.recv)
             if idx:  # the first round warms both sides
-                rounds.append(taken)
+                found[side].append(taken)
+            elif side == "direct" and options.load:
+                rate = len(taken[1]) / taken[0]
+        if not idx and options.load:
+            per_s = options.load * rate
     work.send(None)
     client.join()
     server.should_exit = True
@@ -148,6 +189,8 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             "tokens_per_s": median(sum(a[2] for a in answers) / seconds for seconds, answers in rounds),
             "first_token_p50_ms": 1e3 * median(a[0] for _, answers in rounds for a in answers),
             "answer_p50_ms": 1e3 * median(a[1] for _, answers in rounds for a in answers),
+            "tokens_per_answer": mean(a[2] for _, answers in rounds for a in answers),
+            "rounds_tokens_per_s": [sum(a[2] for a in answers) / seconds for seconds, answers in rounds],
         }
         for side, rounds in found.items()
     ]
@@ -160,6 +203,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--questions", type=int, default=10, help="of each client in a round, one after the other")
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--whole", action="store_true", help="every answer has --max-tokens tokens")
+    parser.add_argument(
+        "--load", type=float, help="ask at random moments, at this part of the rate at which the engine alone answers"
+    )
     parser.add_argument("--pictures", action="store_true", help="every question is about a picture of its own")
     parser.add_argument("--threads", type=int, default=count_cpus())
     options = parser.parse_args()
@@ -167,7 +214,7 @@ def main() -> None:
     manifest = make_manifest(num_threads=options.threads) | {
         "model": options.model, "clients": options.clients, "rounds": options.rounds,
         "questions": options.questions, "max_tokens": options.max_tokens,
-        "pictures": options.pictures,
+        "pictures": options.pictures, "whole": options.whole, "load": options.load,
     }  # fmt: skip
     print(make_table(rows, _COLUMNS))
     print(write_result("server_overhead", manifest, rows))

@@ -115,6 +115,17 @@ def test_several_prompts_have_an_answer_each(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.prompt_tokens == 10
 
 
+@pytest.mark.parametrize("path", [_CHAT, "/v1/completions"])
+def test_lengths_of_answers_as_other_servers_name_them(url: str, engine: ScriptedEngine, path: str) -> None:
+    asked: dict[str, Any] = {"prompt": "a"} if path != _CHAT else {"messages": [{"role": "user", "content": "a"}]}
+    fields = {"max_tokens": 9, "min_tokens": 4, "ignore_eos": True}
+    assert httpx.post(f"{url}{path}", json=asked | fields).status_code == 200
+    sampling = engine.seen[-1].sampling
+    assert (sampling.max_new_tokens, sampling.min_new_tokens, sampling.ignore_eos) == (9, 4, True)
+    reply = httpx.post(f"{url}{path}", json=asked | fields | {"min_tokens": 10})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "sampling")
+
+
 def test_truncation_is_of_conversations(url: str) -> None:
     refused = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "truncate": True})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "truncate")

@@ -135,7 +135,8 @@ def test_rubbish_is_refused_without_a_fault(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [-1, 1e308, "1", True, None, [], {}, 1 << 70])
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "max_tokens", "n", "seed", "presence_penalty",
-                                  "frequency_penalty", "top_logprobs", "min_p", "repetition_penalty"])  # fmt: skip
+                                  "frequency_penalty", "top_logprobs", "min_p", "repetition_penalty",
+                                  "min_tokens"])  # fmt: skip
 def test_no_number_breaks_it(name: str, value: Any, scripted: str) -> None:
     reply = _post(scripted, body=chat_body(url=None, **{"temperature": 0.5, name: value}))
     assert reply.status_code in (200, 400), reply.text

@@ -221,7 +221,8 @@ def _params(body: Any, *, num_tokens: int | None, num_top_logprobs: int | None =
         "num_top_logprobs": num_top_logprobs,
     }
     names = {"seed": "seed", "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
-             "repetition_penalty": "repetition_penalty"}  # fmt: skip
+             "repetition_penalty": "repetition_penalty", "min_tokens": "min_new_tokens",
+             "ignore_eos": "ignore_eos"}  # fmt: skip
     if temperature > 0:  # without a draw there is nothing they could change
         names |= {"top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
     for field, setting in names.items():

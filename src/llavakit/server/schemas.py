@@ -57,6 +57,8 @@ class _OwnFields(_Hosted):
     top_k: _Whole | None = None
     min_p: _Number | None = None
     repetition_penalty: _Number | None = None
+    min_tokens: _Whole | None = None
+    ignore_eos: _Flag | None = None
     preset: Literal["original", "hf"] | None = None
     guided_choice: Annotated[list[_Text], Field(max_length=1000)] | None = None
     guided_regex: _Text | None = None
