@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from llavakit.core import errors
 from llavakit.core.errors import ConfigError, LlavakitError, NonFiniteError, OverloadedError
 from llavakit.server import parsing
 from llavakit.server.failures import STATUS_BY_ERROR, status_of
+from llavakit.server.file_limits import most_connections, raise_file_limit
 from llavakit.server.requests import keep_alive_s
 from llavakit.server.settings import ServerSettings, read_settings
 from tests.server.live import URI, ScriptedEngine, ScriptedHost, chat_body, serving
@@ -202,6 +204,49 @@ def test_heads_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             reply = _converse(url, *pieces)  # returns when the server hangs up
             assert reply.count(b"HTTP/1.1 200") == (len(pieces) == 2)
         assert _post(url).status_code == 200  # an answer of 1.2 s is no head
+
+
+def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ScriptedHost(ScriptedEngine())) as url:
+        monkeypatch.setattr(parsing, "most_connections", lambda: 3)
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        idle = [socket.create_connection(address) for _ in range(3)]
+        with socket.create_connection(address, timeout=5) as client:  # nothing sent: no reset can overtake the reply
+            reply = client.makefile("rb").read()
+        head, body = reply.split(b"\r\n\r\n", 1)
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head
+        assert (json.loads(body)["error"]["code"], len(body)) == ("overloaded", int(_length(head)))
+        for connection in idle:
+            connection.close()
+        deadline = time.monotonic() + 5
+        while (status := _try_post(url)) != 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert status == 200
+
+
+def _length(head: bytes) -> bytes:
+    return next(line.split(b": ")[1] for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+
+
+def _try_post(url: str) -> int | None:
+    try:
+        return _post(url).status_code
+    except httpx.TransportError:  # still one too many
+        return None
+
+
+def test_connections_leave_files_for_the_models() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+        assert most_connections() == 200
+        raise_file_limit()
+        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised == (16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384))
+        assert most_connections() == raised - min(256, raised // 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_long_body_is_no_long_head(scripted: str) -> None:

@@ -60,10 +60,12 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
     from llavakit.api.host import make_host
     from llavakit.processing.sources import SourcePolicy
     from llavakit.server.app import create_app
+    from llavakit.server.file_limits import raise_file_limit
     from llavakit.server.lifecycle import DrainingServer, make_config
     from llavakit.server.memory import freeze_modules, use_one_heap
 
     use_one_heap()
+    raise_file_limit()
     _log_to(console)
     policy = SourcePolicy(
         allow_files=False, allow_urls=settings.allow_urls, allow_http=False, url_hosts=settings.url_hosts,

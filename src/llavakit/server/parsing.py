@@ -7,11 +7,16 @@ offers another protocol; this one does neither.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llavakit.core.errors import OverloadedError
+from llavakit.server.failures import body_of, status_of
+from llavakit.server.file_limits import most_connections
 
 __all__ = ["BoundedHttp"]
 
@@ -25,6 +30,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     So it does where a head is not whole after half a minute: of a connection that was opened, or of a further request
     that has begun. One that waits between requests is uvicorn's to close.
+
+    A connection for which the system's bound on open files leaves no room is told so and closed.
 
     A request that offers HTTP/2 or anything else beside HTTP/1.1, as Java's own client does in its first one, is
     answered as if it did not (RFC 9110, 7.8).
@@ -40,6 +47,10 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.write(_refusal(len(self.connections) - 1))
+            transport.close()
+            return
         self._head_timer = self.loop.call_later(_MAX_HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,3 +117,13 @@ class BoundedHttp(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._again = b"\r\n".join([*lines, b"", b""]) + rest
+
+
+def _refusal(num_connections: int) -> bytes:
+    """Return the whole reply to a connection that is one too many, before anything of its request is known."""
+    error = OverloadedError(f"{num_connections} connections are open, as many as are taken here. Try again later.")
+    body = json.dumps(body_of(error, is_ollama=False)).encode()
+    return (
+        b"HTTP/1.1 %d Service Unavailable\r\nretry-after: %d\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (status_of(error), error.retry_after_s, len(body), body)
+    )
