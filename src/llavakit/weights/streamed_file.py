@@ -23,6 +23,7 @@ from llavakit.core.errors import DiskFullError, FormatError, LlavakitError, Stor
 __all__ = ["FilePlan", "PlannedTensor", "StreamedFile"]
 
 _SECONDS_BETWEEN_MARKS = 2.0
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,14 @@ class StreamedFile:
             file.close()
             raise StoreError(
                 f"another process is writing {str(self.path)!r}. Wait for it, or name another output."
+            ) from error
+        except OSError as error:
+            file.close()
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise StoreError(
+                f"{str(self._part)!r} cannot be locked ({error.strerror}): the file system of this folder has no locks "
+                "that keep two processes from writing one file. Write to a local disk and move the result."
             ) from error
         except BaseException:
             file.close()

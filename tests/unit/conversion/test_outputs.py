@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -59,6 +60,15 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
         other.communicate()
     convert("llava:tiny", out, type_name="q8_0")
     assert _list(tmp_path) == ["a.gguf", "mmproj-a-f16.gguf"]
+
+
+def test_a_file_system_without_locks_is_named_as_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: Any, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(streamed_file.fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match=r"No locks available.*file system of this folder has no locks"):
+        convert("llava:tiny", tmp_path / "a.gguf", type_name="q8_0")
 
 
 def test_a_lock_on_what_has_got_its_final_name_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
