@@ -47,6 +47,7 @@ class BlockPool:
         self.keys = reserve_zeros(shape, dtype=dtype, device=device)
         self.values = reserve_zeros(shape, dtype=dtype, device=device)
         self.num_blocks = num_blocks
+        self.num_block_bytes = self.block_bytes(config, dtype)
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:

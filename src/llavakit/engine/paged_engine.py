@@ -25,6 +25,7 @@ from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.drafting import Drafter
 from llavakit.engine.generation import EnginePrompt, Generation, make_generation
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool, PackedPass, Piece
+from llavakit.engine.picture_blocks import PictureBlocks
 from llavakit.engine.picture_encoder import PictureEncoder, PictureKey
 from llavakit.engine.runner import position_keys
 from llavakit.engine.sampler import TokenMask, choose_greedily
@@ -112,10 +113,9 @@ class PagedEngine:
             model.config.text_config, num_blocks=num_blocks, dtype=model.kv_dtype, device=self._device
         )
         self._scheduler = Scheduler(BlockManager(num_blocks), BLOCK_SIZE, budget or Budget())
+        self._picture_blocks = PictureBlocks(self._pool, self._scheduler, disk)
         self._pictures = PictureEncoder(model, max_bytes=max_picture_bytes, disk=disk, fingerprint=fingerprint)
         self._requests: dict[int, _Request] = {}
-        # Digests of blocks of pictures that are not on the disk yet, by block: one that is used again takes its place.
-        self._unsaved: dict[int, bytes] = {}
         self._num_added = 0
         # Of the step that is being computed: one that breaks off leaves behind what came of it so far.
         self._events: list[EngineEvent] = []
@@ -179,7 +179,7 @@ class PagedEngine:
             max_len=max_len, tenant=tenant,
         )  # fmt: skip
         request = _Request(generation, sequence, Drafter(self._max_draft_tokens), time.perf_counter())
-        self._restore_blocks(sequence)
+        self._picture_blocks.restore(sequence)
         # Last: a request that could not be prepared was never here.
         self._scheduler.add(sequence)
         self._requests[request_id] = request
@@ -189,16 +189,11 @@ class PagedEngine:
     @property
     def has_chores(self) -> bool:
         """Whether there is something to do that nobody waits for."""
-        return bool(self._unsaved)
+        return self._picture_blocks.has_unsaved
 
     def do_chore(self) -> None:
-        """Put one block of a picture on the disk. Among answers it would cost a tenth of the time of everybody."""
-        if self._disk is None or self._disk.is_full:
-            return
-        block = next(iter(self._unsaved))
-        digest = self._unsaved.pop(block)
-        if self._scheduler.blocks.match([digest]) == [block]:  # else its memory was needed meanwhile
-            self._disk.put(digest.hex(), self._pool.read(block))
+        """Put one block of a picture on the disk."""
+        self._picture_blocks.save_one()
 
     def cancel(self, request_id: int) -> list[EngineEvent]:
         """End a request; nothing of it is left afterwards. Unknown numbers are ignored."""
@@ -252,7 +247,6 @@ class PagedEngine:
     def stats(self) -> EngineStats:
         """Say what the engine is doing."""
         blocks = self._scheduler.blocks
-        block_bytes = BlockPool.block_bytes(self.model.config.text_config, self.model.kv_dtype)
         return EngineStats(
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
@@ -263,8 +257,8 @@ class PagedEngine:
             num_image_hits=self._pictures.num_hits,
             num_image_cache_bytes=self._pictures.num_bytes,
             max_image_cache_bytes=self._pictures.max_bytes,
-            num_kv_cache_bytes=blocks.num_written * block_bytes,
-            max_kv_cache_bytes=blocks.num_blocks * block_bytes,
+            num_kv_cache_bytes=blocks.num_written * self._pool.num_block_bytes,
+            max_kv_cache_bytes=blocks.num_blocks * self._pool.num_block_bytes,
             num_disk_cache_bytes=self._disk.num_bytes if self._disk else 0,
             max_disk_cache_bytes=self._disk.max_bytes if self._disk else 0,
             **self._counts,
@@ -449,38 +443,7 @@ class PagedEngine:
         """
         full = self._scheduler.computed(sequence, num_positions)
         self._forget_features(sequence)
-        if self._disk is None or not full:
-            return
-        end = max((image.end for image in sequence.images), default=0)
-        num_before = len(sequence.digests) - len(full)
-        for idx, (block, digest) in enumerate(full):
-            if (num_before + idx) * BLOCK_SIZE < end and digest.hex() not in self._disk:
-                self._unsaved[block] = digest
-
-    def _restore_blocks(self, sequence: ScheduledSequence) -> None:
-        """Bring blocks of a picture that was met before a restart back from the disk."""
-        if self._disk is None or not sequence.images:
-            return
-        blocks = self._scheduler.blocks
-        chain = sequence.chain(BLOCK_SIZE)
-        held = blocks.match(chain)
-        blocks.acquire(held)
-        try:
-            for idx, digest in enumerate(chain[len(held) :], start=len(held)):
-                if digest.hex() not in self._disk or (fresh := blocks.allocate(1)) is None:
-                    break
-                held += fresh
-                data = self._disk.get(digest.hex())
-                if data is None or len(data) != self._block_bytes:
-                    break
-                self._pool.write(fresh[0], data)
-                self._scheduler.register(sequence, idx, fresh[0])
-        finally:
-            blocks.release(held)
-
-    @property
-    def _block_bytes(self) -> int:
-        return BlockPool.block_bytes(self.model.config.text_config, self.model.kv_dtype)
+        self._picture_blocks.note(sequence, full)
 
     def _end(self, request: _Request, event: TokenEvent) -> EngineEvent:
         end = EngineEvent(request_id=request.sequence.sequence_id, event=event, result=request.generation.result)
