@@ -32,9 +32,16 @@ for (const bad of ["javascript:alert(1)", "data:text/html,x", "//host/x", "/x", 
 }
 assert.equal(safeAddress("https://example.org/a"), "https://example.org/a");
 for (const hostile of ["*".repeat(50_000), "[".repeat(50_000), "> ".repeat(5_000), "`".repeat(50_001) + "a", "_a".repeat(50_000), "- ".repeat(2_000),
-  "[](".repeat(20_000), "http://a" + ")".repeat(50_000), "http://a(".repeat(10_000)]) {
+  "[](".repeat(20_000), "http://a" + ")".repeat(50_000), "http://a(".repeat(10_000), "# a" + " ".repeat(50_000) + "b",
+  "# a" + "#".repeat(50_000) + "b", "```" + " ".repeat(50_000) + "`", "`".repeat(50_000) + " a`", "\t".repeat(20_000) + "# a"]) {
   parse(hostile); // must end; a time that grows with the square would not, within this test's limit
 }
+
+assert.deepEqual(["# C#", "# A ##  ", "#", "## ##", "# a # b"].map((text) => {
+  const [block] = parse(text);
+  return [block.type, ...(block.inlines ?? []).map((inline) => inline.text)];
+}), [["heading", "C#"], ["heading", "A"], ["paragraph", "#"], ["heading"], ["heading", "a # b"]]);
+assert.deepEqual(["``` js x", "~~~c++", "```a`"].map((text) => parse(text)[0].language ?? null), ["js", "c++", null]);
 
 // Events: the same whatever the pieces.
 const stream = 'data: {"choices":[{"delta":{"content":"ä"}}]}\r\n\r\n: comment\ndata: a\ndata: b\n\ndata: [DONE]\n\n';

@@ -257,6 +257,70 @@ def test_one_bad_conversation_does_not_keep_the_others_out(page: Browser, tmp_pa
     assert "Conversation 2 was left out" in problems
 
 
+def test_an_import_that_fails_leaves_no_pictures_behind(page: Browser, tmp_path: Path) -> None:
+    picture = {
+        "id": "p",
+        "name": "a.png",
+        "type": "image/png",
+        "width": 1,
+        "height": 1,
+        "orientation": 1,
+        "data": "AAAA",
+    }
+    node = {"id": "q", "parent": "", "role": "user", "order": 1, "text": "?", "pictures": ["p"], "state": "done"}
+    talk = {"id": "c", "title": "Talk", "created": 1, "updated": 2, "nodes": {"q": node}, "chosen": {"": "q"}}
+    file = tmp_path / "conversations.json"
+    content = {"format": "llavakit-conversations", "version": 1, "conversations": [talk],
+               "pictures": [picture, {**picture, "id": "of nobody"}]}  # fmt: skip
+    file.write_text(json.dumps(content))
+    page.run("""(() => {
+      const put = IDBObjectStore.prototype.put;
+      window.makeRoom = () => { IDBObjectStore.prototype.put = put; };
+      IDBObjectStore.prototype.put = function (row) {
+        if (this.name === 'conversations') throw new DOMException('', 'QuotaExceededError');
+        return put.call(this, row);
+      };
+    })()""")
+    page.choose_file("#import", file)
+    page.until("document.querySelector('#composer-error').textContent === 'QuotaExceededError'")
+    stored = _STORED.replace("'conversations'", "'pictures'").replace("getAll", "getAllKeys")
+    page.until(f"({stored}).then(keys => keys.length === 0)")
+    page.run("window.makeRoom()")
+    page.choose_file("#import", file)
+    page.until(f"{_TITLES}.join() === 'Talk'")
+    page.until(f"({stored}).then(keys => keys.join() === 'p')")
+
+
+def test_a_database_that_is_gone_takes_nothing_that_is_shown_with_it(page: Browser) -> None:
+    asked(page, "First?")
+    click(page, "#new-button")
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached img[src]')")
+    asked(page, "Second?")
+    page.run("IDBDatabase.prototype.transaction = () => { throw new DOMException('gone', 'InvalidStateError'); }")
+    page.run(_FULL)
+    page.run("document.querySelector('#conversations li:nth-child(2) .open').click()")
+    page.until(f"{_QUESTIONS}.join() === 'First?'")
+    click(page, "#export-button")
+    page.until("window.made")
+    exported: dict[str, Any] = json.loads(page.run("window.made.text()"))
+    assert (len(exported["conversations"]), len(exported["pictures"])) == (2, 1)
+
+
+def test_a_chosen_model_outlives_a_key_that_is_missing(browser: Browser) -> None:
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted", api_keys=("correct-horse",)) as url:
+        browser.open(url)
+        browser.until("document.querySelector('#ask-key').open")
+        browser.run("localStorage.setItem('llavakit.settings', JSON.stringify({model: 'scripted'}))")
+        browser.open(url)
+        browser.until("document.querySelector('#ask-key').open")
+        browser.write("correct-horse")
+        browser.press("Enter")
+        browser.until("!document.querySelector('#ask-key').open")
+        browser.until("document.querySelector('#set-model').value === 'scripted'")
+        browser.problems.clear()
+
+
 def test_where_nothing_is_stored_it_is_said_where_it_is_seen(browser: Browser) -> None:
     script = "Object.defineProperty(window, 'indexedDB', { get() { throw new Error('switched off'); } });"
     added = browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]

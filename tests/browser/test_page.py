@@ -293,6 +293,33 @@ def test_a_refusal_is_shown_and_can_be_tried_again(browser: Browser) -> None:
 
 
 @_needs_browser
+def test_an_example_is_asked_once_however_often_it_is_clicked(browser: Browser) -> None:
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.run(
+            "for (const n of document.querySelectorAll('#gallery .questions button')) { n.click(); n.click(); }"
+        )
+        browser.until(IS_DONE)
+        assert browser.run("document.querySelectorAll('.user').length") == 1
+        assert browser.run(f"{ANSWERS}.length") == 1
+
+
+@_needs_browser
+def test_escape_of_an_input_method_does_not_stop_the_answer(browser: Browser) -> None:
+    engine = ScriptedEngine(words=[f"word{idx} " for idx in range(2000)], pause_s=0.02)
+    with serving(ScriptedHost(engine), default_model="scripted") as url:
+        open_page(browser, url)
+        ask(browser, "Hello?")
+        browser.until(f"{ANSWERS}[0]?.includes('word3')")
+        press = "new KeyboardEvent('keydown', {key: 'Escape', isComposing: %s, bubbles: true, cancelable: true})"
+        browser.run(f"document.querySelector('#question').dispatchEvent({press % 'true'})")
+        browser.until(f"{ANSWERS}[0].includes('word30')")
+        assert browser.run("document.querySelector('#stop-button') !== null")
+        browser.run(f"document.querySelector('#question').dispatchEvent({press % 'false'})")
+        browser.until("document.querySelector('#send-button')")
+
+
+@_needs_browser
 def test_a_key_is_asked_for(browser: Browser) -> None:
     with serving(ScriptedHost(ScriptedEngine()), default_model="scripted", api_keys=("correct-horse",)) as url:
         browser.open(url)

@@ -24,6 +24,7 @@ export class Composer {
   #drafts = new Map(); // by conversation
   #draft = newDraft();
   #isBusy = false;
+  #isOpen = false; // for a conversation
   #sentAt = -Infinity; // when the button was clicked, in ms
 
   /**
@@ -164,7 +165,9 @@ export class Composer {
   open(conversationId) {
     this.#draft.text = $("question").value;
     this.#draft.isWaiting = false; // nothing is sent from a conversation that is not seen
-    if (!this.#drafts.has(conversationId)) this.#drafts.set(conversationId, newDraft());
+    // What was typed before there was a conversation belongs to the first one.
+    if (!this.#drafts.has(conversationId)) this.#drafts.set(conversationId, this.#isOpen ? newDraft() : this.#draft);
+    this.#isOpen = true;
     this.#use(this.#drafts.get(conversationId));
     this.fail("");
   }
@@ -190,6 +193,10 @@ export class Composer {
     this.#use(this.#draft);
     $("question").focus();
     $("question").setSelectionRange(node.text.length, node.text.length);
+  }
+
+  get isEditing() {
+    return this.#draft.editing !== null;
   }
 
   cancelEditing() {

@@ -17,24 +17,26 @@ const EXAMPLES = [
     questions: ["Which bar is the shortest?", "How many bars are there?"] },
 ];
 
-/** Fill the gallery. `onPicture` gets a File, `onQuestion` a File and a question. */
+/** Fill the gallery. `onPicture` gets a File, `onQuestion` what fetches one, at once, and a question. */
 export function showGallery({ onPicture, onQuestion, onFailure }) {
   $("gallery").replaceChildren(...EXAMPLES.map((example) => {
     const address = new URL(`../gallery/${example.file}`, import.meta.url).href;
-    const take = async (then) => {
+    const load = async () => {
+      const response = await fetch(address);
+      if (!response.ok) throw new Error(`status ${response.status}`);
+      return new File([await response.blob()], example.file, { type: "image/png" });
+    };
+    const attempt = async (work) => {
       try {
-        const response = await fetch(address);
-        if (!response.ok) throw new Error(`status ${response.status}`);
-        const file = new File([await response.blob()], example.file, { type: "image/png" });
-        await then(file);
+        await work();
       } catch (error) {
         onFailure(`The example could not be loaded: ${error.message}.`);
       }
     };
     const picture = el("img", { src: address, alt: example.alt, width: 448, height: 448, loading: "lazy" });
     return el("li", {},
-      el("button", { type: "button", class: "picture", title: "Ask your own question about it", onclick: () => take(onPicture) }, picture),
+      el("button", { type: "button", class: "picture", title: "Ask your own question about it", onclick: () => attempt(async () => onPicture(await load())) }, picture),
       el("div", { class: "questions" }, ...example.questions.map((question) =>
-        el("button", { type: "button", onclick: () => take((file) => onQuestion(file, question)) }, question))));
+        el("button", { type: "button", onclick: () => attempt(() => onQuestion(load, question)) }, question))));
   }));
 }

@@ -2,7 +2,7 @@
 
 import { ApiError, fetchAttention, fetchInfo, fetchModels, streamAnswer } from "./api.js";
 import { Composer } from "./composer.js";
-import { $, announce, download, iconButton, newId } from "./dom.js";
+import { $, announce, download, iconButton, isComposing, newId } from "./dom.js";
 import { showGallery } from "./gallery.js";
 import { Album, fromRecord, takePicture, toRecord } from "./pictures.js";
 import { askKey, fieldsOf, setTheme, Settings } from "./settings.js";
@@ -26,6 +26,7 @@ let current = newConversation(newId(), Date.now());
 let unasked = current; // the new conversation, until something is asked in it
 const running = new Map(); // conversation id to {conversation, node, controller}
 const elsewhere = new Map(); // conversation id to the id of an answer that is coming in another tab
+let isTakingExample = false;
 const unstored = { conversation: new Map(), picture: new Map() }; // by id: why it could not be stored
 
 const settings = new Settings({ onChange: showModel, onKey: connect });
@@ -145,6 +146,7 @@ function forget({ id }) {
 
 /** Why a question cannot be asked here, or "". */
 function refusal({ text, pictures, editing }) {
+  if (running.has(current.id)) return "An answer is still coming. Wait for it, or stop it.";
   if (elsewhere.has(current.id)) return "An answer is coming in this conversation in another tab. Wait for it, or stop it there.";
   if (editing && !current.nodes[editing]) return "The question that was edited is no longer here. Cancel editing.";
   const path = editing ? pathTo(current, current.nodes[editing].parent) : pathOf(current);
@@ -199,6 +201,7 @@ async function ask(conversation, question, node = null) {
     if (conversations.includes(conversation)) { // otherwise it was deleted meanwhile
       toTop(conversation);
       await save(conversation, null);
+      if (unstored.conversation.has(conversation.id)) store.tell(conversation.id); // the others wait for it
     }
     running.delete(conversation.id);
     show();
@@ -352,17 +355,35 @@ async function exportAll() {
 /** Pictures of all conversations for the export, also those that could not be stored. */
 async function* pictureRecords() {
   for (const id of new Set(conversations.flatMap(picturesOf))) {
-    const picture = (await store.picture(id)) ?? album.get(id);
-    if (picture) yield toRecord(picture);
+    const record = await recordIfReadable(id);
+    if (record) yield record;
+  }
+}
+
+/** A picture's record; null where the database does not give it: the rest of an export is worth having. */
+async function recordIfReadable(id) {
+  try {
+    const picture = album.get(id) ?? (await store.picture(id));
+    return picture ? await toRecord(picture) : null;
+  } catch (error) {
+    console.error(error);
+    return null;
   }
 }
 
 async function importFile(file) {
+  const brought = []; // ids of pictures
   try {
     if (running.size) throw new Error("An answer is still coming. Stop it, or wait, and import then.");
     const found = await unpack(file);
-    for (const picture of found.pictures) await store.savePicture(fromRecord(picture));
+    const wanted = new Set(found.conversations.flatMap(picturesOf));
+    for (const picture of found.pictures.filter(({ id }) => wanted.has(id))) {
+      brought.push(picture.id);
+      await store.savePicture(fromRecord(picture));
+    }
     for (const conversation of found.conversations) {
+      const replaced = await store.conversation(conversation.id);
+      if (replaced) brought.push(...picturesOf(replaced));
       await store.replaceConversation(conversation);
       adopt(conversation, true);
     }
@@ -371,7 +392,10 @@ async function importFile(file) {
     announce(`${found.conversations.length} conversations were imported.`);
     composer.fail(found.problems.join(" "));
   } catch (error) {
-    composer.fail(error.message);
+    composer.fail(error.message || error.name);
+  } finally {
+    // What nobody shows would fill the storage, and nobody could delete it.
+    await store.deleteUnused(brought).catch(console.error);
   }
 }
 
@@ -385,7 +409,7 @@ async function connect() {
     $("planner").hidden = !info.has_planner;
     composer.fail("");
   } catch (error) {
-    settings.offer([], info.presets);
+    settings.offer(null, info.presets);
     if (error.status === 401) {
       if (await askKey(error.message)) await connect();
     } else composer.fail(error.message);
@@ -398,10 +422,22 @@ function toggleTheme() {
   setTheme(isDark ? "light" : "dark");
 }
 
-async function askExample(file, question) {
-  const picture = await takePicture(file, limits());
+async function askExample(load, question) {
+  const asked = current;
+  if (isTakingExample || running.has(asked.id)) return;
+  isTakingExample = true;
+  let picture;
+  try {
+    picture = await takePicture(await load(), limits());
+  } finally {
+    isTakingExample = false;
+  }
+  if (current !== asked) return; // somebody has gone on meanwhile
   album.add(picture);
-  await send({ text: question, pictures: [picture.id], editing: null });
+  const example = { text: question, pictures: [picture.id], editing: null };
+  const problem = refusal(example);
+  if (problem) composer.fail(problem);
+  else await send(example);
 }
 
 function start() {
@@ -411,7 +447,7 @@ function start() {
   for (const id of ["kept", "kept-welcome"]) $(id).hidden = store.isKept;
   showGallery({
     onPicture: (file) => composer.addFiles([file]), onFailure: (message) => composer.fail(message),
-    onQuestion: async (file, question) => { if (!running.has(current.id)) await askExample(file, question); },
+    onQuestion: askExample,
   });
   let wanted = null;
   try {
@@ -428,7 +464,10 @@ function start() {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) stop();
+    if (event.key !== "Escape" || isComposing(event) || event.defaultPrevented) return;
+    if (document.querySelector("dialog[open]")) return;
+    if (composer.isEditing) composer.cancelEditing();
+    else stop();
   });
   connect();
 }

@@ -21,8 +21,8 @@ export function safeAddress(text) {
 
 // Blocks.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})/;
+const HEADING = /^ {0,3}(#{1,6})\s+(\S.*)?$/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:\s+(.*)|\s*)$/;
 const DIVIDER = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
@@ -47,9 +47,10 @@ export function parse(text, depth = 0) {
 
 function readBlock(lines, at, depth) {
   const line = lines[at];
-  if (FENCE.test(line)) return readFence(lines, at);
+  const fence = fenceOf(line);
+  if (fence) return readFence(lines, at, fence);
   const heading = HEADING.exec(line);
-  if (heading) return [{ type: "heading", level: heading[1].length, inlines: parseInline(heading[2]) }, at + 1];
+  if (heading) return [{ type: "heading", level: heading[1].length, inlines: parseInline(withoutClosing(heading[2] ?? "")) }, at + 1];
   if (RULE.test(line)) return [{ type: "rule" }, at + 1];
   if (depth < MAX_DEPTH) {
     if (/^ {0,3}>/.test(line)) return readQuote(lines, at, depth);
@@ -59,8 +60,23 @@ function readBlock(lines, at, depth) {
   return readParagraph(lines, at, depth);
 }
 
-function readFence(lines, at) {
-  const [, mark, language] = FENCE.exec(lines[at]);
+/** The mark and the language of a line that begins code, or null: patterns that could part a line in many ways take time. */
+function fenceOf(line) {
+  const begin = FENCE.exec(line);
+  if (!begin) return null;
+  const info = line.slice(begin[0].length);
+  return info.includes("`") ? null : { mark: begin[1], language: /^[\w+#.-]*/.exec(info.trim())[0] };
+}
+
+/** A heading without the signs that may close it. */
+function withoutClosing(text) {
+  const heading = text.trimEnd();
+  let end = heading.length;
+  while (heading[end - 1] === "#") end -= 1;
+  return end === 0 || heading[end - 1] === " " ? heading.slice(0, end).trimEnd() : heading;
+}
+
+function readFence(lines, at, { mark, language }) {
   let end = at + 1;
   const closing = (line) => line.trim().startsWith(mark) && line.trim() === mark[0].repeat(line.trim().length);
   while (end < lines.length && !closing(lines[end])) end += 1;
@@ -105,7 +121,7 @@ function readList(lines, at, depth) {
 
 function startsBlock(lines, at) {
   const line = lines[at];
-  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || ITEM.test(line) || /^ {0,3}>/.test(line);
+  return fenceOf(line) !== null || HEADING.test(line) || RULE.test(line) || ITEM.test(line) || /^ {0,3}>/.test(line);
 }
 
 function isTable(lines, at) {

@@ -118,11 +118,21 @@ export class Album {
   async load(ids, { toSend = false } = {}) {
     for (const id of ids) {
       if (!this.#pictures.has(id)) {
-        const found = await this.#store.picture(id);
+        const found = await this.#find(id);
         if (found) this.add(found);
       }
       const picture = this.#pictures.get(id);
       if (toSend && picture) picture.sent ??= await dataUri(picture.blob);
+    }
+  }
+
+  /** A stored picture; one that the database does not give is shown as one that is gone, and the rest is shown. */
+  async #find(id) {
+    try {
+      return await this.#store.picture(id);
+    } catch (error) {
+      console.error(error);
+      return null;
     }
   }
 

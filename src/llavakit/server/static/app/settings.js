@@ -62,13 +62,18 @@ export class Settings {
     $("settings").addEventListener("close", () => document.activeElement?.blur?.());
   }
 
-  /** Offer what the server has; a choice that it no longer has falls back to its default. */
+  /**
+   * Offer what the server has; a choice that it no longer has falls back to its default. `models` is null while it is not
+   * known what it has: a choice of before stays.
+   */
   offer(models, presets) {
+    const { model } = this.values;
+    const offered = models ?? (model ? [model] : []);
     const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
-    fill($("set-model"), [["", "The server's default"], ...models.map((model) => [model, model])]);
+    fill($("set-model"), [["", "The server's default"], ...offered.map((name) => [name, name])]);
     fill($("set-preset"), presets.map((preset) => [preset, preset]));
     this.#presets = presets;
-    if (!models.includes(this.values.model)) this.values.model = "";
+    if (!offered.includes(model)) this.values.model = "";
     this.#show();
   }
 

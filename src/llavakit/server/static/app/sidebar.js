@@ -52,7 +52,7 @@ export class Sidebar {
   }
 
   #onEscape(event) {
-    if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    if (event.key !== "Escape" || isComposing(event) || event.defaultPrevented || document.querySelector("dialog[open]")) return;
     if (event.target === $("search") && $("search").value) {
       $("search").value = "";
       this.#draw();

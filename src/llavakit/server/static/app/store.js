@@ -149,6 +149,14 @@ export class Store {
     return this.#read("pictures", "get", id);
   }
 
+  /** Delete those of some pictures that no stored conversation shows. */
+  async deleteUnused(ids) {
+    await this.#together(async ({ conversations, pictures }, found) => {
+      const kept = new Set((await found(conversations.getAll())).flatMap(picturesOf));
+      for (const id of ids) if (!kept.has(id)) await found(pictures.delete(id));
+    });
+  }
+
   /** Delete a conversation, and the pictures that no other one shows. */
   async deleteConversation(conversation) {
     await this.#together(async ({ conversations, pictures }, found) => {
