@@ -4,7 +4,7 @@ Every picture is another one, and every answer is compared with that of the same
 the end nothing may be left: no request, no block, no file handle, no thread, and no memory beyond what was there after
 the warm-up. The warm-up lasts until every cache in the server's memory is full, by what the server says of itself: a
 cache that fills is none that leaks, and with one that is not full there would be no telling. And it lasts ten minutes
-at least: in runs of half an hour the heap grew in steps for about so long, and then stood still.
+at least, so that the heap has met what the most work at one moment takes.
 """
 
 from __future__ import annotations
