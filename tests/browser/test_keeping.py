@@ -305,6 +305,30 @@ def test_a_database_that_is_gone_takes_nothing_that_is_shown_with_it(page: Brows
     page.until("window.made")
     exported: dict[str, Any] = json.loads(page.run("window.made.text()"))
     assert (len(exported["conversations"]), len(exported["pictures"])) == (2, 1)
+    page.problems.clear()
+
+
+def test_nothing_is_sent_without_a_picture_that_the_database_does_not_give(page: Browser) -> None:
+    page.choose_file("#pick", SHAPES)
+    page.until("document.querySelector('#attached img[src]')")
+    asked(page, "With a picture?")
+    page.run("""(() => {
+      const get = IDBObjectStore.prototype.get;
+      IDBObjectStore.prototype.get = function (id) {
+        if (this.name === 'pictures') throw new DOMException('unreadable', 'UnknownError');
+        return get.call(this, id);
+      };
+    })()""")
+    found = page.run("""import('/static/app/pictures.js').then(async ({ Album }) => {
+      const { picturesOf, Store } = await import('/static/app/store.js');
+      const store = await new Store().open();
+      const ids = (await store.conversations()).flatMap(picturesOf);
+      const album = new Album(store); // as after a reload
+      await album.load(ids);
+      return [ids.length, album.get(ids[0]), await album.load(ids, { toSend: true }).catch(error => error.message)];
+    })""")
+    assert found == [1, None, "unreadable"]
+    page.problems.clear()
 
 
 def test_a_chosen_model_outlives_a_key_that_is_missing(browser: Browser) -> None:

@@ -342,32 +342,33 @@ async function remove(conversation) {
 async function exportAll() {
   try {
     const parts = [];
-    for await (const piece of pack(conversations, pictureRecords(), Date.now())) parts.push(new Blob([piece]));
+    const unread = [];
+    for await (const piece of pack(conversations, pictureRecords(unread), Date.now())) parts.push(new Blob([piece]));
     const name = `llavakit-${new Date().toISOString().slice(0, 10)}.json`;
     download(name, new Blob(parts, { type: "application/json" }));
     announce(`${conversations.length} conversations were exported.`);
+    if (unread.length) composer.fail(`Not in the export, since the browser does not give them: ${unread.length} pictures.`);
   } catch (error) {
     console.error(error);
     composer.fail(`The export failed: ${error.message}.`);
   }
 }
 
-/** Pictures of all conversations for the export, also those that could not be stored. */
-async function* pictureRecords() {
+/**
+ * Pictures of all conversations for the export, also those that could not be stored. The rest is worth having where the
+ * database does not give one: its id is added to `unread`.
+ */
+async function* pictureRecords(unread) {
   for (const id of new Set(conversations.flatMap(picturesOf))) {
-    const record = await recordIfReadable(id);
+    let record = null;
+    try {
+      const picture = album.get(id) ?? (await store.picture(id));
+      if (picture) record = await toRecord(picture);
+    } catch (error) {
+      console.error(error);
+      unread.push(id);
+    }
     if (record) yield record;
-  }
-}
-
-/** A picture's record; null where the database does not give it: the rest of an export is worth having. */
-async function recordIfReadable(id) {
-  try {
-    const picture = album.get(id) ?? (await store.picture(id));
-    return picture ? await toRecord(picture) : null;
-  } catch (error) {
-    console.error(error);
-    return null;
   }
 }
 

@@ -118,7 +118,7 @@ export class Album {
   async load(ids, { toSend = false } = {}) {
     for (const id of ids) {
       if (!this.#pictures.has(id)) {
-        const found = await this.#find(id);
+        const found = await (toSend ? this.#store.picture(id) : this.#seen(id));
         if (found) this.add(found);
       }
       const picture = this.#pictures.get(id);
@@ -126,8 +126,11 @@ export class Album {
     }
   }
 
-  /** A stored picture; one that the database does not give is shown as one that is gone, and the rest is shown. */
-  async #find(id) {
+  /**
+   * A stored picture to be shown; one that the database does not give is shown as one that is gone, and the rest is shown.
+   * What is sent must have it: an answer about fewer pictures than the reader sees would be wrong without a sign.
+   */
+  async #seen(id) {
     try {
       return await this.#store.picture(id);
     } catch (error) {
