@@ -2,12 +2,12 @@
 
 The same engine, loaded once in this process, answers the questions of 16 clients, each of whom asks the next one when
 the last is answered: called directly, and over HTTP with streams read to their end by another process, which does no
-more than that. The sides take turns, and a question says nothing of its side: words of one side only change how long its
-answers are. Every question has words of its own, and with ``--pictures`` a picture of its own, as this server is mostly
-asked. Answers end where the model ends them, or with ``--whole`` after ``--max-tokens``. Where everybody asks on at once
-an answer takes as long as the throughput says; what a server adds to it is seen with ``--load 0.5``, the same questions
-at random moments, half as many as the engine alone can answer. Connections and clients need a processor as well: with as many threads of the engine as
-there are processors, it loses to them what it had taken.
+more than that. The sides take turns, and a question says nothing of its side: words of one side only change how long
+its answers are. Every question has words of its own, and with ``--pictures`` a picture of its own, as this server is
+mostly asked. Answers end where the model ends them, or with ``--whole`` after ``--max-tokens``. Where everybody asks on
+at once an answer takes as long as the throughput says; what a server adds to it is seen with ``--load 0.5``, the same
+questions at random moments, half as many as the engine alone can answer. Connections and clients need a processor as
+well: with as many threads of the engine as there are processors, it loses to them what it had taken.
 """
 
 from __future__ import annotations
