@@ -161,7 +161,7 @@ _PLAN = """
 ((setting, quant, count) => D.devices.map((device) => {
   const plan = planFor(device, count, quant, setting);
   const names = ["decode", "full", "first", "vision", "answer", "images", "joules"];
-  const speed = plan.speed && names.map((name) => plan.speed[name]);
+  const speed = plan.speed && [...names.map((name) => plan.speed[name]), plan.speed.isGuess, plan.speed.factor];
   return [plan.verdict, plan.quant.name, plan.totals, plan.usable, speed];
 }))
 """
@@ -185,7 +185,10 @@ def test_the_page_plans_what_python_plans(browser: Browser, site: Path, quant: s
             speed = plan.speed and [
                 plan.speed.decode.value, plan.speed.decode_full.value, plan.speed.first_token_s, plan.speed.vision_s,
                 plan.speed.answer_s, plan.speed.images_per_hour, plan.speed.joules_per_image,
+                any("guess" in warning for warning in plan.warnings),
             ]  # fmt: skip
+            if speed:
+                assert row[-1].pop() == pytest.approx(plan.speed.decode.high / plan.speed.decode.value)
             assert row == [plan.verdict, plan.quant.name, list(plan.totals), list(plan.usable), speed], device.name
 
 

@@ -85,7 +85,7 @@ def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
 
 def _largest_context(plan: Plan) -> str:
     if not plan.largest_context:
-        return "none fits"
+        return "none that holds the prompt fits"
     is_own = plan.largest_context == plan.model.sizes.max_context_tokens
     return f"{plan.largest_context:,} tokens" + (
         ", as many as the model was trained for; more is not tried" if is_own else ""
@@ -131,25 +131,30 @@ def _sentence(plan: Plan) -> str:
     if plan.devices and plan.setting.num_device_layers < layers:
         where += f" with {plan.setting.num_device_layers} of {layers} layers there"
     what = f"{plan.model.name} at {plan.quant.name.upper()}"
-    context = f"{plan.setting.num_context_tokens:,} tokens of context"
+    context = f"at {plan.cached_tokens:,} tokens of context"
+    if plan.cached_tokens < plan.setting.num_context_tokens:
+        context = f"for a prompt and answer of {plan.cached_tokens:,} tokens"
     speed = f" Expect {_speed(plan.speed.decode)} tokens a second." if plan.speed else ""
     if plan.verdict == "fits":
-        return f"Yes: {what} fits {where} with {human_bytes(plan.headroom_bytes)} to spare, at {context}.{speed}"
+        return f"Yes: {what} fits {where} with {human_bytes(plan.headroom_bytes)} to spare, {context}.{speed}"
     if plan.verdict == "tight":
         left, place = (plan.headroom_bytes, "the same device")
         if plan.left_bytes[-1] < left:
             left, place = plan.left_bytes[-1], "the computer around it"
         return (
-            f"Barely: {what} fits {where} at {context}, but only {human_bytes(left)} are left. A desktop on {place} "
+            f"Barely: {what} fits {where} {context}, but only {human_bytes(left)} are left. A desktop on {place} "
             f"may take them.{speed}"
         )
     if plan.devices and plan.headroom_bytes >= 0:
-        return (
-            f"No: {what} fits {where}, but the computer around it has {human_bytes(plan.usable[-1])} of memory to be "
-            f"had and {human_bytes(plan.totals[-1])} are needed there. Free some, or say how much there is: "
-            "--host-memory-gb."
+        lacking = (
+            f"{what} fits {where}, but the computer around it has {human_bytes(plan.usable[-1])} of memory to be had "
+            f"and {human_bytes(plan.totals[-1])} are needed there."
         )
-    missing = f"{human_bytes(-plan.headroom_bytes)} are missing at {context}"
+        if plan.verdict == "partly":
+            more = f"It fits with more layers on the device: --gpu-layers {plan.device_layers}."
+            return f"Not so: {lacking} {more}{speed}"
+        return f"No: {lacking} Free some, or say how much there is: --host-memory-gb."
+    missing = f"{human_bytes(-plan.headroom_bytes)} are missing {context}"
     advice = "Nothing that can be changed makes it fit; take a larger device or the smaller model."
     if plan.change is not None:
         advice = f"It fits if you {plan.change.text}: {plan.change.options}."

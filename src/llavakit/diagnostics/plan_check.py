@@ -21,9 +21,10 @@ from llavakit.core.errors import CapacityError, ConfigError
 from llavakit.core.host_memory import read_available_bytes
 from llavakit.kernels.machine import MachineLimits, count_cpus
 from llavakit.planner import formulas
+from llavakit.planner.cases import PROGRAM_BYTES
 from llavakit.planner.machine import detect_machine, measured_host
 from llavakit.planner.models import PlannedModel
-from llavakit.planner.plans import PROGRAM_BYTES, check_setting
+from llavakit.planner.plans import check_setting
 from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, EngineFit, Setting
 from llavakit.planner.speed import engine_fit
 

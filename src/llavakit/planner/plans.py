@@ -6,25 +6,22 @@ In: records. Out: a `Plan`, which `cli` prints and writes as JSON. All numbers c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from llavakit.core.errors import ConfigError
 from llavakit.planner import formulas
+from llavakit.planner.advice import Change, find_changes
+from llavakit.planner.cases import ENGINES, HALF_ONLY, LAYERED, OWN, Case
 from llavakit.planner.devices import Device
 from llavakit.planner.models import PlannedModel
-from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, EngineFit, QuantSizes, Setting, SpeedFit
-from llavakit.planner.speed import MIN_OTHER_DEVICES, fit_for, processor_fit
-from llavakit.weights.mixtures import MIXTURES
+from llavakit.planner.records import KV_BLOCK_BYTES, EngineFit, QuantSizes, Setting, SpeedFit
+from llavakit.planner.speed import MIN_OTHER_DEVICES
 
 __all__ = [
-    "ENGINES",
     "INTERVAL",
-    "PROGRAM_BYTES",
     "SECONDS_PER_MEGAPIXEL",
-    "Change",
     "Part",
     "Plan",
     "Speed",
@@ -36,15 +33,9 @@ __all__ = [
 ]
 
 Verdict = Literal["fits", "tight", "partly", "no"]
-# Python, torch and the native library of this package before a model is loaded, as `plan --verify` measures it.
-PROGRAM_BYTES = 310_000_000
 SECONDS_PER_MEGAPIXEL = 0.011
 INTERVAL = 1.645  # 90 % of a normal distribution of logarithms
 _MAX_TOKENS = 1 << 20
-_OWN = "llavakit"
-ENGINES = ("llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm")
-_LAYERED = ("llama.cpp", "ollama")
-_HALF_ONLY = ("transformers", "transformers-4bit", "vllm")
 
 
 @dataclass(frozen=True)
@@ -95,17 +86,6 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A change that would make a plan fit: words, the command's options, and what it costs."""
-
-    text: str
-    options: str
-    setting: Setting
-    quant: str
-    largest_context: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """What came out.
 
@@ -117,7 +97,9 @@ class Plan:
         Bytes needed and to be had on every device and, last, on the host. Of memory that a device shares with the host,
         either has what the other leaves.
     largest_context : int
-        That fits with everything else as it is; 0 if none.
+        That holds the prompt and fits when an answer fills the rest, with everything else as it is; 0 if none.
+    cached_tokens : int
+        Of a sequence, for which memory is counted: the context where it is reserved, else the prompt and its answer.
     device_layers : int
         Most layers that the devices hold, the head counted as one.
     """
@@ -132,6 +114,7 @@ class Plan:
     usable: tuple[int, ...]
     verdict: Verdict
     largest_context: int
+    cached_tokens: int
     device_layers: int
     speed: Speed | None
     change: Change | None
@@ -167,50 +150,12 @@ class Plan:
             "usable_bytes": list(self.usable),
             "headroom_bytes": self.headroom_bytes,
             "largest_context": self.largest_context,
+            "cached_tokens": self.cached_tokens,
             "device_layers": self.device_layers,
             "speed": None if self.speed is None else asdict(self.speed),
             "change": None if self.change is None else {**asdict(self.change), "setting": asdict(self.change.setting)},
             "warnings": list(self.warnings),
         }
-
-
-class _Case:
-    """The arguments of every formula, gathered once."""
-
-    def __init__(
-        self, model: PlannedModel, quant: QuantSizes, devices: Sequence[Device], host: Device, *, engine: str
-    ) -> None:
-        self.model, self.quant = model, quant
-        self.sizes = model.sizes
-        self.devices: list[DeviceNumbers] = [device.numbers for device in devices]
-        is_own = engine == _OWN and not devices
-        self.host = host.engine_numbers if is_own else host.numbers
-        self.fits: list[SpeedFit] = [fit_for(device) for device in devices]
-        self.host_fit: SpeedFit | EngineFit = processor_fit(host) if is_own else fit_for(host)
-
-    def with_quant(self, name: str) -> _Case:
-        """Return the same with another mixture."""
-        other = copy(self)
-        other.quant = self.model.quantize(name)
-        return other
-
-    def parts(self, setting: Setting) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = formulas.parts_of(
-            self.sizes, self.quant, setting, self.placed(setting), PROGRAM_BYTES
-        )
-        return found
-
-    def placed(self, setting: Setting) -> list[DeviceNumbers]:
-        """Where the engine's parts lie: on the devices, or on the host as torch's device."""
-        return [self.host] if setting.engine in _HALF_ONLY and not self.devices else self.devices
-
-    def fits_in(self, setting: Setting) -> bool:
-        return bool(formulas.fits_in(self.sizes, self.quant, setting, self.placed(setting), self.host, PROGRAM_BYTES))
-
-    def largest_context(self, setting: Setting) -> int:
-        return int(
-            formulas.largest_context(self.sizes, self.quant, setting, self.placed(setting), self.host, PROGRAM_BYTES)
-        )
 
 
 def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
@@ -257,13 +202,9 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
         )
     if setting.num_visual_tokens > sizes.num_image_tokens:
         warnings.append(f"a picture has {sizes.num_image_tokens} tokens in this model; no more are counted")
-    if (
-        setting.kv_block_bytes < KV_BLOCK_BYTES["f16"]
-        and not setting.has_flash_attention
-        and setting.engine in _LAYERED
-    ):
+    if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and not setting.has_flash_attention and setting.engine in LAYERED:
         warnings.append("llama.cpp quantizes values only with flash attention; it is switched on here")
-    if setting.engine in _HALF_ONLY and setting.kv_block_bytes != KV_BLOCK_BYTES["f16"]:
+    if setting.engine in HALF_ONLY and setting.kv_block_bytes != KV_BLOCK_BYTES["f16"]:
         warnings.append(f"the cache of {setting.engine} is planned in 16 bits")
     return warnings
 
@@ -299,7 +240,7 @@ def make_plan(
     warnings = check_setting(model, setting)
     room = setting.num_context_tokens - formulas.prompt_tokens(model.sizes, setting)
     setting = replace(setting, num_new_tokens=min(setting.num_new_tokens, room))
-    if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in _LAYERED:
+    if setting.kv_block_bytes < KV_BLOCK_BYTES["f16"] and setting.engine in LAYERED:
         setting = replace(setting, has_flash_attention=True)
     model.quantize(quant)  # refuses a name that is not known, whatever the engine makes of it
     if (planned := planned_quant(setting.engine, quant, has_devices=bool(devices))) != quant.lower():
@@ -307,23 +248,26 @@ def make_plan(
         quant = planned
     devices = _used_devices(setting, devices, warnings)
     setting = _used_layers(model, setting, warnings)
-    case = _Case(model, model.quantize(quant), devices, host, engine=setting.engine)
+    case = Case(model, model.quantize(quant), devices, host, engine=setting.engine)
     placed = case.placed(setting)
     parts = case.parts(setting)
     totals = [int(total) for total in formulas.place_totals(parts, len(placed))]
     usable = [int(size) for size in formulas.usable_places(totals, placed, case.host)]
     fits = case.fits_in(setting)
     layers = model.sizes.num_layers + 1
-    if devices and setting.engine in _LAYERED:
-        layers = int(formulas.most_device_layers(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES))
-    verdict: Verdict = formulas.verdict_of(case.sizes, case.quant, setting, placed, case.host, PROGRAM_BYTES)  # type: ignore[assignment]
+    if devices and setting.engine in LAYERED:
+        layers = case.most_device_layers(setting)
+    verdict: Verdict = case.verdict(setting)  # type: ignore[assignment]
     change = None
     if has_advice and not fits:
-        change = next(_changes(case, setting), None)
+        change = next(find_changes(case, setting), None)
     running = setting if fits else replace(setting, num_device_layers=layers)
-    has_speed = verdict != "no" and setting.engine in (*_LAYERED, "llavakit")
+    has_speed = verdict != "no" and setting.engine in (*LAYERED, "llavakit")
     if has_speed:
-        warnings += _speed_warnings(devices, case.fits if placed else [case.host_fit], host, engine=setting.engine)
+        warnings += _speed_warnings(devices, case.working_fits(running), host, engine=setting.engine)
+    largest = case.largest_context(setting)
+    if fits and largest < (whole := min(setting.num_context_tokens, model.sizes.max_context_tokens)):
+        warnings.append(f"prompts and answers that fill the context of {whole:,} tokens do not fit; {largest:,} do")
     return Plan(
         model=model,
         quant=case.quant,
@@ -334,7 +278,8 @@ def make_plan(
         totals=tuple(totals),
         usable=tuple(usable),
         verdict=verdict,
-        largest_context=case.largest_context(setting),
+        largest_context=largest,
+        cached_tokens=formulas.cached_tokens(model.sizes, setting, placed),
         device_layers=layers,
         speed=_estimate_speed(case, running) if has_speed else None,
         change=change,
@@ -344,7 +289,7 @@ def make_plan(
 
 def planned_quant(engine: str, quant: str, *, has_devices: bool) -> str:
     """Return the mixture that an engine computes with: torch's have 16 bits a weight, as ours has on a GPU."""
-    return "f16" if engine in _HALF_ONLY or (engine == _OWN and has_devices) else quant.lower()
+    return "f16" if engine in HALF_ONLY or (engine == OWN and has_devices) else quant.lower()
 
 
 def why_unplanned(engine: str, device: Device) -> str | None:
@@ -363,13 +308,13 @@ def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[st
     for device in devices:
         if reason := why_unplanned(engine, device):
             raise ConfigError(reason)
-    if engine not in _LAYERED and len(devices) > 1:
+    if engine not in LAYERED and len(devices) > 1:
         warnings.append(
             f"{engine} is planned on the first of the {len(devices)} devices alone; spreading a model over several is "
             "planned for llama.cpp and ollama"
         )
         return devices[:1]
-    if engine in _LAYERED and devices and setting.num_device_layers == 0:
+    if engine in LAYERED and devices and setting.num_device_layers == 0:
         names = " and ".join(dict.fromkeys(device.name for device in devices))
         warnings.append(f"no layer is put on {names}; the processor runs it alone")
         return ()
@@ -379,7 +324,7 @@ def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[st
 def _used_layers(model: PlannedModel, setting: Setting, warnings: list[str]) -> Setting:
     """Return the setting with the layers that there are, and all of them where the engine does not deal them out."""
     layers = model.sizes.num_layers + 1
-    if setting.engine in _LAYERED:
+    if setting.engine in LAYERED:
         return replace(setting, num_device_layers=min(setting.num_device_layers, layers))
     if setting.num_device_layers < layers or not setting.is_vision_on_device:
         warnings.append(
@@ -392,7 +337,7 @@ def _used_layers(model: PlannedModel, setting: Setting, warnings: list[str]) -> 
 def _speed_warnings(
     devices: Sequence[Device], fits: Sequence[SpeedFit | EngineFit], host: Device, *, engine: str
 ) -> list[str]:
-    if engine == _OWN and not devices:
+    if engine == OWN and not devices:
         if host.is_measured:
             return []
         return [
@@ -408,63 +353,12 @@ def _speed_warnings(
     return found
 
 
-def _changes(case: _Case, setting: Setting) -> Iterator[Change]:
-    """Find changes that make it fit, the cheapest in quality and speed first."""
-    for text, options, quant, changed in _candidates(case, setting):
-        other = case.with_quant(quant)
-        if other.fits_in(changed):
-            yield Change(text, options, changed, quant, other.largest_context(changed))
-
-
-def _candidates(case: _Case, setting: Setting) -> Iterator[tuple[str, str, str, Setting]]:
-    name = case.quant.name
-    flash = replace(setting, has_flash_attention=True)
-    small = replace(flash, kv_block_bytes=KV_BLOCK_BYTES["q8_0"])
-    needed = formulas.prompt_tokens(case.sizes, setting) + setting.num_new_tokens
-    short = -(-max(needed, 1024) // 256) * 256
-    if setting.engine in _LAYERED:
-        if not setting.has_flash_attention:
-            yield "switch flash attention on", "--flash-attention", name, flash
-        if setting.kv_block_bytes > small.kv_block_bytes:
-            yield "keep keys and values in q8_0", "--flash-attention --kv-type q8_0", name, small
-    if setting.engine == "llavakit" and setting.kv_block_bytes > small.kv_block_bytes:
-        yield "keep keys and values in q8_0", "--kv-type q8_0", name, replace(setting, kv_block_bytes=34)
-    if short < setting.num_context_tokens:
-        base = small if setting.engine in _LAYERED else setting
-        options = f"--context {short}" + (" --flash-attention --kv-type q8_0" if base is small else "")
-        yield f"shorten the context to {short} tokens", options, name, replace(base, num_context_tokens=short)
-    if setting.engine not in _HALF_ONLY:
-        yield from _smaller(case, setting, small)
-    elif setting.engine == "transformers":
-        yield "load it in 4 bits", "--engine transformers-4bit", name, replace(setting, engine="transformers-4bit")
-    if setting.engine in _LAYERED and case.devices:
-        base = replace(small, is_vision_on_device=False)
-        yield "leave the vision tower to the processor", "--vision-on-cpu --flash-attention --kv-type q8_0", name, base
-        for layers in range(case.sizes.num_layers, 0, -1):
-            yield (
-                f"leave {case.sizes.num_layers + 1 - layers} of {case.sizes.num_layers + 1} layers to the processor",
-                f"--gpu-layers {layers} --flash-attention --kv-type q8_0",
-                name,
-                replace(small, num_device_layers=layers),
-            )
-        yield "leave all of it to the processor", "--gpu-layers 0", name, replace(setting, num_device_layers=0)
-
-
-def _smaller(case: _Case, setting: Setting, small: Setting) -> Iterator[tuple[str, str, str, Setting]]:
-    """Smaller mixtures, the largest first; below 4 bits nothing is offered, since quality falls."""
-    base = small if setting.engine in _LAYERED else setting
-    extra = " --flash-attention --kv-type q8_0" if base is small else ""
-    names = [n for n in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s") if n in MIXTURES]
-    for name in names:
-        if case.model.quantize(name).language_bytes < case.quant.language_bytes:
-            yield f"take the smaller {name.upper()}", f"--quant {name}{extra}", name, base
-
-
-def _estimate_speed(case: _Case, setting: Setting) -> Speed:
+def _estimate_speed(case: Case, setting: Setting) -> Speed:
     sizes, quant, placed = case.sizes, case.quant, case.placed(setting)
     args = (sizes, quant, setting, placed, case.fits, case.host, case.host_fit)
     tokens = formulas.prompt_tokens(sizes, setting)
-    fit = case.fits[0] if placed else case.host_fit
+    fits = case.working_fits(setting)
+    decode_spread = max(fit.decode_spread for fit in fits)
     decode = setting.num_parallel / formulas.decode_seconds(*args, tokens)
     full = setting.num_parallel / formulas.decode_seconds(*args, setting.num_context_tokens - 1)
     prompt = max(tokens, 1) / formulas.prompt_seconds(*args, max(tokens, 1))
@@ -472,16 +366,16 @@ def _estimate_speed(case: _Case, setting: Setting) -> Speed:
     joules = formulas.energy_joules(answer, placed, case.host)
     images = setting.num_images * setting.num_parallel
     return Speed(
-        decode=_range(decode, fit.decode_spread),
-        decode_full=_range(full, fit.decode_spread),
-        prompt=_range(prompt, fit.prompt_spread),
+        decode=_range(decode, decode_spread),
+        decode_full=_range(full, decode_spread),
+        prompt=_range(prompt, max(fit.prompt_spread for fit in fits)),
         image_s=formulas.image_seconds(setting, SECONDS_PER_MEGAPIXEL),
         vision_s=formulas.vision_seconds(sizes, setting, placed, case.fits, case.host, case.host_fit),
         first_token_s=formulas.first_token_seconds(*args, SECONDS_PER_MEGAPIXEL),
         answer_s=answer,
         images_per_hour=3600 * images / answer if images else None,
         joules_per_image=joules / images if images else None,
-        era=fit.era,
+        era=fits[0].era,
     )
 
 

@@ -20,14 +20,13 @@ from llavakit.core.errors import ConfigError, StoreError
 from llavakit.core.version import __version__
 from llavakit.planner.builds import plan_build
 from llavakit.planner.card import make_card
+from llavakit.planner.cases import ENGINES, PROGRAM_BYTES
 from llavakit.planner.devices import Device, list_devices
 from llavakit.planner.javascript import formulas_source, translate
 from llavakit.planner.machine import assumed_host, generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import (
-    ENGINES,
     INTERVAL,
-    PROGRAM_BYTES,
     SECONDS_PER_MEGAPIXEL,
     Plan,
     make_plan,

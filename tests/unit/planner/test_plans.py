@@ -83,6 +83,67 @@ def test_the_advice_makes_it_fit(model: PlannedModel) -> None:
         assert all(word.startswith("--") or word.replace("_", "").isalnum() for word in words)
 
 
+def test_advice_makes_nothing_larger(model: PlannedModel) -> None:
+    """A cache that is smaller than the one of the advice stays; what is set already is not asked for again."""
+    small = _plan(model, "RTX 3070", "q6_k", kv_block_bytes=KV_BLOCK_BYTES["q4_0"]).change
+    assert small is not None
+    assert small.setting.kv_block_bytes == KV_BLOCK_BYTES["q4_0"]
+    assert "q8_0" not in small.options
+    assert "--flash-attention" not in small.options
+    plain = _plan(model, "RTX 3070", "q6_k", has_flash_attention=True).change
+    assert plain is not None
+    assert "--kv-type q8_0" in plain.options
+    assert "--flash-attention" not in plain.options
+
+
+def test_layers_that_the_computer_cannot_hold_go_to_the_device(model: PlannedModel) -> None:
+    host = replace(generic_host(), memory_gib=6)
+    plan = make_plan(model, "q4_k_m", Setting(num_device_layers=5), find_devices("RTX 3060 12GB"), host)
+    assert plan.verdict == "partly"
+    assert plan.change is not None
+    assert plan.change.options == f"--gpu-layers {plan.device_layers}"
+    again = make_plan(model, "q4_k_m", plan.change.setting, plan.devices, host)
+    assert again.verdict in ("fits", "tight")
+    assert again.speed == plan.speed
+
+
+def test_a_speed_is_as_sure_as_the_least_sure_of_what_makes_it(model: PlannedModel) -> None:
+    """Layers on the processor widen the interval to the processor's, and make a guess of it where its speed is one."""
+    whole, parted, alone = (_plan(model, "RTX 4090", num_device_layers=layers) for layers in (41, 10, 0))
+    widths = [plan.speed.decode.high / plan.speed.decode.low for plan in (whole, parted, alone) if plan.speed]
+    assert widths[0] < widths[1]
+    assert widths[1] == pytest.approx(widths[2])
+    assert ["guess" in " ".join(plan.warnings) for plan in (whole, parted, alone)] == [False, True, True]
+
+
+@pytest.mark.parametrize("engine", ["llavakit", "transformers"])
+def test_a_context_that_fits_can_be_filled(model: PlannedModel, engine: str) -> None:
+    """Also of programs that take memory of the cache as it is used, whose short answers fit in less."""
+    quant = "q8_0" if engine == "llavakit" else "f16"
+    setting = Setting(engine=engine)
+    whole = replace(setting, num_new_tokens=4096 - 636)
+    sizes = [sum(make_plan(model, quant, one, [], generic_host()).totals) for one in (setting, whole)]
+    host = replace(generic_host(), memory_gib=(sum(sizes) / 2 + 2**31) / 2**30)
+    plan = make_plan(model, quant, setting, [], host)
+    assert plan.verdict in ("fits", "tight")
+    assert plan.cached_tokens == 636 + 128
+    assert 764 < plan.largest_context < 4096
+    assert f"do not fit; {plan.largest_context:,} do" in " ".join(plan.warnings)
+    for context, wanted in ((plan.largest_context, True), (plan.largest_context + 1, False)):
+        full = replace(setting, num_context_tokens=context, num_new_tokens=context - 636)
+        assert (make_plan(model, quant, full, [], host).verdict != "no") is wanted
+
+
+def test_no_context_fits_where_the_prompt_does_not(model: PlannedModel) -> None:
+    """A context that the prompt does not leave a token of would be no help."""
+    card = find_device("RTX 3060 12GB")
+    shortest = _plan(model, card.name, num_context_tokens=637)
+    over = shortest.totals[0] + card.numbers.memory_bytes - shortest.usable[0]
+    for spare_bytes, wanted in ((0, 637), (-1, 0)):
+        device = replace(card, memory_gib=(over + spare_bytes) / 2**30)
+        assert make_plan(model, "q4_k_m", Setting(), [device], generic_host()).largest_context == wanted
+
+
 def test_parts_are_all_of_it(model: PlannedModel) -> None:
     for engine in ("llama.cpp", "llavakit", "transformers", "transformers-4bit", "vllm"):
         plan = _plan(model, "H200", "f16", engine=engine)

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.planner_error import read_stored
 from llavakit.planner import formulas
 from llavakit.planner.calibrate import Residual, leave_one_out
+from llavakit.planner.cases import PROGRAM_BYTES
 from llavakit.planner.models import find_model
-from llavakit.planner.plans import PROGRAM_BYTES
 from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 from llavakit.planner.speed import load_calibration
 

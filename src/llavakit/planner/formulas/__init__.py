@@ -11,7 +11,14 @@ device, or -1 for the host) and basis: "exact" follows from shapes, "logged" rep
 "measured" and "assumed" are what they say.
 """
 
-from llavakit.planner.formulas.common import device_weights, kv_bytes, prompt_tokens, slower_of, usable_bytes
+from llavakit.planner.formulas.common import (
+    cached_tokens,
+    device_weights,
+    kv_bytes,
+    prompt_tokens,
+    slower_of,
+    usable_bytes,
+)
 from llavakit.planner.formulas.engine_memory import llavakit_activation_bytes
 from llavakit.planner.formulas.engine_time import row_seconds
 from llavakit.planner.formulas.other_memory import compute_buffer_bytes
@@ -36,10 +43,10 @@ from llavakit.planner.formulas.verdicts import (
 )
 
 __all__ = [
-    "MODULES", "answer_seconds", "compute_buffer_bytes", "decode_seconds", "device_weights", "energy_joules",
-    "first_token_seconds", "fits_in", "image_seconds", "kv_bytes", "largest_context", "llavakit_activation_bytes",
-    "most_device_layers", "operation_cost", "parts_of", "place_totals", "prompt_rate", "prompt_seconds",
-    "prompt_tokens", "row_seconds", "slower_of", "usable_bytes", "usable_places", "verdict_of",
+    "MODULES", "answer_seconds", "cached_tokens", "compute_buffer_bytes", "decode_seconds", "device_weights",
+    "energy_joules", "first_token_seconds", "fits_in", "image_seconds", "kv_bytes", "largest_context",
+    "llavakit_activation_bytes", "most_device_layers", "operation_cost", "parts_of", "place_totals", "prompt_rate",
+    "prompt_seconds", "prompt_tokens", "row_seconds", "slower_of", "usable_bytes", "usable_places", "verdict_of",
     "vision_seconds",
 ]  # fmt: skip
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from math import floor, sqrt
 from typing import Any
 
-from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting
+from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting, with_field
 
 __all__ = [
-    "HOST", "MIB", "context_bytes", "deal_layers", "device_weights", "kv_bytes", "part", "prompt_tokens", "slower_of",
-    "sum_list", "usable_bytes",
+    "HOST", "MIB", "cached_tokens", "context_bytes", "deal_layers", "device_weights", "filled", "kv_bytes", "part",
+    "prompt_tokens", "slower_of", "sum_list", "usable_bytes",
 ]  # fmt: skip
 
 MIB = 1048576
@@ -30,6 +30,26 @@ def kv_bytes(model: ModelSizes, setting: Setting, num_layers: int, num_positions
 def prompt_tokens(model: ModelSizes, setting: Setting) -> int:
     """Tokens of a prompt: those kept of every picture, and the text."""
     return setting.num_images * min(setting.num_visual_tokens, model.num_image_tokens) + setting.num_text_tokens
+
+
+def cached_tokens(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> int:
+    """Positions of one sequence that take memory of the cache.
+
+    Our engine on a processor and transformers take it as it is used: for the prompt and its answer. All others reserve
+    the whole context.
+    """
+    used = min(setting.num_context_tokens, prompt_tokens(model, setting) + setting.num_new_tokens)
+    if setting.engine == "transformers" or setting.engine == "transformers-4bit":
+        return used
+    if setting.engine == "llavakit" and (len(devices) == 0 or devices[0].kind == "cpu"):
+        return used
+    return setting.num_context_tokens
+
+
+def filled(model: ModelSizes, setting: Setting, num_context_tokens: int) -> Setting:
+    """Return the setting with another context, and answers that fill what the prompt leaves of it."""
+    room = max(1, num_context_tokens - prompt_tokens(model, setting))
+    return with_field(with_field(setting, "num_context_tokens", num_context_tokens), "num_new_tokens", room)
 
 
 def usable_bytes(device: DeviceNumbers) -> int:

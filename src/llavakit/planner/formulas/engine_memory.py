@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import floor
 from typing import Any
 
-from llavakit.planner.formulas.common import HOST, MIB, context_bytes, kv_bytes, part, prompt_tokens
+from llavakit.planner.formulas.common import HOST, MIB, cached_tokens, context_bytes, kv_bytes, part, prompt_tokens
 from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting
 
 __all__ = ["llavakit_activation_bytes", "llavakit_parts"]
@@ -56,9 +56,8 @@ def llavakit_parts(
     used. The vocabulary takes 800 bytes a piece, as measured, in the tables of two directions. On a GPU weights are 16
     bits wide, whatever the file's types.
     """
-    num_tokens = min(setting.num_context_tokens, prompt_tokens(model, setting) + setting.num_new_tokens)
+    positions = cached_tokens(model, setting, devices) * setting.num_parallel
     if len(devices) > 0 and devices[0].kind != "cpu":
-        positions = setting.num_context_tokens * setting.num_parallel
         half = floor(module_activation_bytes(model, setting, prompt_tokens(model, setting)) / 2)
         return [
             part("weights", 2 * model.num_parameters, 0, "exact"),
@@ -67,7 +66,7 @@ def llavakit_parts(
             part("driver context", context_bytes(devices[0]) + 300 * MIB, 0, "fitted"),
             part("program", program_bytes, HOST, "measured"),
         ]
-    cache = kv_bytes(model, setting, model.num_layers, num_tokens * setting.num_parallel)
+    cache = kv_bytes(model, setting, model.num_layers, positions)
     activations = llavakit_activation_bytes(model, quant, setting, prompt_tokens(model, setting))
     return [
         part("weights", quant.language_bytes - quant.table_bytes, HOST, "exact"),

@@ -9,6 +9,7 @@ from typing import Any
 from llavakit.planner.formulas.common import (
     HOST,
     MIB,
+    cached_tokens,
     context_bytes,
     device_weights,
     kv_bytes,
@@ -48,7 +49,7 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
     shares = device_weights(model, quant, setting, devices)
     host = shares[len(devices)]
     is_partial = host["layers"] > 0
-    positions = setting.num_context_tokens * setting.num_parallel
+    positions = cached_tokens(model, setting, devices) * setting.num_parallel
     has_device = False
     is_vision_placed = False
     for idx in range(len(devices)):
@@ -83,7 +84,7 @@ def torch_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> A
     weights = 2 * model.num_reference_parameters
     if setting.engine == "transformers-4bit":
         weights = weights - floor(model.num_linear_parameters * (2 - 0.5 - 4 / 64))
-    positions = (prompt_tokens(model, setting) + setting.num_new_tokens) * setting.num_parallel
+    positions = cached_tokens(model, setting, [device]) * setting.num_parallel
     cache = 2 * kv_bytes_half(model, positions)
     activations = (
         2 * prompt_tokens(model, setting) * setting.num_parallel * (8 * model.hidden_size + 4 * model.intermediate_size)
@@ -110,7 +111,7 @@ def vllm_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> An
     """
     batch = max(2048, setting.num_context_tokens)
     activations = 2 * batch * (6 * model.hidden_size + 3 * model.intermediate_size) + 4 * 256 * model.vocab_size
-    blocks = floor((setting.num_context_tokens + 15) / 16) * setting.num_parallel
+    blocks = floor((cached_tokens(model, setting, [device]) + 15) / 16) * setting.num_parallel
     return [
         part("weights", 2 * model.num_reference_parameters, 0, "exact"),
         part("key-value cache", 2 * kv_bytes_half(model, 16 * blocks), 0, "exact"),

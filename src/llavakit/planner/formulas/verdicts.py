@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import floor
 from typing import Any
 
-from llavakit.planner.formulas.common import HOST, usable_bytes
+from llavakit.planner.formulas.common import HOST, filled, prompt_tokens, usable_bytes
 from llavakit.planner.formulas.engine_memory import llavakit_parts
 from llavakit.planner.formulas.other_memory import llama_cpp_parts, torch_parts, vllm_parts
 from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting, with_field
@@ -87,16 +87,20 @@ def largest_context(
     host: DeviceNumbers,
     program_bytes: int,
 ) -> int:
-    """Largest context that fits, by halving; 0 if none does. Not above the model's own."""
-    low = 0
+    """Largest context that holds the prompt and fits when its answer fills the rest; 0 if none does.
+
+    By halving. Not above the model's own.
+    """
+    prompt = prompt_tokens(model, setting)
+    low = prompt
     high = model.max_context_tokens + 1
     while high - low > 1:
         middle = floor((low + high) / 2)
-        if fits_in(model, quant, with_field(setting, "num_context_tokens", middle), devices, host, program_bytes):
+        if fits_in(model, quant, filled(model, setting, middle), devices, host, program_bytes):
             low = middle
         else:
             high = middle
-    return low
+    return low if low > prompt else 0
 
 
 def most_device_layers(

@@ -14,7 +14,6 @@ const isProcessor = (device) => device.numbers.kind === "cpu";
 // Programs of torch, and our own on a GPU, compute with 16 bits a weight.
 const isHalf = (device, engine) => HALF_ONLY.includes(engine) || (engine === "llavakit" && !isProcessor(device));
 const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
-const isGuess = (device) => isOwn(device, state.engine) || device.fit.num_devices <= D.minOtherDevices;
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
 const ENGINES = ["llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm"];
 const LAYERED = ["llama.cpp", "ollama"];
@@ -124,11 +123,12 @@ function planFor(device, count, quantName, setting) {
   const plan = { model, quant, setting, devices, host, verdict, problem, parts, totals, usable, layers, isAlone, speed: null };
   if (verdict !== "no" && (isLayered || setting.engine === "llavakit")) {
     const args = [model, quant, running, devices, fits, host, hostFit];
-    const first = devices.length ? fit : hostFit;
+    const working = workingFits(model, quant, running, devices, fits, hostFit);
     plan.speed = {
       decode: setting.num_parallel / decode_seconds(...args, tokens),
       full: setting.num_parallel / decode_seconds(...args, setting.num_context_tokens - 1),
-      factor: first.decode_factor,
+      factor: Math.max(...working.map((each) => each.decode_factor)),
+      isGuess: isOwn(device, setting.engine) || working.some((each) => each.num_devices <= D.minOtherDevices),
       image: image_seconds(running, D.secondsPerMegapixel),
       vision: vision_seconds(model, running, devices, fits, host, hostFit),
       prompt: prompt_seconds(...args, Math.max(tokens, 1)),
@@ -140,6 +140,13 @@ function planFor(device, count, quantName, setting) {
     plan.speed.images = images ? (3600 * images) / plan.speed.answer : null;
   }
   return plan;
+}
+
+// Of all that holds weights: a sum of times is off by no more than the one of its parts that is most off.
+function workingFits(model, quant, setting, devices, fits, hostFit) {
+  if (!LAYERED.includes(setting.engine) || !devices.length) return [devices.length ? fits[0] : hostFit];
+  const shares = device_weights(model, quant, setting, devices);
+  return [...fits, hostFit].filter((fit, idx) => shares[idx].weights > 0);
 }
 
 function neededBytes(plan) { return plan.isAlone ? sum_list(plan.totals) : plan.totals[0]; }
@@ -248,7 +255,8 @@ function showVerdict(device, plan) {
   }
   box.className = `verdict ${plan.verdict}`;
   const word = el("span", { class: `word ${plan.verdict}` }, WORDS[plan.verdict] + " ");
-  const what = `${D.models[state.model].title} at ${plan.quant.name.toUpperCase()} on ${name} with ${state.context.toLocaleString("en")} tokens of context`;
+  const counted = cached_tokens(sizes, plan.setting, plan.devices);
+  const what = `${D.models[state.model].title} at ${plan.quant.name.toUpperCase()} on ${name} ${counted < state.context ? "for a prompt and answer of" : "with"} ${counted.toLocaleString("en")} tokens${counted < state.context ? "" : " of context"}`;
   const left = plan.usable.map((have, idx) => have - plan.totals[idx]);
   const spare = Math.min(...(left.length > 1 ? left.slice(0, -1) : left));
   const context = largest_context(sizes, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes);
@@ -259,10 +267,13 @@ function showVerdict(device, plan) {
   else {
     text = `${what}: ${spare < 0 ? `${bytes(-spare)} are missing` : `${bytes(-around)} are missing in the computer around it`}. `;
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
-    text += context > prompt_tokens(sizes, plan.setting) ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
+    text += context ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
+  }
+  if (["fits", "tight"].includes(plan.verdict) && context < state.context) {
+    text += ` Prompts and answers that fill the context of ${state.context.toLocaleString("en")} tokens do not fit; ${context.toLocaleString("en")} do.`;
   }
   if (plan.speed && isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
-  else if (plan.speed && isGuess(device)) text += " Its speed is a guess: too few devices of its kind were measured.";
+  else if (plan.speed && plan.speed.isGuess) text += " Its speed is a guess: too few devices of its kind were measured.";
   const link = el("a", { href: pairLink(device) }, "All quantizations on this device");
   box.replaceChildren(word, text + " ", link);
 }
@@ -382,7 +393,7 @@ function showDevices() {
     el("td", {}, el("a", { href: pairLink(device) }, device.name), device.confidence === "high" ? "" : " *"),
     el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(neededBytes(plan))),
     el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
-    el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor) + (isGuess(device) ? " ?" : "")), el("td", { class: "num" }, seconds(plan.speed.first)),
+    el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor) + (plan.speed.isGuess ? " ?" : "")), el("td", { class: "num" }, seconds(plan.speed.first)),
     el("td", { class: "num" }, dollars(device)), el("td", { class: "num" }, device.price ? rate((1000 * plan.speed.decode) / device.price) : "-"),
     el("td", { class: "num" }, String(Math.round(device.numbers.watts)))));
   const problem = problemOf(settingOf());
