@@ -36,6 +36,7 @@ from recipes.tiny.dense_labels import DenseHeads
 from recipes.tiny.evaluate import evaluate
 from recipes.tiny.export import export
 from recipes.tiny.grounding import Gaze, PlaceHead, gaze_at_all, gaze_at_patches, gaze_at_tokens
+from recipes.tiny.muon import Muon
 from recipes.tiny.questions import describe
 from recipes.tiny.report import draw_loss_curve, write_card
 from recipes.tiny.scenes import make_scene
@@ -364,8 +365,11 @@ def _make_optimizers(trained: list[nn.Module], stage: Stage) -> list[torch.optim
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=stage.peak_lr, betas=(0.9, 0.98), eps=1e-8)]
     if by_muon and stage.peak_lr_muon is not None:
         optimizers.append(
-            torch.optim.Muon(by_muon, lr=stage.peak_lr_muon, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-        )
+            Muon(
+                by_muon, lr=stage.peak_lr_muon, weight_decay=0.02,
+                dtype=torch.bfloat16 if _HAS_BFLOAT16 else torch.float32,
+            )
+        )  # fmt: skip
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers
