@@ -16,7 +16,7 @@ from importlib import resources
 from llavakit.core.errors import ConfigError
 from llavakit.planner.records import DeviceNumbers
 
-__all__ = ["Device", "find_device", "find_devices", "list_devices", "read_rows"]
+__all__ = ["Device", "find_device", "find_devices", "list_devices", "list_reported", "read_rows"]
 
 _GIB = 1024**3
 # The driver and its display, on a card that shows no desktop.
@@ -277,6 +277,23 @@ def find_devices(name: str) -> list[Device]:
     if len(devices) > _MAX_DEVICES:
         raise ConfigError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
     return devices
+
+
+def list_reported(name: str) -> list[Device]:
+    """Return the NVIDIA GPUs that a driver's name stands for: several where one name was sold with several sizes.
+
+    A user leaves words out, a driver does not: each word but the size must be a row's, so that ``GTX 1080`` is no
+    ``GTX 1080 Ti`` and ``RTX 4090 Laptop GPU`` no ``RTX 4090``. A size in the name must be the row's, too.
+    """
+    size = _MEMORY.search(name)
+    bare = _plain(_MEMORY.sub(" ", name))
+    return [
+        device
+        for device in list_devices()
+        if device.backend == "cuda"
+        and bare in {_plain(_MEMORY.sub(" ", text)) for text in (device.name, *device.aliases)}
+        and (size is None or float(size.group(1)) == device.memory_gib)
+    ]
 
 
 def _plain(text: str) -> str:

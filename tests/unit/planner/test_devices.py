@@ -10,7 +10,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import read_rows
 from llavakit.planner.calibrate import calibrate
 from llavakit.planner.devices import find_device, find_devices, list_devices
-from llavakit.planner.machine import detect_machine
+from llavakit.planner.machine import Machine, detect_machine
 from llavakit.planner.measured import list_rows
 from llavakit.planner.speed import ERAS, engine_fit, fit_for, load_calibration
 
@@ -96,14 +96,109 @@ def test_a_machine_with_limits_and_gpus(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir()
     (tmp_path / "proc/self/cgroup").write_text("0::/\n")
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("8589934592\n")
-    listed = "NVIDIA GeForce RTX 3060, 12288\nNVIDIA GeForce RTX 4060 Ti, 8188\nUnheard Of 9000, 1000\nbroken\n"
+    listed = (
+        "NVIDIA GeForce RTX 3060, 12288, 170.00\nNVIDIA GeForce RTX 4060 Ti, 8188, 140.00\n"
+        "Unheard Of 9000, 1000, 70.00\nbroken\n"
+    )
     machine = detect_machine(root=tmp_path, run=lambda words: listed if words[0] == "nvidia-smi" else None)
     assert [gpu.name for gpu in machine.gpus] == ["GeForce RTX 3060 12GB", "GeForce RTX 4060 Ti 8GB"]
     assert machine.gpus[1].memory_gib == 8188 / 1024
+    assert machine.gpus[1].watts == 140
     assert machine.host.numbers.memory_bytes == 8589934592
     assert machine.available_bytes == 8589934592
     assert any("control group" in note for note in machine.notes)
     assert any("Unheard Of 9000" in note for note in machine.notes)
+
+
+def _reported(root: Path, line: str, *, memory_kib: int = 128 * 1024**2) -> Machine:
+    """Return a machine of which nvidia-smi says one line."""
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: {memory_kib} kB\nMemAvailable: {memory_kib} kB\n")
+    return detect_machine(root=root, run=lambda words: line if words[0] == "nvidia-smi" else None)
+
+
+@pytest.mark.parametrize(
+    ("reported", "mebibytes", "name"),
+    [
+        ("NVIDIA GeForce GTX 1080 Ti", 11264, "GeForce GTX 1080 Ti"),
+        ("NVIDIA GeForce RTX 2060", 6144, "GeForce RTX 2060 6GB"),
+        ("NVIDIA GeForce RTX 2060", 12288, "GeForce RTX 2060 12GB"),
+        ("NVIDIA GeForce RTX 3080", 10240, "GeForce RTX 3080 10GB"),
+        ("NVIDIA GeForce RTX 4060 Ti", 16380, "GeForce RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4090", 24564, "GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 5090", 32607, "GeForce RTX 5090"), ("NVIDIA RTX A2000 12GB", 12282, "RTX A2000 12GB"),
+        ("NVIDIA RTX A6000", 46068, "RTX A6000"), ("NVIDIA RTX 2000 Ada Generation", 16380, "RTX 2000 Ada"),
+        ("NVIDIA RTX 4000 Ada Generation", 20475, "RTX 4000 Ada"),
+        ("NVIDIA RTX 4500 Ada Generation", 24570, "RTX 4500 Ada"),
+        ("NVIDIA RTX 5000 Ada Generation", 32760, "RTX 5000 Ada"),
+        ("NVIDIA RTX 6000 Ada Generation", 49140, "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 4000 Blackwell", 24467, "RTX PRO 4000 Blackwell"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, "RTX PRO 6000 Blackwell"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 97887, "RTX PRO 6000 Blackwell"),
+        ("Tesla P40", 23040, "Tesla P40"), ("Tesla P100-PCIE-16GB", 16280, "Tesla P100 PCIe 16GB"),
+        ("Tesla V100-PCIE-32GB", 32768, "Tesla V100 PCIe 32GB"), ("Tesla T4", 15360, "Tesla T4"),
+        ("NVIDIA A10", 23028, "A10"), ("NVIDIA A30", 24576, "A30"), ("NVIDIA A40", 46068, "A40"),
+        ("NVIDIA A100-PCIE-40GB", 40960, "A100 PCIe 40GB"), ("NVIDIA A100 80GB PCIe", 81920, "A100 PCIe 80GB"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "A100 SXM4 80GB"), ("NVIDIA L4", 23034, "L4"), ("NVIDIA L40", 46068, "L40"),
+        ("NVIDIA L40S", 46068, "L40S"), ("NVIDIA H100 PCIe", 81559, "H100 PCIe 80GB"),
+        ("NVIDIA H100 80GB HBM3", 81559, "H100 SXM5 80GB"), ("NVIDIA H100 NVL", 95830, "H100 NVL 94GB"),
+        ("NVIDIA H200", 143771, "H200 SXM 141GB"), ("NVIDIA B200", 183359, "B200 SXM"),
+    ],
+)  # fmt: skip
+def test_drivers_names_find_devices(tmp_path: Path, reported: str, mebibytes: int, name: str) -> None:
+    machine = _reported(tmp_path, f"{reported}, {mebibytes}, 300.00")
+    assert [(gpu.name, gpu.memory_gib, gpu.watts) for gpu in machine.gpus] == [(name, mebibytes / 1024, 300)]
+    assert machine.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("reported", "mebibytes"),
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376), ("NVIDIA RTX 5000 Ada Generation Laptop GPU", 16376),
+        ("NVIDIA GeForce GTX 1080", 8192), ("NVIDIA GeForce RTX 2070", 8192), ("NVIDIA GeForce RTX 3060", 8192),
+        ("NVIDIA GeForce RTX 3050", 6144), ("NVIDIA GeForce RTX 4090 D", 24564), ("NVIDIA RTX A2000", 6138),
+        ("NVIDIA RTX 4000 SFF Ada Generation", 20475), ("NVIDIA A10G", 23028), ("NVIDIA A100-SXM4-40GB", 40960),
+        ("Tesla V100-PCIE-16GB", 16384), ("Tesla V100S-PCIE-32GB", 32768), ("NVIDIA H20", 97871),
+        ("NVIDIA RTX PRO 5000 72GB Blackwell", 73273), ("NVIDIA H200 NVL", 143771),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887),
+    ],
+)  # fmt: skip
+def test_other_gpus_of_almost_the_name_are_left_out(tmp_path: Path, reported: str, mebibytes: int) -> None:
+    machine = _reported(tmp_path, f"{reported}, {mebibytes}, 300.00")
+    assert machine.gpus == ()
+    assert [note for note in machine.notes if repr(reported) in note and "is left out" in note]
+
+
+@pytest.mark.parametrize(
+    ("reported", "memory_kib", "name"),
+    [
+        ("NVIDIA GB10", 125_500_000, "DGX Spark (GB10)"), ("NVIDIA Thor", 128_800_000, "Jetson AGX Thor (T5000) 128GB"),
+        ("Orin (nvgpu)", 7_800_000, "Jetson Orin Nano Super 8GB"),
+        ("Orin (nvgpu)", 16_000_000, "Jetson Orin NX 16GB"), ("Orin (nvgpu)", 64_300_000, "Jetson AGX Orin 64GB"),
+    ],
+)  # fmt: skip
+def test_a_chip_without_a_memory_of_its_own_has_the_machines(
+    tmp_path: Path, reported: str, memory_kib: int, name: str
+) -> None:
+    machine = _reported(tmp_path, f"{reported}, [N/A], [N/A]", memory_kib=memory_kib)
+    assert [(gpu.name, gpu.memory_gib) for gpu in machine.gpus] == [(name, memory_kib / 1024**2)]
+    assert any(
+        name in note and f"shares the machine's {memory_kib * 1024 / 1e9:.1f} GB" in note for note in machine.notes
+    )
+
+
+def test_a_gpu_of_unknown_memory_is_assumed_or_left_out_and_noted(tmp_path: Path) -> None:
+    machine = _reported(tmp_path, "NVIDIA GeForce RTX 4090, [N/A], [N/A]")
+    assert [(gpu.name, gpu.memory_gib, gpu.watts) for gpu in machine.gpus] == [("GeForce RTX 4090", 24, 450)]
+    assert any("that of the table is assumed" in note for note in machine.notes)
+    for line, memory_kib in (
+        ("NVIDIA GeForce RTX 2060, [N/A], [N/A]", 64 * 1024**2),  # of two sizes
+        ("Unheard Of 9000, [N/A], [N/A]", 64 * 1024**2),
+        ("Orin (nvgpu), [N/A], [N/A]", 32 * 1024**2),  # of a size that is not in the table
+    ):
+        machine = _reported(tmp_path, line, memory_kib=memory_kib)
+        assert machine.gpus == ()
+        assert any("of unknown memory is not in the table and is left out" in note for note in machine.notes)
 
 
 def test_the_stored_calibration_is_that_of_the_table() -> None:
