@@ -227,3 +227,17 @@ def test_what_lacks_memory_is_named(browser: Browser, site: Path) -> None:
     browser.until("document.readyState === 'complete' && location.href.includes('engine=vllm')")
     assert "vllm is not planned on Apple M4 Max" in browser.run(verdict)
     assert browser.run("document.getElementById('memory').textContent") == ""
+
+
+def test_the_page_refuses_what_this_package_refuses(browser: Browser, site: Path) -> None:
+    page = (site / "index.html").as_uri()
+    for query, problem in (
+        ("device=Arc+A770+16GB", "llavakit is not planned on Arc A770"),
+        ("kv=q4_0", "keeps no keys and values in q4_0"),
+    ):
+        browser.send("Page.navigate", url="about:blank")
+        browser.send("Page.navigate", url=f"{page}#?engine=llavakit&{query}")
+        browser.until(f"document.readyState === 'complete' && location.href.includes('{query}')")
+        assert problem in browser.run("document.getElementById('verdict').textContent")
+        assert problem in browser.run("document.getElementById('speed').textContent")
+    assert browser.run("document.querySelectorAll('#device-table tbody tr').length") == 0

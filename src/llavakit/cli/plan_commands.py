@@ -209,17 +209,35 @@ def gpus(options: argparse.Namespace, console: Console) -> int:
         return 0
     if not ordered:
         console.line(f"No device is listed: {explain_nothing(running, need)}")
-        return 0
-    print_candidates(ordered, console)
-    print_warnings([candidate.plan for candidate in ordered], console)
+    else:
+        print_candidates(ordered, console)
+        print_warnings([candidate.plan for candidate in ordered], console)
+    _note_left_out(options, need, console)
     return 0
+
+
+def _note_left_out(options: argparse.Namespace, need: Need, console: Console) -> None:
+    """Say which devices of what is wanted the engine is not planned on, and why."""
+    from llavakit.planner.devices import list_devices
+    from llavakit.planner.plans import why_unplanned
+
+    reasons = [
+        reason
+        for device in list_devices()
+        if (not need.kinds or device.kind in need.kinds)
+        and (not need.vendors or device.vendor.lower() in need.vendors)
+        and (reason := why_unplanned(_engine(options), device))
+    ]
+    if reasons:
+        console.note(f"note: left out ({len(reasons)} in all): {reasons[0]}", style="yellow")
 
 
 def best(options: argparse.Namespace, console: Console) -> int:
     """Print the best device; the exit status is 1 where there is none."""
     from llavakit.planner.choose import choose_best
 
-    choice = choose_best(_candidates(options, has_partial=False), _need(options))
+    need = _need(options)
+    choice = choose_best(_candidates(options, has_partial=False), need)
     if options.json:
         content = {
             "best": None if choice.best is None else choice.best.to_dict(),
@@ -239,6 +257,8 @@ def best(options: argparse.Namespace, console: Console) -> int:
             console.line("\nAfter it:")
             print_candidates(choice.runners_up, console)
         print_warnings([candidate.plan for candidate in (choice.best, *choice.runners_up)], console)
+    if not options.json:
+        _note_left_out(options, need, console)
     return 0 if choice.best is not None else _EXIT_DOES_NOT_FIT
 
 
@@ -320,13 +340,17 @@ def _prices(options: argparse.Namespace) -> dict[str, float]:
     return prices
 
 
+def _engine(options: argparse.Namespace) -> str:
+    return (options.engine or "llama.cpp").lower()
+
+
 def make_setting(options: argparse.Namespace, model: PlannedModel) -> Setting:
     """Turn a command's options into a setting."""
     from llavakit.planner.records import KV_BLOCK_BYTES, Setting
 
     sizes = model.sizes
     return Setting(
-        engine=(options.engine or "llama.cpp").lower(),
+        engine=_engine(options),
         num_context_tokens=sizes.max_context_tokens if options.context is None else options.context,
         num_parallel=options.parallel,
         num_images=options.images,

@@ -21,6 +21,7 @@ from llavakit.planner.speed import MIN_OTHER_DEVICES
 
 __all__ = [
     "INTERVAL",
+    "OWN_KV_TYPES",
     "SECONDS_PER_MEGAPIXEL",
     "Part",
     "Plan",
@@ -36,6 +37,8 @@ Verdict = Literal["fits", "tight", "partly", "no"]
 SECONDS_PER_MEGAPIXEL = 0.011
 INTERVAL = 1.645  # 90 % of a normal distribution of logarithms
 _MAX_TOKENS = 1 << 20
+# Number formats in which this package keeps keys and values.
+OWN_KV_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
     Raises
     ------
     ConfigError
-        If a number is negative or absurd, or the prompt is longer than the context.
+        If a number is negative or absurd, the prompt is longer than the context, or the engine has no such cache.
     """
     sizes = model.sizes
     bounds = {
@@ -189,6 +192,12 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
         raise ConfigError(
             f"a prompt of {setting.num_images} pictures and {setting.num_text_tokens} tokens of text needs a context "
             f"of {needed}, but the context is {setting.num_context_tokens}. Ask for fewer pictures or more context."
+        )
+    if setting.engine == _OWN and setting.kv_block_bytes not in {KV_BLOCK_BYTES[name] for name in OWN_KV_TYPES}:
+        kept = next((name for name, size in KV_BLOCK_BYTES.items() if size == setting.kv_block_bytes), "this type")
+        raise ConfigError(
+            f"llavakit keeps no keys and values in {kept}; choose one of {', '.join(OWN_KV_TYPES)} with --kv-type, or "
+            "plan llama.cpp."
         )
     warnings = []
     if setting.num_new_tokens > (room := setting.num_context_tokens - needed + 1):
@@ -298,6 +307,11 @@ def why_unplanned(engine: str, device: Device) -> str | None:
         return (
             f"vllm is not planned on {device.name}: on Apple's chips it takes a plugin (vllm-metal) that keeps its "
             "memory in other ways. Plan llama.cpp, llavakit or transformers there."
+        )
+    if engine == _OWN and device.vendor == "Intel" and device.backend != "cpu":
+        return (
+            f"llavakit is not planned on {device.name}: it runs on processors and on the GPUs that torch reaches by "
+            "CUDA, ROCm or Metal, and refuses Intel's. Plan llama.cpp or transformers there."
         )
     return None
 

@@ -27,6 +27,7 @@ from llavakit.planner.machine import assumed_host, generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
 from llavakit.planner.plans import (
     INTERVAL,
+    OWN_KV_TYPES,
     SECONDS_PER_MEGAPIXEL,
     Plan,
     make_plan,
@@ -58,6 +59,7 @@ def site_data() -> dict[str, Any]:
         "host": asdict(generic_host().numbers),
         "hostFit": _fit_data(fit_for(generic_host())),
         "kv": KV_BLOCK_BYTES,
+        "ownKv": OWN_KV_TYPES,
         "minOtherDevices": MIN_OTHER_DEVICES,
         "programBytes": PROGRAM_BYTES,
         "secondsPerMegapixel": SECONDS_PER_MEGAPIXEL,

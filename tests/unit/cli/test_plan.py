@@ -138,6 +138,15 @@ def test_devices_are_sorted_and_filtered() -> None:
     assert "no single device holds it" in _run("gpus", "llava:13b", "--parallel", "4000")[1]
 
 
+@pytest.mark.parametrize("command", ["gpus", "best"])
+def test_devices_that_an_engine_refuses_are_left_out_with_the_reason(command: str) -> None:
+    for extra in ((), ("--vendor", "intel", "--kind", "consumer")):
+        _, out, notes = _run(command, "llava:7b", "--engine", "llavakit", *extra)
+        assert "Arc" not in out
+        assert re.search(r"left out \(\d+ in all\): llavakit is not planned on Arc A750: .* refuses Intel's", notes)
+    assert "left out" not in _run(command, "llava:7b", "--engine", "llavakit", "--vendor", "nvidia")[2]
+
+
 def test_best_and_build() -> None:
     status, choice = _json("best", "llava:13b", "--budget", "800", "--price", "RTX 4090=700")
     assert (status, choice["best"]["device"], choice["best"]["price_usd"]) == (0, "GeForce RTX 4090", 700)
@@ -211,6 +220,8 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("plan", "--html", "x", "--verify"), 2, "--verify would have no effect"),
         (("plan", "llava:7b", "--html", "x", "--context", "99"), 2, "--context, MODEL would have no effect"),
         (("fits", "llava:13b", "--gpu", "M4 Max", "--engine", "vllm"), 2, "vllm is not planned on Apple M4 Max"),
+        (("fits", "llava:13b", "--gpu", "Arc A770", "--engine", "llavakit"), 2, "llavakit is not planned on Arc A770"),
+        (("fits", "llava:13b", "--engine", "llavakit", "--kv-type", "q4_0"), 2, "keeps no keys and values in q4_0"),
     ],
 )
 def test_bad_input_gets_a_clear_answer(arguments: tuple[str, ...], status: int, problem: str) -> None:

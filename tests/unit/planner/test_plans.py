@@ -236,6 +236,19 @@ def test_engines_that_use_one_device_say_so(model: PlannedModel, engine: str) ->
     assert len(alone.warnings) == len(plan.warnings) - 2
 
 
+def test_llavakit_is_planned_on_what_it_runs_on(model: PlannedModel) -> None:
+    """It refuses Intel's GPUs, and caches of 4 and 5 bits."""
+    with pytest.raises(ConfigError, match=r"llavakit is not planned on Arc A770 16GB: .*refuses Intel's"):
+        _plan(model, "Arc A770", engine="llavakit")
+    with pytest.raises(ConfigError, match="llavakit keeps no keys and values in q4_0; choose one of f32, f16"):
+        _plan(model, "RTX 4090", engine="llavakit", kv_block_bytes=KV_BLOCK_BYTES["q4_0"])
+    listed = list_candidates(find_model("llava:7b"), "f16", Setting(engine="llavakit"))
+    makers = {candidate.device.vendor for candidate in listed if candidate.device.kind != "cpu"}
+    assert makers == {"NVIDIA", "AMD", "Apple"}
+    assert any(candidate.device.vendor == "Intel" for candidate in listed if candidate.device.kind == "cpu")
+    assert _plan(model, "Arc A770").verdict == "fits"
+
+
 def test_vllm_is_not_planned_on_apples_chips(model: PlannedModel) -> None:
     with pytest.raises(ConfigError, match="vllm is not planned on Apple M4 Max"):
         _plan(model, "M4 Max", engine="vllm")

@@ -87,6 +87,9 @@ function settingOf() {
 // Why a setting cannot be; nothing where it can.
 function problemOf(setting) {
   const tokens = prompt_tokens(D.models[state.model].sizes, setting);
+  if (setting.engine === "llavakit" && !D.ownKv.some((name) => D.kv[name] === setting.kv_block_bytes)) {
+    return `llavakit keeps no keys and values in ${state.kv}. Take one of ${D.ownKv.join(", ")}, or another engine.`;
+  }
   if (tokens < setting.num_context_tokens) return "";
   return `A prompt of ${tokens} tokens and its answer are longer than the context of ${setting.num_context_tokens}. Take fewer pictures or more context.`;
 }
