@@ -166,7 +166,7 @@ def key_of(run: Run) -> str:
 def setting_of(run: Run) -> Setting:
     _, _, images, text, answer, cache = run
     return Setting(
-        num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
+        engine="llavakit", num_context_tokens=4096, num_images=images, num_text_tokens=text, num_new_tokens=answer,
         kv_block_bytes=KV_BLOCK_BYTES[cache],
     )  # fmt: skip
 

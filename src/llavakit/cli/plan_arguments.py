@@ -37,7 +37,7 @@ def _add_setting_options(parser: argparse.ArgumentParser, *, has_quant: bool = T
         "--engine",
         metavar="NAME",
         help="llama.cpp, ollama, llavakit, transformers, transformers-4bit or vllm (default: llama.cpp; of `fits` "
-        "on a machine without a GPU, llavakit)",
+        "on a machine without a GPU and of `plan --verify`, llavakit)",
     )
     group.add_argument("--vision-on-cpu", action="store_true", help="leave the vision tower to the processor")
     group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on GPUs, the head counted (default: all)")
@@ -70,7 +70,8 @@ def _plan() -> argparse.ArgumentParser:
         "Show what a model is and what it takes: sizes, every quantization with its bytes and memory, benchmark\n"
         "scores with their sources, the command that runs it.\n\n"
         "--html writes the same as a site of pages that open from the disk, with a panel to try settings. --verify\n"
-        "measures memory and speed on this machine and prints them beside what is planned.",
+        "measures memory and speed of llavakit on this processor, one answer at a time, and prints them beside\n"
+        "what is planned.",
         "  llavakit plan llava:13b\n  llavakit plan llava:13b --context 2048 --kv-type q8_0 --flash-attention\n"
         "  llavakit plan --html planner\n  llavakit plan llava:7b --verify --quant q4_k_m",
     )

@@ -33,8 +33,8 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     from llavakit.planner.card import make_card
     from llavakit.planner.models import find_model
 
+    _refuse_without_effect(options)
     if options.html is not None:
-        _refuse_without_effect(options)
         return _write_pages(options, console)
     model = find_model(options.model or DEFAULT_MODEL)
     setting = make_setting(options, model)
@@ -54,18 +54,25 @@ def plan(options: argparse.Namespace, console: Console) -> int:
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
-    """Refuse what says how to plan: the pages are of all models and devices, and have fields for the rest."""
+    """Refuse options of another of the command's three uses than is asked for."""
     parser = PLAN_BUILDERS["plan"]()
-    used = ("html", "overwrite", "json", "debug")
-    given = sorted(
-        name for name, value in vars(options).items() if name not in used and value != parser.get_default(name)
-    )
-    if given:
-        words = ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in given]
-        raise ConfigError(
-            f"--html writes pages of all models and settings, and {', '.join(words)} would have no effect. Leave "
-            f"{'it' if len(words) == 1 else 'them'} out; the page has fields for what is to be planned."
+    given = sorted(name for name, value in vars(options).items() if value != parser.get_default(name))
+    if options.html is not None:
+        ignored = [name for name in given if name not in ("html", "overwrite", "json", "debug")]
+        what, hint = "--html writes pages of all models and settings", "; the page has fields for what is to be planned"
+    elif options.verify:
+        ignored = [name for name in given if name in ("overwrite", "flash_attention", "gpu_layers", "vision_on_cpu")]
+        what, hint = "--verify measures llavakit on this processor", ""
+    else:
+        ignored = [name for name in given if name in ("overwrite", "threads")]
+        what, hint = (
+            "the card is neither measured nor written",
+            "; --threads is for --verify and --overwrite for --html",
         )
+    if ignored:
+        words = ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in ignored]
+        them = "it" if len(words) == 1 else "them"
+        raise ConfigError(f"{what}, and {', '.join(words)} would have no effect. Leave {them} out{hint}.")
 
 
 def _write_pages(options: argparse.Namespace, console: Console) -> int:
@@ -89,8 +96,9 @@ def _verify(options: argparse.Namespace, console: Console, model: PlannedModel, 
     from llavakit.diagnostics.plan_check import check_plan
 
     set_threads(options.threads)
+    setting = setting if options.engine else replace(setting, engine="llavakit")
     try:
-        report = check_plan(model, options.quant, setting, on_progress=show_stage(console))
+        report = check_plan(model, options.quant, setting, num_threads=options.threads, on_progress=show_stage(console))
     finally:
         console.status("")
     if options.json:

@@ -94,13 +94,15 @@ def check_plan(
     setting: Setting,
     *,
     folder: Path | None = None,
+    num_threads: int | None = None,
     machine: MachineLimits | None = None,
     on_progress: OnProgress | None = None,
 ) -> PlanCheck:
     """Measure, and compare: `measure_run` and `compare`."""
     measured = measure_run(
-        model, quant, setting, folder=folder, num_rounds=_NUM_ROUNDS if machine is None else 1, on_progress=on_progress
-    )
+        model, quant, setting, folder=folder, num_threads=num_threads,
+        num_rounds=_NUM_ROUNDS if machine is None else 1, on_progress=on_progress,
+    )  # fmt: skip
     return compare(model, quant, setting, measured, machine=machine)
 
 
@@ -110,6 +112,7 @@ def measure_run(
     setting: Setting,
     *,
     folder: Path | None = None,
+    num_threads: int | None = None,
     num_rounds: int = _NUM_ROUNDS,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -121,9 +124,12 @@ def measure_run(
     quant : str
         Of the random weights.
     setting : Setting
-        Pictures, text, new tokens and the cache's type; the engine is this package's, on the processor.
+        Of this package's engine, on the processor, one answer at a time: pictures, text, new tokens and the cache's
+        type.
     folder : Path, optional
         Holds (or gets, and keeps) the random weights; by default a temporary one.
+    num_threads : int, optional
+        By default one per core.
     num_rounds : int
         Answers; the machine is measured between them.
     on_progress : callable, optional
@@ -132,17 +138,15 @@ def measure_run(
     Raises
     ------
     ConfigError
-        If the setting cannot be, or the cache's type is not one this engine has.
+        If the setting cannot be, or is not one that this run can have.
     CapacityError
         If the memory does not hold the run, or the run failed.
     DiskFullError
         If the disk does not hold the weights.
     """
     report = on_progress or (lambda _what, _done, _total: None)
-    setting = replace(setting, engine="llavakit", num_parallel=1)
     check_setting(model, setting)
-    if setting.kv_block_bytes not in (KV_BLOCK_BYTES["f16"], KV_BLOCK_BYTES["q8_0"]):
-        raise ConfigError("this engine keeps keys and values in f16 or q8_0; choose one of them with --kv-type.")
+    _refuse_what_is_not_run(model, setting)
     sizes = model.quantize(quant)
     parts = formulas.parts_of(model.sizes, sizes, setting, [], PROGRAM_BYTES)
     needed, free = formulas.place_totals(parts, 0)[0], read_available_bytes()
@@ -157,12 +161,33 @@ def measure_run(
             report("writing random weights", 0, 2)
             write_random_pair(path, model.config, quant, num_threads=count_cpus())
         report("running, and measuring the machine", 1, 2)
-        return run_worker({"model": str(path), "num_rounds": num_rounds, **_request_of(model, setting)})
+        request = {"num_rounds": num_rounds, "num_threads": num_threads or count_cpus(), **_request_of(model, setting)}
+        return run_worker({"model": str(path), **request})
+
+
+def _refuse_what_is_not_run(model: PlannedModel, setting: Setting) -> None:
+    """Refuse a setting that would be measured as another one."""
+    layers = model.sizes.num_layers
+    is_cache_known = setting.kv_block_bytes in (KV_BLOCK_BYTES["f16"], KV_BLOCK_BYTES["q8_0"])
+    has_all_tokens = setting.num_visual_tokens >= model.sizes.num_image_tokens
+    for is_run, asked, what_to_do in (
+        (setting.engine == "llavakit", f"engine {setting.engine}", "Ask for --engine llavakit"),
+        (setting.num_parallel == 1, f"parallel {setting.num_parallel}", "Ask for --parallel 1"),
+        (setting.num_device_layers > layers, f"gpu-layers {setting.num_device_layers}", "Leave --gpu-layers out"),
+        (setting.is_vision_on_device, "vision-on-cpu", "Leave --vision-on-cpu out"),
+        (not setting.has_flash_attention, "flash-attention", "Leave --flash-attention out"),
+        (has_all_tokens, f"visual-tokens {setting.num_visual_tokens}", "Leave --visual-tokens out"),
+        (is_cache_known, "another type of cache", "Choose f16 or q8_0 with --kv-type"),
+    ):
+        if not is_run:
+            raise ConfigError(
+                "what is measured is llavakit on this processor, one answer at a time, all tokens of a picture, and "
+                f"keys and values in f16 or q8_0; {asked} was asked for. {what_to_do}."
+            )
 
 
 def _request_of(model: PlannedModel, setting: Setting) -> dict[str, Any]:
     return {
-        "num_threads": count_cpus(),
         "num_images": setting.num_images,
         "kv_dtype": "q8_0" if setting.kv_block_bytes == KV_BLOCK_BYTES["q8_0"] else "auto",
         "num_prompt_tokens": formulas.prompt_tokens(model.sizes, setting),
@@ -178,13 +203,12 @@ def compare(
     Parameters
     ----------
     model, quant, setting
-        Of the run.
+        Of the run, so that the engine is this package's.
     measured : dict
         What `run_worker` returned.
     machine : MachineLimits, optional
         By default the best of what the run measured between its answers.
     """
-    setting = replace(setting, engine="llavakit", num_parallel=1)
     if machine is None:
         machine = best_limits([MachineLimits(**limits) for limits in measured["limits"]])
     parts = formulas.parts_of(model.sizes, model.quantize(quant), setting, [], PROGRAM_BYTES)

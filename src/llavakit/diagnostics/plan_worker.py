@@ -62,7 +62,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     times = [_answer(engine, prompt, params)]
     after, limits = read_memory(), []
     for _ in range(request["num_rounds"] - 1):
-        limits.append(measure_machine(_MACHINE_SECONDS))
+        limits.append(measure_machine(_MACHINE_SECONDS, num_threads=request["num_threads"]))
         engine.reset()
         times.append(_answer(engine, prompt, params))
     return {
