@@ -246,10 +246,10 @@ def print_card(card: Card, console: Console) -> None:
         pairs.append(("downloads", f"{facts['downloads_seen']['statement']}; the Hub was not asked or did not answer"))
     print_pairs(console, pairs)
     setting = card.setting
-    where = {
-        "llavakit": "on a processor",
-        "vllm": "the driver's 0.1 to 0.6 GB and a tenth of the card come on top",
-    }.get(setting.engine, "the driver's 0.1 to 0.6 GB come on top")
+    where = "on a processor"
+    if card.is_on_device:
+        held_back = " and a tenth of the card" if setting.engine == "vllm" else ""
+        where = f"the driver's 0.1 to 0.6 GB{held_back} come on top"
     console.line(f"\nMemory with a context of {setting.num_context_tokens:,} ({setting.engine}; {where})")
     rows = [
         (

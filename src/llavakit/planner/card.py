@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llavakit.core.shapes import expected_tensors
-from llavakit.planner.devices import Device, find_device
+from llavakit.planner.devices import find_device
 from llavakit.planner.machine import generic_host
 from llavakit.planner.models import HUB_IDS, PlannedModel
-from llavakit.planner.plans import make_plan, planned_quant
+from llavakit.planner.plans import Plan, check_setting, make_plan, planned_quant
 from llavakit.planner.records import Setting
 
 __all__ = ["Card", "QuantRow", "make_card", "run_commands"]
@@ -57,6 +56,8 @@ class Card:
         The mixture that the commands make.
     quants : tuple of QuantRow
         Those that the setting's engine runs.
+    is_on_device : bool
+        Whether their memory is planned on a device; on a processor otherwise.
     """
 
     model: PlannedModel
@@ -64,6 +65,7 @@ class Card:
     quant: str
     parameters: dict[str, int]
     quants: tuple[QuantRow, ...]
+    is_on_device: bool
     downloads: int | None
     commands: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -77,7 +79,8 @@ class Card:
             "heads": text.num_attention_heads, "kv_heads": text.num_key_value_heads, "head_size": text.head_dim,
             "hidden_size": text.hidden_size, "intermediate_size": text.intermediate_size,
             "vocabulary": text.vocab_size, "image_tokens": self.model.config.num_image_tokens,
-            "setting": asdict(self.setting), "quantizations": [asdict(row) for row in self.quants],
+            "setting": asdict(self.setting), "is_on_device": self.is_on_device,
+            "quantizations": [asdict(row) for row in self.quants],
             "downloads": self.downloads, "commands": dict(self.commands), "warnings": list(self.warnings),
         }  # fmt: skip
 
@@ -104,15 +107,20 @@ def make_card(model: PlannedModel, setting: Setting, *, quant: str = "q4_k_m", i
     names = [sizes.name for sizes in model.quantizations()]
     planned = {name: planned_quant(setting.engine, name, has_devices=bool(devices)) for name in names}
     chosen = planned[model.quantize(quant).name]
-    rows = [_row(model, name, setting, devices) for name in dict.fromkeys(planned.values())]
+    host = generic_host(2048.0)
+    plans = [
+        make_plan(model, name, setting, devices, host, has_advice=False) for name in dict.fromkeys(planned.values())
+    ]
+    rows = [_row(model, plan) for plan in plans]
     hub_id = HUB_IDS.get(model.name)
     warnings = [warning] if (warning := model.facts.get("ollama", {}).get("warning")) else []
+    warnings += [f"{warning}." for warning in check_setting(model, setting)]
     if len(rows) < len(names):
         shrunk = ", and shrinks them to 4 while it loads" if setting.engine == _SHRINKING else ""
         warnings.append(f"{setting.engine} reads weights of 16 bits{shrunk}; the other types are not for it.")
     return Card(
         model=model, setting=setting, quant=chosen, parameters=_count_parameters(model), quants=tuple(rows),
-        downloads=_count_downloads(hub_id) if is_online and hub_id else None,
+        is_on_device=bool(plans[0].devices), downloads=_count_downloads(hub_id) if is_online and hub_id else None,
         commands=tuple(run_commands(model, chosen)), warnings=tuple(warnings),
     )  # fmt: skip
 
@@ -123,14 +131,14 @@ def _count_downloads(hub_id: str) -> int | None:
     return count_downloads(hub_id)
 
 
-def _row(model: PlannedModel, name: str, setting: Setting, devices: Sequence[Device]) -> QuantRow:
-    plan = make_plan(model, name, setting, devices, generic_host(2048.0), has_advice=False)
+def _row(model: PlannedModel, plan: Plan) -> QuantRow:
+    name = plan.quant.name
     own = sum(part.bytes for part in plan.parts if part.name.startswith("driver") or part.name == "held back")
-    published = () if setting.engine == _SHRINKING else model.facts.get("quality", ())
+    published = () if plan.setting.engine == _SHRINKING else model.facts.get("quality", ())
     quality = [entry for entry in published if entry.get("quant", "").lower() == name]
     return QuantRow(
         name, plan.quant.bits_per_weight, plan.quant.language_bytes, plan.quant.vision_bytes,
-        plan.needed_bytes - own, plan.totals[-1] if devices else 0, quality[0]["statement"] if quality else "",
+        plan.needed_bytes - own, plan.totals[-1] if plan.devices else 0, quality[0]["statement"] if quality else "",
     )  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
             f"a prompt of {setting.num_images} pictures and {setting.num_text_tokens} tokens of text needs a context "
             f"of {needed}, but the context is {setting.num_context_tokens}. Ask for fewer pictures or more context."
         )
-    if setting.engine == _OWN and setting.kv_block_bytes not in {KV_BLOCK_BYTES[name] for name in OWN_KV_TYPES}:
+    if setting.engine == OWN and setting.kv_block_bytes not in {KV_BLOCK_BYTES[name] for name in OWN_KV_TYPES}:
         kept = next((name for name, size in KV_BLOCK_BYTES.items() if size == setting.kv_block_bytes), "this type")
         raise ConfigError(
             f"llavakit keeps no keys and values in {kept}; choose one of {', '.join(OWN_KV_TYPES)} with --kv-type, or "
@@ -215,6 +215,12 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
         warnings.append("llama.cpp quantizes values only with flash attention; it is switched on here")
     if setting.engine in HALF_ONLY and setting.kv_block_bytes != KV_BLOCK_BYTES["f16"]:
         warnings.append(f"the cache of {setting.engine} is planned in 16 bits")
+    is_parted = setting.num_device_layers <= sizes.num_layers or not setting.is_vision_on_device
+    if is_parted and setting.engine not in LAYERED:
+        warnings.append(
+            f"{setting.engine} puts all of a model in one place; layers and the vision tower are parted by llama.cpp "
+            "and ollama alone"
+        )
     return warnings
 
 
@@ -256,7 +262,7 @@ def make_plan(
         warnings.append(f"{setting.engine} computes with 16 bits a weight here; F16 is planned, not {quant.upper()}")
         quant = planned
     devices = _used_devices(setting, devices, warnings)
-    setting = _used_layers(model, setting, warnings)
+    setting = _used_layers(model, setting)
     case = Case(model, model.quantize(quant), devices, host, engine=setting.engine)
     placed = case.placed(setting)
     parts = case.parts(setting)
@@ -308,7 +314,7 @@ def why_unplanned(engine: str, device: Device) -> str | None:
             f"vllm is not planned on {device.name}: on Apple's chips it takes a plugin (vllm-metal) that keeps its "
             "memory in other ways. Plan llama.cpp, llavakit or transformers there."
         )
-    if engine == _OWN and device.vendor == "Intel" and device.backend != "cpu":
+    if engine == OWN and device.vendor == "Intel" and device.backend != "cpu":
         return (
             f"llavakit is not planned on {device.name}: it runs on processors and on the GPUs that torch reaches by "
             "CUDA, ROCm or Metal, and refuses Intel's. Plan llama.cpp or transformers there."
@@ -335,16 +341,11 @@ def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[st
     return devices
 
 
-def _used_layers(model: PlannedModel, setting: Setting, warnings: list[str]) -> Setting:
+def _used_layers(model: PlannedModel, setting: Setting) -> Setting:
     """Return the setting with the layers that there are, and all of them where the engine does not deal them out."""
     layers = model.sizes.num_layers + 1
     if setting.engine in LAYERED:
         return replace(setting, num_device_layers=min(setting.num_device_layers, layers))
-    if setting.num_device_layers < layers or not setting.is_vision_on_device:
-        warnings.append(
-            f"{setting.engine} puts all of a model in one place; layers and the vision tower are parted by llama.cpp "
-            "and ollama alone"
-        )
     return replace(setting, num_device_layers=layers, is_vision_on_device=True)
 
 

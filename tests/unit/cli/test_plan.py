@@ -43,6 +43,22 @@ def test_a_card_shows_sizes_scores_and_commands() -> None:
     assert "arXiv 2310.03744" in out
 
 
+def test_a_card_names_the_driver_where_a_device_is_planned() -> None:
+    for extra, where in (
+        ((), "the driver's 0.1 to 0.6 GB come on top"), (("--gpu-layers", "0"), "on a processor"),
+        (("--engine", "llavakit"), "on a processor"), (("--engine", "vllm"), "and a tenth of the card come on top"),
+    ):  # fmt: skip
+        _, out, _ = _run("plan", "llava:7b", "--offline", *extra)
+        assert where in out
+        assert ("driver" in out) == ("driver" in where or "card" in where)
+
+
+def test_a_card_warns_of_its_setting() -> None:
+    _, _, notes = _run("plan", "llava:13b", "--offline", "--context", "8192")
+    assert "was trained for 4096 tokens" in notes
+    assert ".." not in notes
+
+
 def test_a_card_does_without_the_hub() -> None:
     status, card = _json("plan", "llava:7b")
     assert status == 0

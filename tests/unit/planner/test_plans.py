@@ -447,6 +447,35 @@ def test_a_card_has_commands_for_the_type_that_was_asked_for(model: PlannedModel
         make_card(model, Setting(), quant="nope", is_online=False)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_context_tokens": 8192}, {"num_new_tokens": 100_000}, {"num_visual_tokens": 600},
+        {"kv_block_bytes": KV_BLOCK_BYTES["q8_0"]}, {"engine": "vllm", "kv_block_bytes": KV_BLOCK_BYTES["q8_0"]},
+        {"engine": "llavakit", "num_device_layers": 3}, {"engine": "transformers", "is_vision_on_device": False},
+    ],
+)  # fmt: skip
+def test_a_card_warns_of_what_a_plan_warns_of(model: PlannedModel, fields: dict[str, object]) -> None:
+    setting = replace(Setting(), **fields)
+    usual, warned = (make_plan(model, "f16", one, [], generic_host()).warnings
+                     for one in (Setting(engine=setting.engine), setting))  # fmt: skip
+    own = set(warned) - set(usual)
+    assert own
+    assert {f"{warning}." for warning in own} <= set(make_card(model, setting, is_online=False).warnings)
+    assert not any(
+        "one place" in text or "trained for" in text for text in make_card(model, Setting(), is_online=False).warnings
+    )
+
+
+def test_a_card_says_where_the_memory_is(model: PlannedModel) -> None:
+    """A setting without a layer on a device is planned on a processor, with nothing beside it."""
+    card = make_card(model, Setting(num_device_layers=0), is_online=False)
+    assert not card.is_on_device
+    assert all(row.host_bytes == 0 for row in card.quants)
+    assert make_card(model, Setting(), is_online=False).is_on_device
+    assert not make_card(model, Setting(engine="llavakit"), is_online=False).is_on_device
+
+
 def test_the_card_has_the_papers_scores(model: PlannedModel) -> None:
     card = make_card(model, Setting(), is_online=False)
     scores = {entry["name"]: entry["score"] for entry in model.facts["benchmarks"]}
