@@ -283,8 +283,10 @@ def list_reported(name: str) -> list[Device]:
     """Return the NVIDIA GPUs that a driver's name stands for: several where one name was sold with several sizes.
 
     A user leaves words out, a driver does not: each word but the size must be a row's, so that ``GTX 1080`` is no
-    ``GTX 1080 Ti`` and ``RTX 4090 Laptop GPU`` no ``RTX 4090``. A size in the name must be the row's, too.
+    ``GTX 1080 Ti`` and ``RTX 4090 Laptop GPU`` no ``RTX 4090``. A size in the name must be the row's, too. A Max-Q
+    edition is the card with less power, and the driver gives the power as well.
     """
+    name = name.replace(" Max-Q Workstation Edition", " Workstation Edition")
     size = _MEMORY.search(name)
     bare = _plain(_MEMORY.sub(" ", name))
     return [
