@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llavakit.planner.devices import list_devices
+from llavakit.planner.devices import list_sold_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import find_model
 from llavakit.planner.plans import make_plan, why_unplanned
@@ -175,7 +175,7 @@ def test_the_page_plans_what_python_plans(browser: Browser, site: Path, quant: s
     for fields, count in [*((fields, 1) for fields in _SETTINGS), ({}, 2), ({"engine": "llavakit"}, 2)]:
         setting = replace(Setting(num_device_layers=41), **fields)
         found = browser.run(f"{_PLAN}({json.dumps(asdict(setting))}, '{quant}', {count})")
-        for device, row in zip(list_devices(), found, strict=True):
+        for device, row in zip(list_sold_devices(), found, strict=True):
             if why_unplanned(setting.engine, device):
                 assert row[0] == "no"
                 continue
@@ -223,7 +223,7 @@ def test_what_lacks_memory_is_named(browser: Browser, site: Path) -> None:
     assert "are missing in the computer around it" in browser.run(verdict)
     assert "-" not in browser.run(verdict).split("context:")[1].split("missing")[0]
     browser.send("Page.navigate", url="about:blank")
-    browser.send("Page.navigate", url=f"{page}#?engine=vllm&device=Apple+M4+Max+(40-core+GPU)")
+    browser.send("Page.navigate", url=f"{page}#?engine=vllm&device=Apple+M4+Max+(40-core+GPU)+64GB")
     browser.until("document.readyState === 'complete' && location.href.includes('engine=vllm')")
     assert "vllm is not planned on Apple M4 Max" in browser.run(verdict)
     assert browser.run("document.getElementById('memory').textContent") == ""

@@ -59,7 +59,8 @@ def _add_filter_options(parser: argparse.ArgumentParser) -> None:
         "--price",
         action="append",
         metavar="DEVICE=DOLLARS",
-        help="what a device costs today, instead of its list price; may be repeated",
+        help="what a device costs today, instead of its list price; of a chip sold with several sizes of memory, with "
+        "the size: 'M4 16GB=499'; may be repeated",
     )
 
 
@@ -100,7 +101,11 @@ def _fits() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
-        "--gpu", metavar="NAME", action="append", help='a device, "2x NAME", or "NAME + NAME"; may be repeated'
+        "--gpu",
+        metavar="NAME",
+        action="append",
+        help='a device, "2x NAME", or "NAME + NAME"; a size of memory can be named, as in "M2 16GB", and is else the '
+        "largest that was sold; may be repeated",
     )
     parser.add_argument("--memory-gb", type=float, metavar="X", help="describe a GPU that is not in the table")
     parser.add_argument("--bandwidth-gb-s", type=float, metavar="X", help="its memory bandwidth")
@@ -120,7 +125,7 @@ def _gpus() -> argparse.ArgumentParser:
         "gpus",
         "[MODEL] [options]",
         "List the devices that can run a model, by the memory they have, their list price, their speed, or speed\n"
-        "for the price.",
+        "for the price. Chips are listed in every size of memory that was sold; a price is that of one size.",
         "  llavakit gpus llava:13b\n  llavakit gpus llava:7b --quant q8_0 --sort price --kind consumer\n"
         '  llavakit gpus llava:13b --sort value --price "GeForce RTX 3090=700"',
     )

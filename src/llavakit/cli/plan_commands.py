@@ -185,7 +185,7 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
         found = find_devices(" + ".join(options.gpu))
         if len(found) > 1 and any(device.backend == "cpu" for device in found):
             raise ConfigError("a processor runs a model alone, or the layers that GPUs leave: name one, or only GPUs.")
-        return found, []
+        return _sized(found, options)
     if memory is None and bandwidth is None:
         return None, []
     if memory is None or bandwidth is None:
@@ -200,9 +200,27 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
         bandwidth_gb_s=bandwidth,
         half_tflops=(like.half_tflops or 0) * scale,
         int8_tops=(like.int8_tops or 0) * scale,
-        price_usd=None,
+        list_price_usd=None,
     )
     return [described], ["arithmetic and power of the described GPU are assumed to be those of an RTX 3060, scaled"]
+
+
+def _sized(devices: list[Device], options: argparse.Namespace) -> tuple[list[Device], list[str]]:
+    """Devices with a size each, and of every one whose size was left open which one was taken."""
+    notes = {}
+    for device in devices:
+        if not device.is_size_open:
+            continue
+        sizes, taken = ", ".join(f"{size:g}" for size in device.sizes_gib), f"{device.memory_gib:g}"
+        if device.backend != "cpu":
+            notes[device.name] = (
+                f"{device.name} was sold with {sizes} GB, and {taken} GB are assumed; a size can be named, as in "
+                f"'{device.name} {device.sizes_gib[0]:g}GB'"
+            )
+        elif options.host_memory_gb is None:
+            notes[device.name] = f"{taken} GB of memory are assumed, the most that is usual; see --host-memory-gb"
+    named = [d.with_size(d.memory_gib) if d.is_size_open and d.backend != "cpu" else d for d in devices]
+    return named, list(notes.values())
 
 
 def gpus(options: argparse.Namespace, console: Console) -> int:
@@ -333,8 +351,6 @@ def _need(options: argparse.Namespace) -> Need:
 
 
 def _prices(options: argparse.Namespace) -> dict[str, float]:
-    from llavakit.planner.devices import find_device
-
     prices = {}
     for text in options.price or ():
         name, _, dollars = text.rpartition("=")
@@ -344,7 +360,7 @@ def _prices(options: argparse.Namespace) -> dict[str, float]:
             price = math.nan
         if not name or not (math.isfinite(price) and price > 0):
             raise ConfigError(f"--price {text[:60]!r} is not DEVICE=DOLLARS, such as 'RTX 3090=700'.")
-        prices[find_device(name).name] = price
+        prices[name] = price
     return prices
 
 

@@ -172,8 +172,8 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
     for candidate in candidates:
         device, speed = candidate.device, candidate.plan.speed
         price = "-" if candidate.price_usd is None else f"{candidate.price_usd:,.0f}"
-        if candidate.price_usd is not None and candidate.price_usd == device.price_usd:
-            price += f" ({device.price_year})"
+        if candidate.price_year is not None:
+            price += f" ({candidate.price_year})"
         rows.append(
             (
                 device.name + _STARS[device.confidence],
@@ -196,7 +196,7 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
             ("verdict", "left"),
             ("tokens/s", "right"),
             ("first token", "right"),
-            ("list price $", "right"),
+            ("price $", "right"),
             ("tokens/s for $1,000", "right"),
             ("watts", "right"),
         ],

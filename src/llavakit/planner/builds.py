@@ -251,8 +251,7 @@ def _finish(
     reason = f"{device.memory_gib:g} GiB hold the model with {candidate.plan.headroom_bytes / _GB:.1f} GB to spare"
     if speed is not None:
         reason += f"; about {speed.decode.value:.0f} tokens a second"
-    year = device.price_year if candidate.price_usd == device.price_usd else None
-    card = BuildPart("gpu", device.name, candidate.price_usd or 0, year, reason, device.source)
+    card = BuildPart("gpu", device.name, candidate.price_usd or 0, candidate.price_year, reason, device.source)
     upgrade = "nothing in the table is faster by more than 15 %"
     if speed is None:
         upgrade = f"no speeds are known of {candidate.plan.setting.engine}, so nothing can be said of faster cards"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llavakit.core.errors import ConfigError
-from llavakit.planner.devices import Device, list_devices
+from llavakit.planner.devices import Device, find_device, list_sold_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import Plan, make_plan, why_unplanned
@@ -30,11 +30,22 @@ _RUNNING = ("fits", "tight")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device with its plan; ``price_usd`` is the list price unless the user gave another."""
+    """A device with its plan and its price.
+
+    Attributes
+    ----------
+    device : Device
+    plan : Plan
+    price_usd : float or None
+        The list price unless the user gave another.
+    price_year : int or None
+        Of a list price; None of one that the user gave.
+    """
 
     device: Device
     plan: Plan
     price_usd: float | None
+    price_year: int | None
 
     @property
     def tokens_per_s(self) -> float:
@@ -59,7 +70,7 @@ class Candidate:
             "tokens_per_s_high": None if speed is None else speed.decode.high,
             "first_token_s": None if speed is None else speed.first_token_s,
             "images_per_hour": None if speed is None else speed.images_per_hour,
-            "price_usd": self.price_usd, "price_year": self.device.price_year, "watts": self.device.watts,
+            "price_usd": self.price_usd, "price_year": self.price_year, "watts": self.device.watts,
             "year": self.device.year, "confidence": self.device.confidence, "source": self.device.source,
             "warnings": list(self.plan.warnings),
         }  # fmt: skip
@@ -103,7 +114,7 @@ def list_candidates(
     prices: dict[str, float] | None = None,
     has_partial: bool = False,
 ) -> list[Candidate]:
-    """Plan for every device of the table, and keep those that run the model.
+    """Plan for every device of the table, in every size that was sold, and keep those that run the model.
 
     Parameters
     ----------
@@ -111,20 +122,44 @@ def list_candidates(
     quant : str
     setting : Setting
     prices : mapping from device name to dollars, optional
-        What devices cost today; list prices are used for the others.
+        What devices cost today, with the memory size of those that were sold in several; list prices are used for the
+        others.
     has_partial : bool, default False
         Keep devices that hold only some layers, too.
+
+    Raises
+    ------
+    ConfigError
+        If a price is of no device of the table, or does not say of which size.
     """
     kept = (*_RUNNING, "partly") if has_partial else _RUNNING
+    priced = [(_find_sized(name), price) for name, price in (prices or {}).items()]
+    own = {device.name: price for device, price in priced}
     found = []
-    for device in list_devices():
+    # A processor's sizes are listed only where one is priced.
+    for device in {
+        device.name: device for device in (*list_sold_devices(), *(device for device, _ in priced))
+    }.values():
         if why_unplanned(setting.engine, device):
             continue
         devices = [] if device.backend == "cpu" else [device]
         plan = make_plan(model, quant, setting, devices, assumed_host([device]), has_advice=False)
         if plan.verdict in kept and len(plan.devices) == len(devices):
-            found.append(Candidate(device, plan, (prices or {}).get(device.name, device.price_usd)))
+            is_own = device.name in own
+            price, year = (own[device.name], None) if is_own else (device.price_usd, device.price_year)
+            found.append(Candidate(device, plan, price, year))
     return found
+
+
+def _find_sized(name: str) -> Device:
+    device = find_device(name)
+    if device.is_size_open:
+        sizes = ", ".join(f"{size:g}" for size in device.sizes_gib)
+        raise ConfigError(
+            f"the price of {name[:60]!r} does not say of which memory size: {device.name} was sold with {sizes} GB. "
+            f"Name one, as in '{name[:60]} {device.sizes_gib[0]:g}GB'."
+        )
+    return device
 
 
 def _within(value: float | None, limit: float | None) -> bool:
@@ -195,8 +230,12 @@ def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
     near = [candidate for candidate in meeting if candidate.tokens_per_s >= 0.9 * fastest]
     best = min(near, key=lambda c: (c.price_usd or float("inf"), -c.tokens_per_s, c.device.memory_gib))
     key = "price" if not has_speeds else "value" if need.budget_usd else "speed"
-    others = [c for c in sort_candidates(meeting, key) if c is not best]
-    return Choice(best, tuple(others[:4]), tuple(_reasons(best, meeting, need)), None)
+    # More memory makes a chip no faster: one size of each is enough beside the best.
+    others: dict[str, Candidate] = {}
+    for candidate in sort_candidates(meeting, key):
+        if candidate.device.row_name != best.device.row_name:
+            others.setdefault(candidate.device.row_name, candidate)
+    return Choice(best, tuple(others.values())[:4], tuple(_reasons(best, meeting, need)), None)
 
 
 def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[str]:
@@ -212,7 +251,7 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
         f"that fits is {best.plan.largest_context}"
     )
     if best.price_usd is not None:
-        year = f" (list price of {best.device.price_year})" if best.price_usd == best.device.price_usd else ""
+        year = f" (list price of {best.price_year})" if best.price_year is not None else ""
         reasons.append(f"{best.price_usd:.0f} dollars{year}")
     if speed is None:
         reasons.append(

@@ -1,7 +1,7 @@
 """Devices that models run on: the table, and how a user's words find a row.
 
 ``data/devices.csv`` has one row per device, each with its source, its date and how sure it is. Prices are list prices
-of their year.
+of their year, and of one memory size where several were sold.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib import resources
 from llavakit.core.errors import ConfigError
 from llavakit.planner.records import DeviceNumbers
 
-__all__ = ["Device", "find_device", "find_devices", "list_devices", "list_reported", "read_rows"]
+__all__ = ["Device", "find_device", "find_devices", "list_devices", "list_reported", "list_sold_devices", "read_rows"]
 
 _GIB = 1024**3
 # The driver and its display, on a card that shows no desktop.
@@ -35,20 +35,24 @@ class Device:
     Attributes
     ----------
     name, vendor, memory_kind, note : str
+        The name of a device that was sold in several sizes has the size in it once one is chosen.
+    row_name : str
+        The name in the table, whatever the size.
     aliases : tuple of str
     kind : {"consumer", "workstation", "datacentre", "unified", "embedded", "cpu"}
     backend : {"cuda", "metal", "vulkan", "cpu"}
         llama.cpp's usual back end.
     memory_gib, bandwidth_gb_s : float
     memory_options_gib : tuple of float
-        Sizes sold, of devices that share memory with the processor.
+        Sizes sold, of devices that share memory with the processor; ``memory_gib`` is the largest until one is chosen.
     half_tflops, int8_tops, shader_tflops : float or None
         Dense rates; plain float32 for the last.
     num_multiprocessors : int
         NVIDIA's; 0 elsewhere.
     pcie_gb_s, watts, idle_watts : float or None
     length_mm, slots : float or None
-    price_usd, price_year : float or None, int or None
+    list_price_usd, list_price_year, list_price_memory_gib : float or None, int or None, float
+        A list price, its year, and the memory that it buys; ``price_usd`` has it only with that memory.
     year : int
     confidence : {"high", "medium", "low"}
     source, source_date : str
@@ -80,16 +84,44 @@ class Device:
     idle_watts: float | None
     length_mm: float | None
     slots: float | None
-    price_usd: float | None
-    price_year: int | None
+    list_price_usd: float | None
+    list_price_year: int | None
+    list_price_memory_gib: float
     year: int
     confidence: str
     source: str
     source_date: str
     note: str
+    row_name: str
     instruction_set: str = ""
     core_rates: tuple[float, ...] = ()
     is_measured: bool = False
+
+    @property
+    def sizes_gib(self) -> tuple[float, ...]:
+        """Memory sizes that it was sold with, the smallest first."""
+        return self.memory_options_gib or (self.memory_gib,)
+
+    @property
+    def is_size_open(self) -> bool:
+        """Whether it was sold in several sizes and none is chosen."""
+        return len(self.memory_options_gib) > 1 and self.name == self.row_name
+
+    @property
+    def price_usd(self) -> float | None:
+        """The list price, where it buys this memory."""
+        return self.list_price_usd if self.memory_gib == self.list_price_memory_gib else None
+
+    @property
+    def price_year(self) -> int | None:
+        """The year of `price_usd`."""
+        return None if self.price_usd is None else self.list_price_year
+
+    def with_size(self, memory_gib: float) -> Device:
+        """Return it with one of the sizes that it was sold with, which its name then says."""
+        if len(self.sizes_gib) == 1:
+            return self
+        return replace(self, name=f"{self.row_name} {memory_gib:g}GB", memory_gib=memory_gib)
 
     @property
     def family(self) -> str:
@@ -176,9 +208,18 @@ def list_devices() -> tuple[Device, ...]:
     return tuple(_parse(row) for row in read_rows("devices.csv"))
 
 
+@lru_cache(maxsize=1)
+def list_sold_devices() -> tuple[Device, ...]:
+    """Return every device of the table in every size that it was sold with, processors with as much as they take."""
+    sold: list[Device] = []
+    for device in list_devices():
+        sold += [device] if device.backend == "cpu" else [device.with_size(size) for size in device.sizes_gib]
+    return tuple(sold)
+
+
 def _parse(row: dict[str, str]) -> Device:
     return Device(
-        name=row["name"], aliases=_split(row["aliases"]), vendor=row["vendor"], kind=row["class"],
+        name=row["name"], row_name=row["name"], aliases=_split(row["aliases"]), vendor=row["vendor"], kind=row["class"],
         backend=row["backend"], memory_gib=float(row["memory_gib"]),
         memory_options_gib=tuple(float(part) for part in _split(row["memory_options_gib"])),
         memory_kind=row["memory_kind"], bandwidth_gb_s=float(row["bandwidth_gb_s"]),
@@ -186,8 +227,9 @@ def _parse(row: dict[str, str]) -> Device:
         int8_tops=_number(row["int8_tops"]), shader_tflops=_number(row["shader_fp32_tflops"]),
         num_multiprocessors=int(row["num_multiprocessors"] or 0), pcie_gb_s=_number(row["pcie_gb_s"]),
         watts=_number(row["tdp_w"]), idle_watts=_number(row["idle_w"]), length_mm=_number(row["length_mm"]),
-        slots=_number(row["slots"]), price_usd=_number(row["msrp_usd"]),
-        price_year=int(row["msrp_year"]) if row["msrp_year"] else None, year=int(row["year"]),
+        slots=_number(row["slots"]), list_price_usd=_number(row["msrp_usd"]),
+        list_price_year=int(row["msrp_year"]) if row["msrp_year"] else None,
+        list_price_memory_gib=float(row["msrp_memory_gib"] or row["memory_gib"]), year=int(row["year"]),
         confidence=row["confidence"], source=row["source"], source_date=row["source_date"], note=row["note"],
         instruction_set=row["instruction_set"], core_rates=_core_rates(row),
     )  # fmt: skip
@@ -204,7 +246,7 @@ def find_device(name: str) -> Device:
     """Find a device by name or alias, whatever the case, the maker's prefix and the spaces.
 
     A memory size in the name chooses among rows (``RTX 3060 12GB``), and among the sizes of shared memory
-    (``M2 Max 64GB``).
+    (``M2 Max 64GB``); without one, that is left open and the largest taken (`Device.is_size_open`).
 
     Raises
     ------
@@ -235,12 +277,10 @@ def find_device(name: str) -> Device:
 
 def _of_size(found: list[Device], size: float, name: str) -> Device:
     for device in found:
-        if device.memory_gib == size:
-            return device
-        if size in device.memory_options_gib:
-            return replace(device, memory_gib=size)
+        if size in device.sizes_gib:
+            return device.with_size(size)
     if found:
-        sizes = sorted({size for d in found for size in (d.memory_gib, *d.memory_options_gib)})
+        sizes = sorted({size for d in found for size in d.sizes_gib})
         known = ", ".join(f"{size:g}" for size in sizes)
         raise ConfigError(f"{name[:60]!r}: {found[0].name} was not sold with {size:g} GB, but with {known} GB.")
     raise _unclear(name, found)

@@ -21,7 +21,7 @@ from llavakit.core.version import __version__
 from llavakit.planner.builds import plan_build
 from llavakit.planner.card import make_card
 from llavakit.planner.cases import ENGINES, PROGRAM_BYTES
-from llavakit.planner.devices import Device, list_devices
+from llavakit.planner.devices import Device, list_devices, list_sold_devices
 from llavakit.planner.javascript import formulas_source, translate
 from llavakit.planner.machine import assumed_host, generic_host
 from llavakit.planner.models import PUBLISHED, PlannedModel, find_model
@@ -52,10 +52,12 @@ def slug_of(name: str) -> str:
 def site_data() -> dict[str, Any]:
     """Return the records the page computes with."""
     models = {name: find_model(name) for name in PUBLISHED}
+    fits: list[dict[str, Any]] = []
     return {
         "version": __version__,
         "models": {name: _model_data(model) for name, model in models.items()},
-        "devices": [_device_data(device) for device in list_devices()],
+        "devices": [_device_data(device, fits) for device in list_sold_devices()],
+        "fits": fits,
         "host": asdict(generic_host().numbers),
         "hostFit": _fit_data(fit_for(generic_host())),
         "kv": KV_BLOCK_BYTES,
@@ -71,7 +73,14 @@ def _fit_data(fit: SpeedFit | EngineFit) -> dict[str, Any]:
     return {**asdict(fit), "decode_factor": math.exp(INTERVAL * fit.decode_spread)}
 
 
-def _device_data(device: Device) -> dict[str, Any]:
+def _index_of(fit: dict[str, Any], fits: list[dict[str, Any]]) -> int:
+    """Where a fit is in a list, which gets it if it is new: devices of a family share one."""
+    if fit not in fits:
+        fits.append(fit)
+    return fits.index(fit)
+
+
+def _device_data(device: Device, fits: list[dict[str, Any]]) -> dict[str, Any]:
     desktop = asdict(generic_host().numbers)
     host = asdict(assumed_host([device]).numbers)
     return {
@@ -86,9 +95,9 @@ def _device_data(device: Device) -> dict[str, Any]:
         "numbers": asdict(device.numbers),
         # In what the computer around it differs from the ordinary desktop.
         "host": {} if device.backend == "cpu" else {name: host[name] for name in host if host[name] != desktop[name]},
-        "fit": _fit_data(fit_for(device)),
+        "fit": _index_of(_fit_data(fit_for(device)), fits),
         # A processor as this package's own engine sees it.
-        "own": {"numbers": asdict(device.engine_numbers), "fit": _fit_data(processor_fit(device))}
+        "own": {"numbers": asdict(device.engine_numbers), "fit": _index_of(_fit_data(processor_fit(device)), fits)}
         if device.backend == "cpu"
         else None,
     }
@@ -178,7 +187,7 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "method.html", _method_page()
     for name in PUBLISHED:
         model = find_model(name)
-        for device in list_devices():
+        for device in list_sold_devices():
             yield f"pairs/{name.replace(':', '-')}-on-{slug_of(device.name)}.html", _pair_page(model, device)
 
 
@@ -211,6 +220,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Seque
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
+
+
+def _list_price(device: Device) -> str:
+    if device.list_price_usd is None:
+        return ""
+    memory = f", with {device.list_price_memory_gib:g} GB" if len(device.sizes_gib) > 1 else ""
+    return f"{device.list_price_usd:,.0f} ({device.list_price_year}{memory})"
 
 
 def _pair_page(model: PlannedModel, device: Device) -> str:
@@ -421,9 +437,9 @@ def _method_page() -> str:
     devices = [
         (
             d.name,
-            f"{d.memory_gib:g}",
+            ", ".join(f"{size:g}" for size in d.sizes_gib),
             f"{d.bandwidth_gb_s:g}",
-            "" if d.price_usd is None else f"{d.price_usd:,.0f} ({d.price_year})",
+            _list_price(d),
             d.confidence,
             d.source,
             d.source_date,

@@ -129,6 +129,38 @@ def test_fits_and_gpus_agree(setting: tuple[str, ...]) -> None:
             assert (plan["headroom_bytes"], plan["largest_context"]) == (row["headroom_bytes"], row["largest_context"])
 
 
+def test_a_size_that_was_assumed_is_named() -> None:
+    _, plan = _json("fits", "llava:7b", "--gpu", "M2")
+    assert plan["devices"] == ["Apple M2 (10-core GPU) 24GB"]
+    assert any("with 8, 16, 24 GB, and 24 GB are assumed" in warning for warning in plan["warnings"])
+    for name in ("M2 24GB", "M4 Max 32-core", "RTX 4090"):
+        assert not any("assumed; a size" in w for w in _json("fits", "llava:7b", "--gpu", name)[1]["warnings"]), name
+    desktop = ("fits", "llava:7b", "--gpu", "CPU: dual-channel DDR5-5600 desktop")
+    assert any("192 GB of memory are assumed" in warning for warning in _json(*desktop)[1]["warnings"])
+    for more in (("--host-memory-gb", "64"), ()):
+        name = desktop[-1] + ("" if more else " 64GB")
+        plan = _json(*desktop[:-1], name, *more)[1]
+        assert not any("memory are assumed" in warning for warning in plan["warnings"])
+        assert plan["usable_bytes"][-1] == 62 * 1024**3
+
+
+def test_fits_and_the_choice_agree_on_what_a_price_buys() -> None:
+    asked = ("llava:13b", "--quant", "q8_0")
+    status, choice = _json("best", *asked, "--kind", "unified", "--budget", "600")
+    assert (status, choice["best"]) == (1, None)
+    assert _run("fits", *asked, "--gpu", "M4 16GB")[0] == 1
+
+
+def test_a_price_of_ones_own_has_no_year() -> None:
+    _, out, _ = _run("gpus", "llava:7b", "--price", "M4 16GB=599", "--price", "RTX 3090=700", "--json")
+    rows = {row["device"]: row for line in out.splitlines() if (row := json.loads(line))}
+    for name in ("Apple M4 (10-core GPU) 16GB", "GeForce RTX 3090"):
+        assert rows[name]["price_usd"] in (599, 700)
+        assert rows[name]["price_year"] is None
+    assert rows["Apple M4 (10-core GPU) 24GB"]["price_year"] is None
+    assert rows["GeForce RTX 4090"]["price_year"] is not None
+
+
 def test_a_chip_has_one_memory() -> None:
     status, out, _ = _run("fits", "llava:13b", "--gpu", "Apple M2 (8-core GPU) 8GB")
     assert status == 1
@@ -229,6 +261,7 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("fits", "llava:13b", "--gpu", "RTX 3090", "--memory-gb", "8"), 2, "give one of them"),
         (("gpus", "llava:13b", "--vendor", "3dfx"), 2, "vendor '3dfx' is not known"),
         (("best", "llava:13b", "--price", "RTX 4090"), 2, "is not DEVICE=DOLLARS"),
+        (("best", "llava:13b", "--price", "M4=499"), 2, "does not say of which memory size"),
         (("best", "llava:13b", "--budget", "-4"), 2, "budget is -4"),
         (("build", "llava:13b", "--budget", "1500", "--hours-a-day", "25"), 2, "hours-a-day is 25"),
         (("plan", "llava:13b", "--engine", "onnx", "--offline"), 2, "engine 'onnx' is not known"),

@@ -9,7 +9,7 @@ import pytest
 from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import read_rows
 from llavakit.planner.calibrate import calibrate
-from llavakit.planner.devices import find_device, find_devices, list_devices
+from llavakit.planner.devices import find_device, find_devices, list_devices, list_sold_devices
 from llavakit.planner.machine import Machine, detect_machine
 from llavakit.planner.measured import list_rows
 from llavakit.planner.speed import ERAS, engine_fit, fit_for, load_calibration
@@ -51,7 +51,7 @@ def test_no_name_means_two_devices() -> None:
         ("NVIDIA GeForce RTX 4090", "GeForce RTX 4090"),
         ("3090", "GeForce RTX 3090"), ("rx 7900xtx", "Radeon RX 7900 XTX"),
         ("M2 Max", "Apple M2 Max (38-core GPU)"), ("h200", "H200 SXM 141GB"),
-        ("Strix Halo", "Ryzen AI Max+ 395 (Radeon 8060S) 128GB"), ("4060 Ti 8GB", "GeForce RTX 4060 Ti 8GB"),
+        ("Strix Halo", "Ryzen AI Max+ 395 (Radeon 8060S)"), ("4060 Ti 8GB", "GeForce RTX 4060 Ti 8GB"),
     ],
 )  # fmt: skip
 def test_words_find_devices(text: str, name: str) -> None:
@@ -62,6 +62,29 @@ def test_a_size_chooses_among_sizes_sold() -> None:
     assert find_device("M2 Max 64GB").memory_gib == 64
     with pytest.raises(ConfigError, match=r"was not sold with 48 GB, but with 32, 64, 96"):
         find_device("M2 Max 48GB")
+
+
+def test_a_price_buys_one_size() -> None:
+    for device in list_devices():
+        assert device.memory_gib == max(device.sizes_gib), device.name
+        assert list(device.sizes_gib) == sorted(device.sizes_gib), device.name
+        if device.list_price_usd is not None:
+            assert device.list_price_memory_gib in device.sizes_gib, device.name
+            if len(device.sizes_gib) > 1:
+                assert f"with {device.list_price_memory_gib:g} GB" in device.note, device.name
+    smallest, largest = find_device("M4 16GB"), find_device("M4 32GB")
+    assert (smallest.name, smallest.price_usd, smallest.price_year) == ("Apple M4 (10-core GPU) 16GB", 599, 2024)
+    assert (largest.name, largest.price_usd, largest.price_year) == ("Apple M4 (10-core GPU) 32GB", None, None)
+    assert find_device("M4").price_usd is None
+    assert find_device("Strix Halo 128GB").price_usd == find_device("Strix Halo").price_usd
+
+
+def test_every_size_sold_is_listed_once() -> None:
+    sold = list_sold_devices()
+    assert len({device.name for device in sold}) == len(sold)
+    assert [d.memory_gib for d in sold if d.row_name == "Apple M4 (10-core GPU)"] == [16, 24, 32]
+    for device in sold:
+        assert find_device(device.name) == device
 
 
 def test_unknown_devices_get_the_closest_names() -> None:

@@ -328,6 +328,32 @@ def test_best_is_fast_and_cheap(model: PlannedModel) -> None:
     assert choose_best(cheaper, Need(budget_usd=150)).best.device.name == "GeForce RTX 4090"  # type: ignore[union-attr]
 
 
+def test_a_price_is_that_of_its_memory() -> None:
+    model = find_model("llava:7b")
+    listed = {c.device.name: c for c in list_candidates(model, "q4_k_m", Setting())}
+    for candidate in listed.values():
+        if candidate.price_usd is not None:
+            assert candidate.device.memory_gib == candidate.device.list_price_memory_gib, candidate.device.name
+    assert listed["Apple M4 (10-core GPU) 16GB"].price_usd == 599
+    assert listed["Apple M4 (10-core GPU) 24GB"].price_usd is None
+    prices = {"M4 24GB": 799.0, "CPU: dual-channel DDR5-5600 desktop 64GB": 700.0, "M4 16GB": 599.0}
+    own = {c.device.name: c for c in list_candidates(model, "q4_k_m", Setting(), prices=prices)}
+    for name, price in (("Apple M4 (10-core GPU) 16GB", 599), ("Apple M4 (10-core GPU) 24GB", 799)):
+        assert (own[name].price_usd, own[name].price_year) == (price, None)
+    assert own["Apple M4 (10-core GPU) 32GB"].price_usd is None
+    assert own["CPU: dual-channel DDR5-5600 desktop 64GB"].price_usd == 700
+    assert own["CPU: dual-channel DDR5-5600 desktop"].price_usd is None
+    with pytest.raises(ConfigError, match=r"does not say of which memory size: .* with 16, 24, 32 GB.*'M4 16GB'"):
+        list_candidates(model, "q4_k_m", Setting(), prices={"M4": 499.0})
+
+
+def test_beside_the_best_is_one_size_of_a_chip(model: PlannedModel) -> None:
+    choice = choose_best(list_candidates(model, "q4_k_m", Setting()), Need(kinds=("unified",)))
+    assert choice.best is not None
+    chips = [candidate.device.row_name for candidate in (choice.best, *choice.runners_up)]
+    assert len(set(chips)) == len(chips) == 5
+
+
 def test_the_best_for_an_engine_of_unknown_speed_is_the_cheapest(model: PlannedModel) -> None:
     candidates = list_candidates(model, "q4_k_m", Setting(engine="transformers"))
     choice = choose_best(candidates, Need(budget_usd=5000))

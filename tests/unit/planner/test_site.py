@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llavakit.core.errors import ConfigError, StoreError
-from llavakit.planner.devices import list_devices
+from llavakit.planner.devices import list_sold_devices
 from llavakit.planner.plans import make_plan
 from llavakit.planner.records import Setting
 from llavakit.planner.site import write_site
@@ -45,7 +45,21 @@ def test_all_pages_are_there_and_light(site: Path) -> None:
     shared = ("index.html", "style.css", "planner.js", "formulas.js", "data.js")
     assert sum((site / name).stat().st_size for name in shared) <= _MAX_PAGE_BYTES
     assert (site / "method.html").stat().st_size <= _MAX_PAGE_BYTES
-    assert len(list((site / "pairs").iterdir())) == 2 * len(list_devices())
+    assert len(list((site / "pairs").iterdir())) == 2 * len(list_sold_devices())
+
+
+def test_pages_show_a_price_with_the_memory_that_it_buys(site: Path) -> None:
+    text = (site / "data.js").read_text(encoding="utf-8")
+    data = json.loads(text[text.index("{") :].rstrip(";\n"))
+    shown = {device["name"]: (device["memory_gib"], device["price"]) for device in data["devices"]}
+    assert shown == {device.name: (device.memory_gib, device.price_usd) for device in list_sold_devices()}
+    priced, unpriced = (
+        (site / "pairs" / f"llava-7b-on-apple-m4-10-core-gpu-{size}gb.html").read_text(encoding="utf-8")
+        for size in (16, 32)
+    )
+    assert "list price 599 dollars (2024)" in priced
+    assert "list price" not in unpriced
+    assert "599 (2024, with 16 GB)" in (site / "method.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:

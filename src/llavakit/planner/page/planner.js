@@ -2,6 +2,7 @@
 // The page around formulas.js (translated from Python) and data.js (records). No formula lives here.
 
 const D = window.PLANNER;
+for (const device of D.devices) for (const one of [device, device.own]) if (one) one.fit = D.fits[one.fit];
 const PARTS = {
   "weights": "weights", "vision and projector": "vision", "vision buffer": "vision", "key-value cache": "cache",
   "compute buffer": "buffer", "activations": "buffer", "recorded graphs": "buffer", "driver context": "context",
@@ -406,13 +407,27 @@ function showDevices() {
   showPlot(running.filter((row) => row.device.kind !== "datacentre" && row.device.price));
 }
 
+// Which limit nothing meets, or that the two are not met at once, with what comes nearest.
+function whyNothing(rows) {
+  const say = (row) => `${row.device.name} at ${priced(row.device)}, with ${rate(row.plan.speed.decode)} tokens a second`;
+  const cheapest = (of) => say([...of].sort((a, b) => a.device.price - b.device.price || b.plan.speed.decode - a.plan.speed.decode)[0]);
+  const fastest = (of) => say([...of].sort((a, b) => b.plan.speed.decode - a.plan.speed.decode || a.device.price - b.device.price)[0]);
+  const affordable = rows.filter((row) => row.device.price <= state.budget);
+  const fast = rows.filter((row) => row.plan.speed.decode >= state.speed);
+  const whole = [];
+  if (!affordable.length) whole.push(`The cheapest device that runs it is ${cheapest(rows)}.`);
+  if (!fast.length) whole.push(`The fastest device with a price is ${fastest(rows)}.`);
+  if (whole.length) return whole.join(" ");
+  return `Within $${state.budget.toLocaleString("en")} the fastest is ${fastest(affordable)}; for ${state.speed} tokens a second the cheapest is ${cheapest(fast)}.`;
+}
+
 function showBest(rows) {
   const box = $("best-answer");
-  const meeting = rows.filter((row) => row.device.kind !== "datacentre" && row.device.price && row.device.price <= state.budget && row.plan.speed.decode >= state.speed);
+  const known = rows.filter((row) => row.device.kind !== "datacentre" && row.device.price);
+  const meeting = known.filter((row) => row.device.price <= state.budget && row.plan.speed.decode >= state.speed);
   if (!meeting.length) {
-    const cheapest = rows.filter((row) => row.device.price).sort((a, b) => a.device.price - b.device.price)[0];
     box.className = "verdict no";
-    box.replaceChildren(cheapest ? `Nothing meets this. The cheapest device that runs it is ${cheapest.device.name} at ${priced(cheapest.device)}, with ${rate(cheapest.plan.speed.decode)} tokens a second.` : problemOf(settingOf()) || "No single device runs it as set.");
+    box.replaceChildren(known.length ? `Nothing meets this. ${whyNothing(known)}` : problemOf(settingOf()) || "No single device with a price runs it as set.");
     return;
   }
   const fastest = Math.max(...meeting.map((row) => row.plan.speed.decode));
