@@ -214,6 +214,26 @@ def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> Non
     assert "with llama.cpp" in browser.run("document.querySelector('#device-table caption').textContent")
 
 
+@pytest.mark.parametrize(
+    ("budget", "speed", "said", "unsaid"),
+    [
+        (400, 60, ["Within $400 the fastest is", "for 60 tokens a second the cheapest is"], "runs it"),
+        (50, 1, ["The cheapest device that runs it is"], "fastest"),
+        (5000, 9000, ["The fastest device with a price is"], "cheapest"),
+    ],
+)  # fmt: skip
+def test_the_limit_that_nothing_meets_is_named(
+    browser: Browser, site: Path, budget: int, speed: int, said: list[str], unsaid: str
+) -> None:
+    page = (site / "index.html").as_uri()
+    browser.send("Page.navigate", url="about:blank")
+    browser.send("Page.navigate", url=f"{page}#?budget={budget}&speed={speed}")
+    browser.until(f"document.readyState === 'complete' && location.href.includes('budget={budget}')")
+    answer = browser.run("document.getElementById('best-answer').textContent")
+    assert all(words in answer for words in said), answer
+    assert unsaid not in answer
+
+
 def test_what_lacks_memory_is_named(browser: Browser, site: Path) -> None:
     """The computer around a card, where the card holds its layers; nothing of an engine that is not planned there."""
     page = (site / "index.html").as_uri()

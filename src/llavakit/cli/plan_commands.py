@@ -336,6 +336,11 @@ def _need(options: argparse.Namespace) -> Need:
         name: _positive(getattr(options, name), name.replace("_", "-"))
         for name in ("budget", "min_tokens_per_s", "min_images_per_hour", "max_watts")
     }
+    if limits["min_images_per_hour"] is not None and options.images == 0:
+        raise ConfigError(
+            f"--min-images-per-hour is {limits['min_images_per_hour']:g}, but no pictures are planned: --images is 0. "
+            "Leave one of them out."
+        )
     vendors = {device.vendor.lower() for device in list_devices()}
     asked = tuple(name.lower() for name in options.vendor or ())
     if unknown := [name for name in asked if name not in vendors]:

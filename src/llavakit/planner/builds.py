@@ -214,9 +214,10 @@ def plan_build(
         if not composed:
             return None, f"no parts of the table carry any of the {len(priced)} cards for it."
         cheapest = min(composed, key=lambda entry: entry[2])
+        which = "for it" if need == Need() else "that meets the rest"
         return (
             None,
-            f"the cheapest machine with a graphics card for it costs {cheapest[2]:.0f} dollars, with "
+            f"the cheapest machine with a graphics card {which} costs {cheapest[2]:.0f} dollars, with "
             f"{cheapest[0].device.name}. `llavakit fits` says whether this machine runs it without one.",
         )
     fastest = affordable[0][0].tokens_per_s

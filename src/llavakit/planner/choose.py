@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 from llavakit.core.errors import ConfigError
@@ -53,6 +55,11 @@ class Candidate:
         return 0.0 if self.plan.speed is None else self.plan.speed.decode.value
 
     @property
+    def images_per_hour(self) -> float | None:
+        """Estimated number of pictures that are asked about in an hour, one after another."""
+        return None if self.plan.speed is None else self.plan.speed.images_per_hour
+
+    @property
     def value(self) -> float:
         """Tokens per second for a thousand dollars; 0 without a price."""
         return 1000 * self.tokens_per_s / self.price_usd if self.price_usd else 0.0
@@ -69,7 +76,7 @@ class Candidate:
             "tokens_per_s_low": None if speed is None else speed.decode.low,
             "tokens_per_s_high": None if speed is None else speed.decode.high,
             "first_token_s": None if speed is None else speed.first_token_s,
-            "images_per_hour": None if speed is None else speed.images_per_hour,
+            "images_per_hour": self.images_per_hour,
             "price_usd": self.price_usd, "price_year": self.price_year, "watts": self.device.watts,
             "year": self.device.year, "confidence": self.device.confidence, "source": self.device.source,
             "warnings": list(self.plan.warnings),
@@ -170,12 +177,10 @@ def filter_candidates(candidates: Iterable[Candidate], need: Need) -> list[Candi
     """Keep what meets a need; a device without a price meets no budget, and one of unknown power no limit of it."""
 
     def meets(candidate: Candidate) -> bool:
-        speed = candidate.plan.speed
-        images = 0.0 if speed is None else speed.images_per_hour or 0.0
         return (
             _within(candidate.price_usd, need.budget_usd)
             and (need.min_tokens_per_s is None or candidate.tokens_per_s >= need.min_tokens_per_s)
-            and (need.min_images_per_hour is None or images >= need.min_images_per_hour)
+            and (need.min_images_per_hour is None or (candidate.images_per_hour or 0.0) >= need.min_images_per_hour)
             and _within(candidate.device.watts, need.max_watts)
             and (not need.kinds or candidate.device.kind in need.kinds)
             and (not need.vendors or candidate.device.vendor.lower() in need.vendors)
@@ -265,6 +270,114 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
     return reasons
 
 
+@dataclass(frozen=True)
+class _Limit:
+    """One limit of a need, and what devices have to set against it.
+
+    Attributes
+    ----------
+    need : Need
+        This limit and no other.
+    words, asked : str
+        The limit as a condition, and as a demand.
+    figure : callable
+        What a candidate has, None where it is not known.
+    sign : {1, -1}
+        1 where more is better.
+    nearest : str
+        The device that comes nearest: has places for ``which``, ``name`` and ``figure``.
+    unknown : str
+        What is not known where there is no figure.
+    """
+
+    need: Need
+    words: str
+    asked: str
+    figure: Callable[[Candidate], float | None]
+    sign: int
+    nearest: str
+    unknown: str
+
+
+def _limits(need: Need) -> list[_Limit]:
+    limits = []
+    if (dollars := need.budget_usd) is not None:
+        limits.append(
+            _Limit(
+                Need(budget_usd=dollars), f"within {_plain(dollars)} dollars", f"{_plain(dollars)} dollars are allowed",
+                lambda c: c.price_usd, -1, "the cheapest{which} is {name} at {figure} dollars", "price",
+            )
+        )  # fmt: skip
+    if (tokens := need.min_tokens_per_s) is not None:
+        limits.append(
+            _Limit(
+                Need(min_tokens_per_s=tokens), f"with at least {_plain(tokens)} tokens a second",
+                f"{_plain(tokens)} are asked for", lambda c: c.tokens_per_s, 1,
+                "the fastest{which} is {name} with {figure} tokens a second", "speed",
+            )
+        )  # fmt: skip
+    if (images := need.min_images_per_hour) is not None:
+        limits.append(
+            _Limit(
+                Need(min_images_per_hour=images), f"with at least {_plain(images)} pictures an hour",
+                f"{_plain(images)} are asked for", lambda c: c.images_per_hour, 1,
+                "the fastest{which} is {name} with {figure} pictures an hour", "speed",
+            )
+        )  # fmt: skip
+    if (watts := need.max_watts) is not None:
+        limits.append(
+            _Limit(
+                Need(max_watts=watts), f"with at most {_plain(watts)} W", f"{_plain(watts)} W are allowed",
+                lambda c: c.device.watts, -1, "the most frugal{which} is {name} with {figure} W", "power",
+            )
+        )  # fmt: skip
+    return limits
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _meeting(candidates: Sequence[Candidate], limits: Iterable[_Limit]) -> list[Candidate]:
+    found = list(candidates)
+    for limit in limits:
+        found = filter_candidates(found, limit.need)
+    return found
+
+
+def _nearest(limit: _Limit, candidates: Sequence[Candidate], which: str) -> str:
+    """Say which device comes nearest to a limit that none of them meets."""
+    known = [(figure, c) for c in candidates if (figure := limit.figure(c)) is not None]
+    if not known:
+        hint = "; say what one costs with --price" if limit.need.budget_usd is not None else ""
+        return f"no {limit.unknown} is known of any device that runs it{hint}"
+    unpriced = float("inf")
+    figure, best = max(known, key=lambda pair: (limit.sign * pair[0], -(pair[1].price_usd or unpriced)))
+    # Rounded down, so that a speed just under what was asked for does not look like it.
+    shown = math.floor(10 * figure) / 10 if limit.sign > 0 else figure
+    text = limit.nearest.format(which=which, name=best.device.name, figure=_plain(shown))
+    missing = len(candidates) - len(known)
+    return f"{text} (no {limit.unknown} is known of {missing} others)" if missing else text
+
+
+def _explain_limits(candidates: Sequence[Candidate], need: Need) -> str:
+    """Say which limits no device meets, alone or at once, and for each what is nearest where the others are kept."""
+    limits = _limits(need)
+    groups = [group for count in range(1, len(limits) + 1) for group in combinations(limits, count)]
+    failing = [group for group in groups if not _meeting(candidates, group)]
+    which = f" device of {'this kind' if need.kinds or need.vendors else 'the table'} for it"
+    sentences = []
+    for group in (group for group in failing if len(group) == len(failing[0])):
+        if len(group) == 1:
+            sentences.append(f"{_nearest(group[0], candidates, which)}, and {group[0].asked}")
+            continue
+        for limit in reversed(group):
+            kept = [other for other in group if other is not limit]
+            conditions = " and ".join(other.words for other in kept)
+            sentences.append(f"{conditions} {_nearest(limit, _meeting(candidates, kept), '')}")
+    return f"{'; '.join(sentences)}."
+
+
 def explain_nothing(candidates: Sequence[Candidate], need: Need) -> str:
     """Say why none of the devices that run a model meets a need, and what would help."""
     if not candidates:
@@ -282,17 +395,4 @@ def explain_nothing(candidates: Sequence[Candidate], need: Need) -> str:
             f"no speeds are known of {of_kind[0].plan.setting.engine}, so none can be asked for; leave out "
             "--min-tokens-per-s and --min-images-per-hour."
         )
-    cheapest = min((c for c in of_kind if c.price_usd), key=lambda c: c.price_usd or 0, default=None)
-    if need.budget_usd is not None and cheapest is not None and (cheapest.price_usd or 0) > need.budget_usd:
-        return f"the cheapest device of the table for it is {cheapest.device.name} at {cheapest.price_usd:.0f} dollars."
-    if not filter_candidates(of_kind, Need(max_watts=need.max_watts)):
-        least = min((c.device.watts for c in of_kind if c.device.watts is not None), default=None)
-        known = "no power is known of the devices that run it" if least is None else f"it takes {least:.0f} W or more"
-        return f"{known}, and {need.max_watts:g} W are allowed."
-    if wants_speed:
-        fastest = max(of_kind, key=lambda c: c.tokens_per_s)
-        return (
-            f"the fastest device is {fastest.device.name} with {fastest.tokens_per_s:.0f} tokens a second. Ask for "
-            "less, or take a smaller quantization."
-        )
-    return f"{len(of_kind)} devices of the table run it, and none meets all that is asked for at once. Ask for less."
+    return _explain_limits(of_kind, need)

@@ -262,6 +262,11 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("gpus", "llava:13b", "--vendor", "3dfx"), 2, "vendor '3dfx' is not known"),
         (("best", "llava:13b", "--price", "RTX 4090"), 2, "is not DEVICE=DOLLARS"),
         (("best", "llava:13b", "--price", "M4=499"), 2, "does not say of which memory size"),
+        (
+            ("best", "llava:13b", "--min-images-per-hour", "5", "--images", "0"),
+            2,
+            "min-images-per-hour is 5, but no pictures are planned",
+        ),
         (("best", "llava:13b", "--budget", "-4"), 2, "budget is -4"),
         (("build", "llava:13b", "--budget", "1500", "--hours-a-day", "25"), 2, "hours-a-day is 25"),
         (("plan", "llava:13b", "--engine", "onnx", "--offline"), 2, "engine 'onnx' is not known"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -326,6 +327,42 @@ def test_best_is_fast_and_cheap(model: PlannedModel) -> None:
     assert "the cheapest device of the table for it is" in (nothing.advice or "")
     cheaper = list_candidates(model, "q4_k_m", Setting(), prices={"GeForce RTX 4090": 100.0})
     assert choose_best(cheaper, Need(budget_usd=150)).best.device.name == "GeForce RTX 4090"  # type: ignore[union-attr]
+
+
+def test_why_nothing_meets_a_need_is_the_real_cause(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting())
+    desktop = [c for c in candidates if c.device.kind != "datacentre"]
+
+    def advice(**limits: float) -> str:
+        choice = choose_best(candidates, Need(**limits))  # type: ignore[arg-type]
+        assert choice.best is None
+        return choice.advice or ""
+
+    # A device over the budget is no answer to a budget: each limit is given up in turn, and the other kept.
+    affordable = max((c for c in desktop if c.price_usd and c.price_usd <= 400), key=lambda c: c.tokens_per_s)
+    fast = min((c for c in desktop if c.price_usd and c.tokens_per_s >= 60), key=lambda c: c.price_usd or 0)
+    found = advice(budget_usd=400, min_tokens_per_s=60)
+    assert f"within 400 dollars the fastest is {affordable.device.name} with" in found
+    assert (
+        f"with at least 60 tokens a second the cheapest is {fast.device.name} at {fast.price_usd:.0f} dollars" in found
+    )
+    assert max(desktop, key=lambda c: c.tokens_per_s).device.name not in found
+    # In the unit that was asked for.
+    found = advice(budget_usd=400, min_images_per_hour=1500)
+    assert re.search(r"within 400 dollars the fastest is .* with [\d.]+ pictures an hour", found)
+    assert "tokens" not in found
+    most = max(desktop, key=lambda c: c.images_per_hour or 0)
+    assert f"the fastest device of the table for it is {most.device.name}" in advice(min_images_per_hour=1e6)
+    # One limit that nothing meets is named alone, whatever else is asked for; two are both named.
+    assert "dollars" not in advice(min_tokens_per_s=9000, budget_usd=5000)
+    assert "tokens" not in advice(min_tokens_per_s=1, budget_usd=10)
+    found = advice(min_tokens_per_s=9000, budget_usd=10)
+    assert "10 dollars are allowed" in found
+    assert "9000 are asked for" in found
+    # Three that are met two by two.
+    found = advice(budget_usd=900, max_watts=210, min_tokens_per_s=55)
+    assert "within 900 dollars and with at most 210 W the fastest is" in found
+    assert "within 900 dollars and with at least 55 tokens a second the most frugal is" in found
 
 
 def test_a_price_is_that_of_its_memory() -> None:
