@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mmap
 import subprocess
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from llavakit.server import memory
+from llavakit.server.app import create_app
 from llavakit.server.memory import read_resident_bytes
+from llavakit.server.settings import ServerSettings
+from tests.server.live import ScriptedEngine, ScriptedHost
 
 _COUNT = """
 import ctypes, sys, threading
@@ -42,6 +47,47 @@ def _count_heaps(kind: str, path: Path) -> int:
 def test_threads_share_one_heap(tmp_path: Path) -> None:
     assert _count_heaps("many", tmp_path / "many.xml") > 1
     assert _count_heaps("one", tmp_path / "one.xml") == 1
+
+
+_TRIM = """
+import ctypes, json
+from llavakit.server.memory import give_back, read_resident_bytes, use_one_heap
+from llavakit.model.threads import keep_freed_memory
+use_one_heap(), keep_freed_memory()  # as a server does
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(40_000) for _ in range(2_000)]
+for block in blocks: ctypes.memset(block, 1, 40_000)
+for block in blocks[::2]: libc.free(block)
+before = read_resident_bytes()
+give_back()
+print(json.dumps([before, read_resident_bytes()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the heap is that of the GNU C library")
+def test_free_pages_between_others_go_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", _TRIM], check=True, timeout=60, capture_output=True, text=True)
+    before, after = json.loads(done.stdout)
+    whole_pages = 1_000 * 8 * mmap.PAGESIZE  # of 40,000 bytes, wherever they begin
+    assert before - after > 0.9 * whole_pages
+
+
+def test_a_server_gives_back_as_long_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(memory, "_EVERY_S", 0.01)
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(1))
+
+    async def run() -> int:
+        app = create_app(ScriptedHost(ScriptedEngine()), ServerSettings())
+        async with app.router.lifespan_context(app):
+            while len(calls) < 3:
+                await asyncio.sleep(0.01)
+        num_calls = len(calls)
+        await asyncio.sleep(0.05)
+        return len(calls) - num_calls
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)) == 0
 
 
 _START = """

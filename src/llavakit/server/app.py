@@ -29,6 +29,7 @@ from llavakit.server.bodies import Bodies
 from llavakit.server.context import Context, failure_response, read, until_gone
 from llavakit.server.failures import status_of
 from llavakit.server.log_lines import log_fields
+from llavakit.server.memory import keep_giving_back
 from llavakit.server.metrics import Metrics
 from llavakit.server.openai import body_schema
 from llavakit.server.requests import from_chat
@@ -91,7 +92,9 @@ def create_app(
         context.is_loaded = True
         if on_ready is not None:
             on_ready()
+        giving_back = asyncio.create_task(keep_giving_back())
         yield
+        giving_back.cancel()
         context.is_draining = True
         await host.close(grace_s=settings.grace_s)
 

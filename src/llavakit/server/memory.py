@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
 import os
 from pathlib import Path
 
-__all__ = ["freeze_modules", "read_resident_bytes", "use_one_heap"]
+__all__ = ["freeze_modules", "give_back", "keep_giving_back", "read_resident_bytes", "use_one_heap"]
 
+_EVERY_S = 60.0
 _M_ARENA_MAX = -8  # malloc.h of the GNU C library
 
 
@@ -24,6 +26,28 @@ def use_one_heap() -> bool:
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1))
     return False
+
+
+def give_back() -> bool:
+    """Give pages that nothing is in back to the system, also in the middle of the heap; return whether any were.
+
+    The C library by itself gives back the heap's end alone. What is freed further down is used again, but each time
+    that a little more is needed at once, the heap grows, and keeps its size: 8 MB in half an hour of small requests,
+    while what was in use stayed the same.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    return False
+
+
+async def keep_giving_back() -> None:
+    """Call `give_back` every minute, on another thread, until cancelled.
+
+    It takes milliseconds, and the next picture some more to get its pages again.
+    """
+    while True:
+        await asyncio.sleep(_EVERY_S)
+        await asyncio.to_thread(give_back)
 
 
 def read_resident_bytes() -> int | None:
