@@ -126,6 +126,33 @@ def test_an_answer_of_another_tab_is_shown_as_coming_and_deletion_is_heard(
     page.close_tab(first)
 
 
+def test_a_tab_that_ends_in_an_answer_blocks_no_other(page: Browser, engine: ScriptedEngine) -> None:
+    """However it ends; and what a third tab tells, as of a new title, does not end the answer of the second."""
+    is_busy = "document.querySelector('.assistant:last-child').ariaBusy"
+    asked(page, "First?")
+    address = _address(page)
+    first = page.new_tab()
+    page.open(address)
+    page.run("document.querySelector('#conversations .open').click()")
+    page.until(f"{ANSWERS}.length === 1")
+    _slow(engine)
+    ask(page, "Long?")
+    page.until("document.querySelector('#stop-button')")
+    second = page.use_tab(first)
+    page.until(f"{is_busy} === 'true'")
+    page.use_tab(second)
+    page.run("BroadcastChannel.prototype.postMessage = () => {}")  # from here on it is told of no more
+    page.use_tab(first)
+    told = "{ id: sessionStorage.getItem('llavakit.current'), liveId: null, isReplaced: false }"
+    page.run(f"new BroadcastChannel('llavakit').postMessage({told}); new Promise((done) => setTimeout(done, 300))")
+    assert page.run(is_busy) == "true"
+    page.use_tab(second)
+    page.close_tab(first)
+    page.until(f"{is_busy} === 'false'")
+    engine.words, engine.pause_s = ["Over."], 0.0
+    assert asked(page, "And now?")[-1] == "Over."
+
+
 def test_drafts_stay_with_their_conversation(page: Browser) -> None:
     question = "document.querySelector('#question').value"
     asked(page, "First?")

@@ -5,6 +5,7 @@ import { Composer } from "./composer.js";
 import { $, announce, download, iconButton, isComposing, newId } from "./dom.js";
 import { showGallery } from "./gallery.js";
 import { Album, fromRecord, takePicture, toRecord } from "./pictures.js";
+import { during, ended, hasLocks } from "./presence.js";
 import { askKey, fieldsOf, setTheme, Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { picturesOf, Store } from "./store.js";
@@ -118,8 +119,8 @@ function adopt(found, isReplaced) {
 
 async function hear({ id, liveId, isReplaced }) {
   const found = await store.conversation(id);
-  if (liveId) elsewhere.set(id, liveId);
-  else elsewhere.delete(id);
+  if (liveId) comesElsewhere(id, liveId);
+  else if (!hasLocks) elsewhere.delete(id); // with locks, whoever tells of a new title does not end an answer
   if (found) adopt(found, isReplaced);
   else {
     const isSeen = current.id === id;
@@ -127,6 +128,16 @@ async function hear({ id, liveId, isReplaced }) {
     if (isSeen) composer.fail("The conversation was deleted in another tab.");
   }
   if (current.id === id) await album.load(picturesOf(current));
+  show();
+}
+
+/** An answer is coming in another tab, until it is there or the tab has ended. */
+async function comesElsewhere(id, liveId) {
+  if (elsewhere.get(id) === liveId) return;
+  elsewhere.set(id, liveId);
+  if (!hasLocks) return;
+  await ended(liveId);
+  if (elsewhere.get(id) === liveId) elsewhere.delete(id);
   show();
 }
 
@@ -192,22 +203,29 @@ async function ask(conversation, question, node = null) {
   show();
   thread.toEnd();
   announce("Answering.");
-  try {
-    for (const id of question.pictures) if (album.get(id)) await savePicture(id);
-    await save(conversation);
-    await stream(conversation, question, answer, controller.signal);
-  } finally {
-    const follows = conversation === current && thread.isNearEnd();
-    if (conversations.includes(conversation)) { // otherwise it was deleted meanwhile
-      toTop(conversation);
-      await save(conversation, null);
-      if (unstored.conversation.has(conversation.id)) store.tell(conversation.id); // the others wait for it
+  await during(answer.id, async () => {
+    try {
+      for (const id of question.pictures) if (album.get(id)) await savePicture(id);
+      await save(conversation);
+      await stream(conversation, question, answer, controller.signal);
+    } finally {
+      await finish(conversation);
     }
-    running.delete(conversation.id);
-    show();
-    if (follows) thread.toEnd();
-  }
+  });
   await tellEnd(conversation, answer);
+}
+
+/** Store what came of an answer, and show it as over. */
+async function finish(conversation) {
+  const follows = conversation === current && thread.isNearEnd();
+  if (conversations.includes(conversation)) { // otherwise it was deleted meanwhile
+    toTop(conversation);
+    await save(conversation, null);
+    if (unstored.conversation.has(conversation.id)) store.tell(conversation.id); // the others wait for it
+  }
+  running.delete(conversation.id);
+  show();
+  if (follows) thread.toEnd();
 }
 
 async function stream(conversation, question, answer, signal) {
