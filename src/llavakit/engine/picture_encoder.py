@@ -6,6 +6,7 @@ A picture takes the vision tower seconds on a CPU. Between its layers the engine
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,15 @@ class PictureKey(NamedTuple):
     digest: str
 
 
+@dataclass
+class _Progress:
+    """A picture on its way through the tower: what the layers so far gave."""
+
+    key: PictureKey
+    states: Tensor
+    num_layers_done: int = 0
+
+
 class PictureEncoder:
     """The vision tower and what it gave before.
 
@@ -46,9 +56,7 @@ class PictureEncoder:
         self._features: BoundedCache[PictureKey, Tensor] = BoundedCache(max_bytes=max_bytes)
         self._disk = disk
         self._fingerprint = fingerprint
-        self._key: PictureKey | None = None
-        self._states: Tensor | None = None
-        self._num_layers_done = 0
+        self._halfway: _Progress | None = None
         self.num_encoded = 0
         self.num_hits = 0
 
@@ -72,7 +80,9 @@ class PictureEncoder:
         return features
 
     def advance(self, key: PictureKey, pixels: np.ndarray, *, slice_s: float | None) -> Tensor | None:
-        """Go on encoding a picture for about ``slice_s`` seconds, to its end with None; return the features at the end.
+        """Go on encoding a picture for about ``slice_s`` seconds; return the features at the end.
+
+        With None the picture is encoded to its end, and another one that is on its way stays where it is.
 
         Parameters
         ----------
@@ -82,21 +92,21 @@ class PictureEncoder:
         """
         started = time.perf_counter()
         tower = self._model.vision_tower
-        if self._key != key or self._states is None:
-            batch = torch.from_numpy(pixels[None]).to(self._model.device)
-            self._key, self._states, self._num_layers_done = key, tower.begin(batch), 0
-        states = self._states
+        progress = self._halfway
+        if progress is None or progress.key != key:
+            progress = _Progress(key, tower.begin(torch.from_numpy(pixels[None]).to(self._model.device)))
         layers = list(tower.encoder.layers)
-        while self._num_layers_done < len(layers):
-            states = layers[self._num_layers_done](states)
-            self._num_layers_done += 1
+        while progress.num_layers_done < len(layers):
+            progress.states = layers[progress.num_layers_done](progress.states)
+            progress.num_layers_done += 1
             if slice_s is not None and time.perf_counter() - started >= slice_s:
                 break
-        self._states = states
-        if self._num_layers_done < len(layers):
+        if progress.num_layers_done < len(layers):
+            self._halfway = progress
             return None
-        features: Tensor = self._model.multi_modal_projector(tower.finish(states))[0]
-        self._key = self._states = None
+        features: Tensor = self._model.multi_modal_projector(tower.finish(progress.states))[0]
+        if self._halfway is progress:
+            self._halfway = None
         self.num_encoded += 1
         self._features.put(key, features)
         if self._disk is not None:

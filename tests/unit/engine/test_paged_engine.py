@@ -27,6 +27,7 @@ from llavakit.engine.engine import Engine
 from llavakit.engine.generation import Generation
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine
+from llavakit.engine.picture_encoder import PictureEncoder, PictureKey
 from llavakit.kernels.library import has_library
 from llavakit.model.kv_blocks import BLOCKS
 from llavakit.model.llava import Llava
@@ -224,6 +225,33 @@ def test_where_an_answer_looked_says_nothing_of_what_others_have_shown() -> None
     for tenant, num_encoded in (("a", 1), ("a", 1), ("b", 2)):
         engine.image_features(prompt, tenant=tenant)
         assert engine.stats().num_images_encoded == num_encoded
+
+
+def test_a_picture_on_its_way_waits_for_one_that_is_encoded_at_once() -> None:
+    """Else whoever asks where answers looked, over and over, would have the pictures of all others begin anew."""
+    layers = list(_MODEL.vision_tower.encoder.layers)
+    assert len(layers) > 1
+    passed: list[int] = []
+    hooks = [layer.register_forward_hook(lambda *_: passed.append(1)) for layer in layers]
+    first, second = (make_prompt(_MODEL, num_images=1, seed=seed).pixel_values for seed in (1, 2))
+    assert first is not None
+    assert second is not None
+    encoder, alone = (PictureEncoder(_MODEL, max_bytes=1 << 20, disk=None, fingerprint="") for _ in range(2))
+    try:
+        assert encoder.advance(PictureKey("a", "first"), first[0], slice_s=0.0) is None
+        at_once = encoder.advance(PictureKey("b", "second"), second[0], slice_s=None)
+        found = None
+        while found is None:
+            found = encoder.advance(PictureKey("a", "first"), first[0], slice_s=0.0)
+        assert len(passed) == 2 * len(layers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for features, pixels in ((found, first), (at_once, second)):
+        expected = alone.advance(PictureKey("", ""), pixels[0], slice_s=None)
+        assert features is not None
+        assert expected is not None
+        assert torch.equal(features, expected)
 
 
 def test_two_who_ask_about_one_picture_at_once_encode_it_once() -> None:
