@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from llavakit.api.loaded_model import LoadedModel, never_generated
 from llavakit.core.errors import ConfigError, PromptError
 from llavakit.core.requests import AttentionMap, EngineStats, GenerateRequest
 from llavakit.engine.async_engine import AsyncEngine, EngineAnswer
-from llavakit.engine.attention_map import compute_attention
+from llavakit.engine.attention_map import attention_by_layers
 from llavakit.engine.disk_store import DiskStore
 from llavakit.engine.paged_cache import BLOCK_SIZE, BlockPool
 from llavakit.engine.paged_engine import PagedEngine
@@ -195,8 +195,10 @@ class ServedModel:
                 f"prompt and answer have {len(prompt.token_ids) + len(answer_ids)} tokens; the context is "
                 f"{config.max_context_tokens}. Ask about a shorter conversation."
             )
-        future = self._engine.call(lambda: self._attend(prompt, answer_ids, tenant=self._tenant_of(request)))
-        weights = await asyncio.to_thread(_rounded, await asyncio.wrap_future(future))
+        seen = await self._engine.do_beside(
+            self._attend(prompt, answer_ids, tenant=self._tenant_of(request)), pixel_bytes=prompt.pixel_values.nbytes
+        )
+        weights = await asyncio.to_thread(_rounded, seen)
         vision = config.vision_config
         return AttentionMap(
             texts=tuple(tokenizer.token_bytes(i).decode("utf-8", "replace") for i in answer_ids),
@@ -279,9 +281,11 @@ class ServedModel:
             self._masks = FormMasks(self._loaded.tokenizer)
         return self._masks
 
-    def _attend(self, prompt: PreparedPrompt, answer_ids: list[int], *, tenant: str) -> np.ndarray:
-        features = self._paged.image_features(prompt, tenant=tenant)
-        weights = compute_attention(
+    def _attend(
+        self, prompt: PreparedPrompt, answer_ids: list[int], *, tenant: str
+    ) -> Generator[None, None, np.ndarray]:
+        features = yield from self._paged.image_features(prompt, tenant=tenant)
+        weights = yield from attention_by_layers(
             self._loaded.model, [*prompt.token_ids, *answer_ids], features, num_prompt_tokens=len(prompt.token_ids)
         )
         return weights.cpu().numpy()

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -24,6 +24,7 @@ from llavakit.core.types import GenerationResult, SamplingParams, TokenEvent
 from llavakit.engine.generation import EnginePrompt
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine, explain_failure
 from llavakit.engine.sampler import TokenMask
+from llavakit.engine.side_jobs import SideJobs
 
 __all__ = ["AsyncEngine", "EngineAnswer"]
 
@@ -102,9 +103,9 @@ class AsyncEngine:
     engine : PagedEngine
         Nobody else may touch it from now on.
     max_open : int
-        Accepted requests that have not ended; one more is refused.
+        Accepted requests and side jobs that have not ended; one more is refused.
     max_pixel_bytes : int
-        Of their prepared pictures; one more is refused, unless it belongs to the only request.
+        Of their prepared pictures; one more is refused, unless it belongs to the only one.
     name : str
         Of the thread.
     """
@@ -115,6 +116,7 @@ class AsyncEngine:
         self._max_pixel_bytes = max_pixel_bytes
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._answers: dict[int, EngineAnswer] = {}
+        self._side_jobs = SideJobs()
         self._num_open = self._pixel_bytes = 0  # touched on the event loops only under the lock
         self._lock = threading.Lock()
         self._is_closing = False
@@ -140,7 +142,7 @@ class AsyncEngine:
         """
         answer = EngineAnswer(self)
         answer.pixel_bytes = prompt.pixel_values.nbytes if prompt.pixel_values is not None else 0
-        self._reserve(answer)
+        self._reserve(answer.pixel_bytes)
 
         def add() -> int:
             request_id = self._engine.add(
@@ -157,9 +159,25 @@ class AsyncEngine:
             future.add_done_callback(lambda done: self._forget_unwanted(answer, done))
             raise
         except BaseException:
-            self._release(answer)
+            self._release(answer.pixel_bytes)
             raise
         return answer
+
+    async def do_beside(self, pieces: Generator[None, None, _T], *, pixel_bytes: int) -> _T:
+        """Do a job on the engine's thread, piece by piece between its steps, and return what the generator returns.
+
+        Raises
+        ------
+        OverloadedError
+            If too much is open already, pictures of ``pixel_bytes`` are too many, or the engine is closing.
+        """
+        self._reserve(pixel_bytes)
+        try:
+            future: Future[_T] = Future()
+            self._post(lambda: self._side_jobs.add(pieces, future))
+            return await asyncio.wrap_future(future)
+        finally:
+            self._release(pixel_bytes)
 
     def cancel(self, request_id: int) -> None:
         """End a request before the next step; unknown numbers are ignored."""
@@ -185,15 +203,18 @@ class AsyncEngine:
             except BaseException as error:  # raised again where the result is awaited
                 future.set_exception(error)
 
+        self._post(run)
+        return future
+
+    def _post(self, call: Callable[[], None]) -> None:
         with self._lock:
             if self._has_ended:  # nobody would ever make the call
                 raise UnloadedError("the model has been unloaded; try again in a moment.", retry_after_s=2)
-            self._calls.put(run)
-        return future
+            self._calls.put(call)
 
     @property
     def num_open(self) -> int:
-        """Requests that were accepted and have not ended."""
+        """Requests and side jobs that were accepted and have not ended."""
         return self._num_open
 
     def stats(self) -> EngineStats:
@@ -210,7 +231,7 @@ class AsyncEngine:
             self._calls.put(self._cancel_all)
             self._thread.join()
 
-    def _reserve(self, answer: EngineAnswer) -> None:
+    def _reserve(self, pixel_bytes: int) -> None:
         with self._lock:
             if self._is_closing:
                 raise UnloadedError("the model is being unloaded; try again in a moment.", retry_after_s=2)
@@ -220,8 +241,8 @@ class AsyncEngine:
                     "Try again later, or start the server with a longer queue.",
                     retry_after_s=max(1, self._num_open // 4),
                 )
-            needed = self._pixel_bytes + answer.pixel_bytes
-            if self._num_open and answer.pixel_bytes and needed > self._max_pixel_bytes:
+            needed = self._pixel_bytes + pixel_bytes
+            if self._num_open and pixel_bytes and needed > self._max_pixel_bytes:
                 raise OverloadedError(
                     f"the pictures of {self._num_open} requests take {self._pixel_bytes} bytes, and with this one "
                     f"{needed}, where {self._max_pixel_bytes} are set aside for them. Try again later.",
@@ -230,15 +251,15 @@ class AsyncEngine:
             self._num_open += 1
             self._pixel_bytes = needed
 
-    def _release(self, answer: EngineAnswer) -> None:
+    def _release(self, pixel_bytes: int) -> None:
         with self._lock:
             self._num_open -= 1
-            self._pixel_bytes -= answer.pixel_bytes
+            self._pixel_bytes -= pixel_bytes
 
     def _forget_unwanted(self, answer: EngineAnswer, future: Future[int]) -> None:
         """Whoever asked went away while the request was on its way in."""
         if future.cancelled() or future.exception() is not None:
-            self._release(answer)
+            self._release(answer.pixel_bytes)
         else:
             self.cancel(future.result())
 
@@ -247,16 +268,25 @@ class AsyncEngine:
     def _run(self) -> None:
         while True:
             self._make_calls()
-            if not self._engine.has_work:
+            if not self._has_work:
                 if self._end():
                     self._finish_chores()
                     return
                 continue
-            try:
-                events = self._engine.step()
-            except Exception as error:
-                events = self._fail_all(explain_failure(error))
-            self._deliver(events)
+            if self._engine.has_work:
+                self._step()
+            self._side_jobs.advance(is_alone=not self._engine.has_work)
+
+    @property
+    def _has_work(self) -> bool:
+        return self._engine.has_work or self._side_jobs.has_work
+
+    def _step(self) -> None:
+        try:
+            events = self._engine.step()
+        except Exception as error:
+            events = self._fail_all(explain_failure(error))
+        self._deliver(events)
 
     def _fail_all(self, error: LlavakitError) -> list[EngineEvent]:
         """End every request, also those that the engine has lost."""
@@ -277,7 +307,7 @@ class AsyncEngine:
 
     def _make_calls(self) -> None:
         """Make the calls that wait; wait for one when there is nothing else to do."""
-        if not self._engine.has_work and not (self._is_closing and self._calls.empty()):
+        if not self._has_work and not (self._is_closing and self._calls.empty()):
             self._wait_for_call()()
         while True:
             try:
@@ -316,7 +346,7 @@ class AsyncEngine:
             answer = self._answers.get(event.request_id)
             if answer is not None and (event.result is not None or event.error is not None):
                 del self._answers[event.request_id]
-                self._release(answer)
+                self._release(answer.pixel_bytes)
             if answer is not None:
                 by_loop.setdefault(answer.loop, []).append((answer, event))
         for loop, pairs in by_loop.items():
@@ -328,6 +358,7 @@ class AsyncEngine:
     def _cancel_all(self) -> None:
         for request_id in list(self._answers):
             self._cancel_now(request_id)
+        self._side_jobs.fail_all(UnloadedError("the model has been unloaded; try again in a moment.", retry_after_s=2))
 
     def _cancel_now(self, request_id: int) -> None:
         try:

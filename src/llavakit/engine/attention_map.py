@@ -7,6 +7,7 @@ out: the mean over layers and heads is a picture of it, no proof.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import cast
 
 import torch
@@ -16,12 +17,25 @@ from llavakit.model.layers import apply_rotary
 from llavakit.model.llama import LlamaDecoderLayer
 from llavakit.model.llava import Llava
 
-__all__ = ["compute_attention"]
+__all__ = ["attention_by_layers", "compute_attention"]
+
+
+def compute_attention(model: Llava, token_ids: list[int], image_features: Tensor, *, num_prompt_tokens: int) -> Tensor:
+    """Return what `attention_by_layers` does, in one go."""
+    layers = attention_by_layers(model, token_ids, image_features, num_prompt_tokens=num_prompt_tokens)
+    while True:
+        try:
+            next(layers)
+        except StopIteration as end:
+            found: Tensor = end.value
+            return found
 
 
 @torch.inference_mode()
-def compute_attention(model: Llava, token_ids: list[int], image_features: Tensor, *, num_prompt_tokens: int) -> Tensor:
-    """Return the mean attention of each answer token to each picture position.
+def attention_by_layers(
+    model: Llava, token_ids: list[int], image_features: Tensor, *, num_prompt_tokens: int
+) -> Generator[None, None, Tensor]:
+    """Yield after every layer, and return the mean attention of each answer token to each picture position.
 
     Parameters
     ----------
@@ -58,4 +72,5 @@ def compute_attention(model: Llava, token_ids: list[int], image_features: Tensor
         weights = scores.masked_fill(later, -torch.inf).softmax(-1)
         total += weights.mean(0)[:, is_image]
         x = layer(x, rotary, None, None, is_causal=True)
+        yield
     return total / len(decoder.layers)

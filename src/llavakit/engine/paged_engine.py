@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -222,8 +222,11 @@ class PagedEngine:
         return self._take_events()
 
     @torch.inference_mode()
-    def image_features(self, prompt: EnginePrompt, *, tenant: str = "") -> Tensor:
-        """Return the features (M, D) of all pictures of a prompt, computing those that its tenant has not at hand."""
+    def image_features(self, prompt: EnginePrompt, *, tenant: str = "") -> Generator[None, None, Tensor]:
+        """Yield between layers, and return the features (M, D) of all pictures of a prompt.
+
+        Those that its tenant has at hand are not computed.
+        """
         pixels = prompt.pixel_values
         if pixels is None:
             raise AssertionError("a prompt without pictures has no features")
@@ -232,9 +235,7 @@ class PagedEngine:
             key = PictureKey(tenant, digest)
             features = self._pictures.find(key)
             if features is None:
-                features = self._pictures.advance(key, pixels[idx], slice_s=None)
-            if features is None:
-                raise AssertionError("a picture was not encoded to its end")
+                features = yield from self._pictures.by_layers(key, pixels[idx])
             rows.append(features)
         return torch.cat(rows)
 

@@ -6,6 +6,7 @@ A picture takes the vision tower seconds on a CPU. Between its layers the engine
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,9 +81,7 @@ class PictureEncoder:
         return features
 
     def advance(self, key: PictureKey, pixels: np.ndarray, *, slice_s: float | None) -> Tensor | None:
-        """Go on encoding a picture for about ``slice_s`` seconds; return the features at the end.
-
-        With None the picture is encoded to its end, and another one that is on its way stays where it is.
+        """Go on encoding a picture for about ``slice_s`` seconds, to its end with None; return the features at the end.
 
         Parameters
         ----------
@@ -91,26 +90,40 @@ class PictureEncoder:
             Normalised.
         """
         started = time.perf_counter()
-        tower = self._model.vision_tower
+        if self._halfway is None or self._halfway.key != key:
+            self._halfway = self._begin(key, pixels)
         progress = self._halfway
-        if progress is None or progress.key != key:
-            progress = _Progress(key, tower.begin(torch.from_numpy(pixels[None]).to(self._model.device)))
-        layers = list(tower.encoder.layers)
-        while progress.num_layers_done < len(layers):
-            progress.states = layers[progress.num_layers_done](progress.states)
-            progress.num_layers_done += 1
+        while self._pass_layer(progress):
             if slice_s is not None and time.perf_counter() - started >= slice_s:
-                break
-        if progress.num_layers_done < len(layers):
-            self._halfway = progress
-            return None
-        features: Tensor = self._model.multi_modal_projector(tower.finish(progress.states))[0]
-        if self._halfway is progress:
-            self._halfway = None
+                return None
+        self._halfway = None
+        return self._finish(progress)
+
+    def by_layers(self, key: PictureKey, pixels: np.ndarray) -> Generator[None, None, Tensor]:
+        """Encode a picture beside the one that `advance` is at: yield after every layer, and return the features."""
+        progress = self._begin(key, pixels)
+        while self._pass_layer(progress):
+            yield
+        return self._finish(progress)
+
+    def _begin(self, key: PictureKey, pixels: np.ndarray) -> _Progress:
+        batch = torch.from_numpy(pixels[None]).to(self._model.device)
+        return _Progress(key, self._model.vision_tower.begin(batch))
+
+    def _pass_layer(self, progress: _Progress) -> bool:
+        """Compute the next layer; return whether more of them are left."""
+        layers = self._model.vision_tower.encoder.layers
+        progress.states = layers[progress.num_layers_done](progress.states)
+        progress.num_layers_done += 1
+        return progress.num_layers_done < len(layers)
+
+    def _finish(self, progress: _Progress) -> Tensor:
+        states = self._model.vision_tower.finish(progress.states)
+        features: Tensor = self._model.multi_modal_projector(states)[0]
         self.num_encoded += 1
-        self._features.put(key, features)
+        self._features.put(progress.key, features)
         if self._disk is not None:
-            self._disk.put(self._name(key), features.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            self._disk.put(self._name(progress.key), features.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return features
 
     def _from_bytes(self, data: bytes) -> Tensor:

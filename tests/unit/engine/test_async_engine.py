@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -129,3 +130,83 @@ async def _ask_a_broken_engine() -> None:
                 [event async for event in answer]
         assert engine.num_open == 0
     await asyncio.to_thread(engine.close, grace_s=1.0)
+
+
+class _Answering(_Engine):
+    """Gives one token a step."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self._left = num_steps
+
+    def step(self) -> list[EngineEvent]:
+        self._left -= 1
+        return [event for request_id in list(self.open) for event in self._end(request_id)] if self._left == 0 else []
+
+
+def _pieces(done: list[int], num_pieces: int) -> Generator[None, None, str]:
+    try:
+        for idx in range(num_pieces):
+            done.append(idx)
+            yield
+    finally:
+        done.append(-1)
+    return "whole"
+
+
+def test_an_answer_does_not_wait_for_a_job_beside_it() -> None:
+    async def run() -> None:
+        engine = AsyncEngine(cast(PagedEngine, _Answering(50)), max_open=9, max_pixel_bytes=1000)
+        done: list[int] = []
+        job = asyncio.create_task(engine.do_beside(_pieces(done, 100_000), pixel_bytes=0))
+        while not done:
+            await asyncio.sleep(0)
+        answer = await engine.submit(cast(Any, _Prompt(None)), SamplingParams())
+        assert [event.finish_reason async for event in answer] == [FinishReason.STOP]
+        assert not job.done()
+        assert await job == "whole"
+        assert done == [*range(100_000), -1]
+        engine.close(grace_s=5)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_jobs_are_counted_and_end_with_whoever_asked_or_with_the_engine() -> None:
+    async def run() -> None:
+        fake = _Engine()
+        engine = AsyncEngine(cast(PagedEngine, fake), max_open=2, max_pixel_bytes=400)
+        running: list[int] = []
+        first = asyncio.create_task(engine.do_beside(_pieces(running, 10**9), pixel_bytes=_PICTURE.nbytes))
+        second = asyncio.create_task(engine.do_beside(_pieces([], 10**9), pixel_bytes=_PICTURE.nbytes))
+        while not running:
+            await asyncio.sleep(0)
+        assert engine.num_open == 2
+        assert engine.stats().num_pixel_bytes == 2 * _PICTURE.nbytes
+        with pytest.raises(OverloadedError, match="2 requests are running or waiting"):
+            await engine.do_beside(_pieces([], 1), pixel_bytes=0)
+        first.cancel()
+        while running[-1] != -1:
+            await asyncio.sleep(0)
+        assert engine.num_open == 1
+        await asyncio.to_thread(engine.close, grace_s=0.0)
+        with pytest.raises(OverloadedError, match="unloaded"):
+            await second
+        assert (engine.num_open, engine.stats().num_pixel_bytes) == (0, 0)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_job_that_fails_says_why_and_the_next_one_is_done() -> None:
+    def failing() -> Generator[None, None, str]:
+        yield
+        raise CapacityError("no room")
+
+    async def run() -> None:
+        engine = AsyncEngine(cast(PagedEngine, _Engine()), max_open=9, max_pixel_bytes=1000)
+        failed, other = (engine.do_beside(pieces, pixel_bytes=0) for pieces in (failing(), _pieces([], 3)))
+        outcomes = await asyncio.gather(failed, other, return_exceptions=True)
+        assert isinstance(outcomes[0], CapacityError)
+        assert outcomes[1] == "whole"
+        engine.close(grace_s=5)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
