@@ -172,7 +172,8 @@ def test_the_page_plans_what_python_plans(browser: Browser, site: Path, quant: s
     """Every device, with whatever stands around it: the same bytes, verdicts and times."""
     _open(browser, site / "index.html")
     model = find_model("llava:13b")
-    for fields, count in [*((fields, 1) for fields in _SETTINGS), ({}, 2), ({"engine": "llavakit"}, 2)]:
+    several = [({"engine": engine}, 2) for engine in ("llama.cpp", "llavakit", "transformers", "vllm")]
+    for fields, count in [*((fields, 1) for fields in _SETTINGS), *several]:
         setting = replace(Setting(num_device_layers=41), **fields)
         found = browser.run(f"{_PLAN}({json.dumps(asdict(setting))}, '{quant}', {count})")
         for device, row in zip(list_sold_devices(), found, strict=True):
@@ -209,8 +210,8 @@ def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> Non
     table = browser.run("document.getElementById('quant-table').innerText")
     assert "vllm runs files of 16 bits" in table
     assert browser.run("document.querySelectorAll('#quant-table tbody tr').length") == 1
-    assert "2 x" not in browser.run("document.getElementById('verdict').textContent")
-    assert browser.run("document.getElementById('count').disabled")
+    assert "2 x" in browser.run("document.getElementById('verdict').textContent")
+    assert not browser.run("document.getElementById('count').disabled")
     assert "with llama.cpp" in browser.run("document.querySelector('#device-table caption').textContent")
 
 

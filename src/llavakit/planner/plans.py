@@ -261,7 +261,7 @@ def make_plan(
     if (planned := planned_quant(setting.engine, quant, has_devices=bool(devices))) != quant.lower():
         warnings.append(f"{setting.engine} computes with 16 bits a weight here; F16 is planned, not {quant.upper()}")
         quant = planned
-    devices = _used_devices(setting, devices, warnings)
+    devices = _used_devices(model, setting, devices, warnings)
     setting = _used_layers(model, setting)
     case = Case(model, model.quantize(quant), devices, host, engine=setting.engine)
     placed = case.placed(setting)
@@ -322,23 +322,43 @@ def why_unplanned(engine: str, device: Device) -> str | None:
     return None
 
 
-def _used_devices(setting: Setting, devices: Sequence[Device], warnings: list[str]) -> Sequence[Device]:
-    """Devices that the engine uses: all where it deals out layers, else the first one; none if no layer is for them."""
+def _used_devices(
+    model: PlannedModel, setting: Setting, devices: Sequence[Device], warnings: list[str]
+) -> Sequence[Device]:
+    """Devices that the engine uses: all, or the first one of ours; none if no layer is for them."""
     engine = setting.engine
     for device in devices:
         if reason := why_unplanned(engine, device):
             raise ConfigError(reason)
-    if engine not in LAYERED and len(devices) > 1:
-        warnings.append(
-            f"{engine} is planned on the first of the {len(devices)} devices alone; spreading a model over several is "
-            "planned for llama.cpp and ollama"
-        )
+    if engine == OWN and len(devices) > 1:
+        warnings.append(f"llavakit runs on one device: it is planned on the first of the {len(devices)} alone")
         return devices[:1]
+    if engine in HALF_ONLY and len(devices) > 1:
+        warnings.append(_dealing(model, engine, len(devices)))
     if engine in LAYERED and devices and setting.num_device_layers == 0:
         names = " and ".join(dict.fromkeys(device.name for device in devices))
         warnings.append(f"no layer is put on {names}; the processor runs it alone")
         return ()
     return devices
+
+
+def _dealing(model: PlannedModel, engine: str, count: int) -> str:
+    """Say how torch's programs deal a model to several devices.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be dealt to so many.
+    """
+    if engine != "vllm":
+        return f"layers are dealt to {count} devices as device_map='auto' deals them, and computed one after another"
+    if model.sizes.num_heads % count:
+        fitting = [str(num) for num in range(1, 2 * count) if model.sizes.num_heads % num == 0]
+        raise ConfigError(
+            f"vllm gives every device as many attention heads, and {model.sizes.num_heads} heads cannot be dealt to "
+            f"{count} devices. Take {' or '.join(fitting)}."
+        )
+    return f"planned with tensor parallelism over {count} devices; each has its part of every layer"
 
 
 def _used_layers(model: PlannedModel, setting: Setting) -> Setting:

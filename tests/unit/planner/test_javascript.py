@@ -41,7 +41,8 @@ def make_cases(seed: int, count: int) -> list[dict[str, Any]]:
             is_vision_on_device=rng.random() < 0.5, image_megapixels=rng.uniform(0.1, 50),
         )  # fmt: skip
         layered = setting.engine in ("llama.cpp", "ollama")
-        chosen = rng.choices(devices, k=rng.randint(0 if layered else 1, 3 if layered else 1))
+        most = 1 if setting.engine == "llavakit" else 3
+        chosen = rng.choices(devices, k=rng.randint(0 if layered else 1, most))
         processor = rng.choice(processors)
         own = setting.engine == "llavakit" and rng.random() < 0.7
         if own:  # this package's own engine on a processor

@@ -226,15 +226,35 @@ def test_prompts_without_pictures_have_no_speed_of_pictures(model: PlannedModel)
     assert not filter_candidates(candidates, Need(min_images_per_hour=1))
 
 
-@pytest.mark.parametrize("engine", ["llavakit", "transformers", "vllm"])
-def test_engines_that_use_one_device_say_so(model: PlannedModel, engine: str) -> None:
-    plan = _plan(model, "2x RTX 3090", engine=engine, num_device_layers=10, is_vision_on_device=False)
+def test_our_engine_uses_one_device_and_says_so(model: PlannedModel) -> None:
+    plan = _plan(model, "2x RTX 3090", engine="llavakit", num_device_layers=10, is_vision_on_device=False)
     assert [device.name for device in plan.devices] == ["GeForce RTX 3090"]
-    assert any("on the first of the 2 devices alone" in warning for warning in plan.warnings)
+    assert any("on the first of the 2 alone" in warning for warning in plan.warnings)
     assert any("puts all of a model in one place" in warning for warning in plan.warnings)
-    alone = _plan(model, "RTX 3090", engine=engine)
+    alone = _plan(model, "RTX 3090", engine="llavakit")
     assert (plan.parts, plan.speed, plan.verdict) == (alone.parts, alone.speed, alone.verdict)
     assert len(alone.warnings) == len(plan.warnings) - 2
+
+
+@pytest.mark.parametrize("engine", ["transformers", "transformers-4bit", "vllm"])
+def test_programs_of_torch_deal_a_model_to_several_devices(model: PlannedModel, engine: str) -> None:
+    """All of its weights and all of the cache are somewhere, once."""
+    alone, dealt = (_plan(model, gpu, "f16", engine=engine) for gpu in ("A100 PCIe 80GB", "2x RTX 3090"))
+    for name in ("weights", "key-value cache"):
+        (whole,) = (part.bytes for part in alone.parts if part.name == name)
+        shares = [part.bytes for part in dealt.parts if part.name == name]
+        assert len(shares) == 2
+        assert sum(shares) == pytest.approx(whole, abs=2)
+        assert max(shares) < 0.6 * whole
+    assert dealt.verdict == "fits"
+    assert any("2 devices" in warning for warning in dealt.warnings)
+    if engine != "transformers-4bit":
+        assert _plan(model, "RTX 3090", "f16", engine=engine).verdict == "no"
+
+
+def test_vllm_deals_heads_alike(model: PlannedModel) -> None:
+    with pytest.raises(ConfigError, match=r"40 heads cannot be dealt to 3 devices. Take 1 or 2 or 4 or 5\."):
+        _plan(model, "3x RTX 3090", engine="vllm")
 
 
 def test_llavakit_is_planned_on_what_it_runs_on(model: PlannedModel) -> None:

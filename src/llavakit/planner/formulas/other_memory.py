@@ -76,47 +76,66 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
     return parts
 
 
-def torch_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
-    """Plan transformers on one device: 16 bits, or 4 bits of bitsandbytes for all linear layers but the head.
+def torch_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
+    """Plan transformers: 16 bits, or 4 bits of bitsandbytes for all linear layers but the head.
 
-    A block of 64 weights in 4 bits has one float32 scale.
+    A block of 64 weights in 4 bits has one float32 scale. Of several devices, as with ``device_map="auto"``, each has
+    layers in proportion to what it can use, and their part of the cache; the first has what comes before the layers,
+    the last the head.
     """
-    weights = 2 * model.num_reference_parameters
-    if setting.engine == "transformers-4bit":
-        weights = weights - floor(model.num_linear_parameters * (2 - 0.5 - 4 / 64))
-    positions = cached_tokens(model, setting, [device]) * setting.num_parallel
-    cache = 2 * kv_bytes_half(model, positions)
+    matrices = model.hidden_size * (2 * model.hidden_size + 2 * model.kv_width + 3 * model.intermediate_size)
+    layer = matrices + 2 * model.hidden_size
+    head = model.hidden_size * model.vocab_size
+    before = model.num_reference_parameters - model.num_layers * layer - head
+    before_matrices = model.num_linear_parameters - model.num_layers * matrices
+    positions = cached_tokens(model, setting, devices) * setting.num_parallel
     activations = (
         2 * prompt_tokens(model, setting) * setting.num_parallel * (8 * model.hidden_size + 4 * model.intermediate_size)
     )
-    place = HOST if device.kind == "cpu" else 0
-    return [
-        part("weights", weights, place, "exact"),
-        part("key-value cache", cache, place, "exact"),
-        part("activations", activations, place, "assumed"),
-        part("driver context and libraries", context_bytes(device) + 300 * MIB, place, "fitted"),
-    ]
+    shares = device_weights(model, quant, setting, devices)
+    parts = []
+    for idx in range(len(devices)):
+        num_layers = shares[idx]["layers"]
+        parameters = num_layers * layer + (head if shares[idx]["has_head"] else 0) + (before if idx == 0 else 0)
+        shrunk = num_layers * matrices + (before_matrices if idx == 0 else 0)
+        weights = 2 * parameters
+        if setting.engine == "transformers-4bit":
+            weights = weights - floor(shrunk * (2 - 0.5 - 4 / 64))
+        place = HOST if devices[idx].kind == "cpu" else idx
+        parts.append(part("weights", weights, place, "exact" if len(devices) == 1 else "assumed"))
+        parts.append(part("key-value cache", 2 * half_cache_bytes(model, num_layers, positions), place, "exact"))
+        parts.append(part("activations", activations, place, "assumed"))
+        parts.append(part("driver context and libraries", context_bytes(devices[idx]) + 300 * MIB, place, "fitted"))
+    return parts
 
 
-def kv_bytes_half(model: ModelSizes, positions: int) -> int:
-    """Keys, or values, of all layers in 16 bits."""
-    return 2 * model.num_layers * model.kv_width * positions
+def half_cache_bytes(model: ModelSizes, num_layers: int, positions: int) -> int:
+    """Keys, or values, of some layers in 16 bits."""
+    return 2 * num_layers * model.kv_width * positions
 
 
-def vllm_parts(model: ModelSizes, setting: Setting, device: DeviceNumbers) -> Any:
-    """VLLM on one device: what must fit before it fills nine tenths of the device with cache blocks of 16 positions.
+def vllm_parts(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
+    """VLLM: what must fit before it fills nine tenths of a device with cache blocks of 16 positions.
 
     Its profiling pass runs 2,048 tokens or the whole context and 256 rows of logits; its recorded graphs are assumed
-    to take 0.6 GiB.
+    to take 0.6 GiB. Of several devices each has its part of every matrix and of every position's heads, and buffers in
+    which they add up what they have, assumed to take 0.25 GiB.
     """
+    count = len(devices)
     batch = max(2048, setting.num_context_tokens)
-    activations = 2 * batch * (6 * model.hidden_size + 3 * model.intermediate_size) + 4 * 256 * model.vocab_size
-    blocks = floor((cached_tokens(model, setting, [device]) + 15) / 16) * setting.num_parallel
-    return [
-        part("weights", 2 * model.num_reference_parameters, 0, "exact"),
-        part("key-value cache", 2 * kv_bytes_half(model, 16 * blocks), 0, "exact"),
-        part("activations", activations, 0, "assumed"),
-        part("recorded graphs", 614 * MIB, 0, "assumed"),
-        part("driver context and libraries", context_bytes(device) + 300 * MIB, 0, "fitted"),
-        part("held back", floor(device.memory_bytes / 10), 0, "exact"),
-    ]
+    activations = (
+        2 * batch * (6 * model.hidden_size + floor(3 * model.intermediate_size / count)) + 4 * 256 * model.vocab_size
+    )
+    blocks = floor((cached_tokens(model, setting, devices) + 15) / 16) * setting.num_parallel
+    parts = []
+    for idx in range(count):
+        weights = floor(2 * model.num_reference_parameters / count)
+        cache = floor(2 * half_cache_bytes(model, model.num_layers, 16 * blocks) / count)
+        parts.append(part("weights", weights, idx, "exact" if count == 1 else "assumed"))
+        parts.append(part("key-value cache", cache, idx, "exact"))
+        parts.append(part("activations", activations, idx, "assumed"))
+        parts.append(part("recorded graphs", 614 * MIB, idx, "assumed"))
+        parts.append(part("exchange buffers", 256 * MIB if count > 1 else 0, idx, "assumed"))
+        parts.append(part("driver context and libraries", context_bytes(devices[idx]) + 300 * MIB, idx, "fitted"))
+        parts.append(part("held back", floor(devices[idx].memory_bytes / 10), idx, "exact"))
+    return parts

@@ -5,7 +5,7 @@ const D = window.PLANNER;
 for (const device of D.devices) for (const one of [device, device.own]) if (one) one.fit = D.fits[one.fit];
 const PARTS = {
   "weights": "weights", "vision and projector": "vision", "vision buffer": "vision", "key-value cache": "cache",
-  "compute buffer": "buffer", "activations": "buffer", "recorded graphs": "buffer", "driver context": "context",
+  "compute buffer": "buffer", "activations": "buffer", "recorded graphs": "buffer", "exchange buffers": "buffer", "driver context": "context",
   "driver context and libraries": "context", "held back": "context", "program": "program", "vocabulary": "program",
 };
 const BASIS = {
@@ -95,12 +95,18 @@ function problemOf(setting) {
   return `A prompt of ${tokens} tokens and its answer are longer than the context of ${setting.num_context_tokens}. Take fewer pictures or more context.`;
 }
 
+// Why a program cannot be dealt to so many devices; nothing where it can.
+function undealt(setting, count) {
+  const heads = D.models[state.model].sizes.num_heads;
+  return setting.engine === "vllm" && heads % count ? `vllm gives every device as many attention heads, and ${heads} heads cannot be dealt to ${count} devices.` : "";
+}
+
 // One plan: the same steps as planner/plans.py, with the same formulas.
 function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
   const isHost = isProcessor(device);
   const isLayered = LAYERED.includes(setting.engine);
-  const problem = problemOf(setting) || device.unplanned[setting.engine] || "";
+  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, count) || "";
   const tokens = prompt_tokens(model, setting);
   setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
   if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
@@ -108,7 +114,7 @@ function planFor(device, count, quantName, setting) {
   const own = isOwn(device, setting.engine) ? device.own : device;
   const host = isHost ? own.numbers : { ...D.host, ...device.host };
   const isAlone = isHost || (isLayered && setting.num_device_layers === 0);
-  let devices = isAlone ? [] : Array(isLayered ? count : 1).fill(device.numbers);
+  let devices = isAlone ? [] : Array(setting.engine === "llavakit" ? 1 : count).fill(device.numbers);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
   const fit = own.fit;
   const fits = devices.map(() => fit);
@@ -236,7 +242,7 @@ function showAll() {
   const device = deviceOf(state.device);
   const setting = settingOf();
   const plan = planFor(device, state.count, state.quant, setting);
-  $("count").disabled = isProcessor(device) || !LAYERED.includes(state.engine);
+  $("count").disabled = isProcessor(device) || state.engine === "llavakit";
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = setting.has_flash_attention;
   $("flash").disabled = !LAYERED.includes(state.engine) || (setting.has_flash_attention && state.flash === 0); // quantized values need it
