@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from llavakit.planner.choose import Candidate, Need
+    from llavakit.planner.candidates import Candidate, Need
     from llavakit.planner.devices import Device
     from llavakit.planner.models import PlannedModel
     from llavakit.planner.records import Setting
@@ -225,7 +225,8 @@ def _sized(devices: list[Device], options: argparse.Namespace) -> tuple[list[Dev
 
 def gpus(options: argparse.Namespace, console: Console) -> int:
     """Print all devices that run a model."""
-    from llavakit.planner.choose import explain_nothing, filter_candidates, sort_candidates
+    from llavakit.planner.candidates import filter_candidates, sort_candidates
+    from llavakit.planner.limits import explain_nothing
 
     running, need = _candidates(options, has_partial=options.partly), _need(options)
     ordered = sort_candidates(filter_candidates(running, need), options.sort)
@@ -320,7 +321,7 @@ def build(options: argparse.Namespace, console: Console) -> int:
 
 
 def _candidates(options: argparse.Namespace, *, has_partial: bool) -> list[Candidate]:
-    from llavakit.planner.choose import list_candidates
+    from llavakit.planner.candidates import list_candidates
     from llavakit.planner.models import find_model
 
     model = find_model(options.model)
@@ -329,7 +330,7 @@ def _candidates(options: argparse.Namespace, *, has_partial: bool) -> list[Candi
 
 
 def _need(options: argparse.Namespace) -> Need:
-    from llavakit.planner.choose import Need
+    from llavakit.planner.candidates import Need
     from llavakit.planner.devices import list_devices
 
     limits = {

@@ -13,8 +13,8 @@ from llavakit.cli.tables import print_pairs, print_table
 if TYPE_CHECKING:
     from llavakit.diagnostics.plan_check import PlanCheck
     from llavakit.planner.builds import Build
+    from llavakit.planner.candidates import Candidate
     from llavakit.planner.card import Card
-    from llavakit.planner.choose import Candidate
     from llavakit.planner.plans import Plan, Range, Speed
     from llavakit.planner.records import Setting
 

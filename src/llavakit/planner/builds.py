@@ -11,15 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llavakit.planner.choose import (
-    Candidate,
-    Need,
-    explain_nothing,
-    filter_candidates,
-    list_candidates,
-    sort_candidates,
-)
+from llavakit.planner.candidates import Candidate, Need, filter_candidates, list_candidates, sort_candidates
 from llavakit.planner.devices import Device, read_rows
+from llavakit.planner.limits import explain_nothing
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.records import Setting
 

@@ -12,8 +12,9 @@ import pytest
 from llavakit.core.errors import ConfigError, ModelNotFoundError
 from llavakit.kernels.machine import MachineLimits
 from llavakit.planner.builds import plan_build
+from llavakit.planner.candidates import Need, filter_candidates, frontier, list_candidates, sort_candidates
 from llavakit.planner.card import make_card
-from llavakit.planner.choose import Need, choose_best, filter_candidates, frontier, list_candidates, sort_candidates
+from llavakit.planner.choose import choose_best
 from llavakit.planner.devices import find_device, find_devices, list_devices
 from llavakit.planner.machine import assumed_host, generic_host, measured_host
 from llavakit.planner.models import PlannedModel, find_model
