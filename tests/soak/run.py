@@ -4,7 +4,8 @@ Every picture is another one, and every answer is compared with that of the same
 the end nothing may be left: no request, no block, no file handle, no thread, and no memory beyond what was there after
 the warm-up. The warm-up lasts until every cache in the server's memory is full, by what the server says of itself: a
 cache that fills is none that leaks, and with one that is not full there would be no telling. And it lasts ten minutes
-at least, so that the heap has met what the most work at one moment takes.
+at least, so that the heap has met what the most work at one moment takes. Memory is read at rest, after the server has
+given back what is free, as it does every minute.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _MAX_TOKENS = 40
 _TIE = 1e-3
 _MAX_GROWTH = 0.01
 _SAMPLE_S = 10
+_REST_S = 65  # longer than the server takes to give back what is free
 _CACHES = ("image", "kv")  # those in memory
 
 
@@ -252,7 +254,7 @@ def warm_up(run: Soak, url: str, seconds: float, *, max_seconds: float) -> dict[
 
 
 def soak(
-    *, warm_up_s: float, seconds: float, num_clients: int, seed: int = 1, max_warm_up_s: float = 0
+    *, warm_up_s: float, seconds: float, num_clients: int, seed: int = 1, max_warm_up_s: float = 0, rest_s: float = 2
 ) -> dict[str, Any]:
     """Start a server, soak it, stop it; return what was found."""
     with socket.socket() as probe:
@@ -272,11 +274,11 @@ def soak(
             _wait_until_ready(url, process)
             run = Soak(url, num_clients=num_clients, seed=seed)
             caches = warm_up(run, url, warm_up_s, max_seconds=max_warm_up_s)
-            time.sleep(2)
+            time.sleep(rest_s)
             before = read_usage(process.pid)
             with Sampler(process.pid) as sampler:
                 asyncio.run(run.run(seconds))
-            time.sleep(2)
+            time.sleep(rest_s)
             after = read_usage(process.pid)
             metrics = httpx.get(f"{url}/metrics", timeout=10).text
             process.send_signal(signal.SIGTERM)
@@ -339,7 +341,7 @@ def main() -> None:
     options = parser.parse_args()
     found = soak(
         warm_up_s=60 * options.warm_up_minutes, seconds=60 * options.minutes, num_clients=options.clients,
-        seed=options.seed, max_warm_up_s=60 * options.max_warm_up_minutes,
+        seed=options.seed, max_warm_up_s=60 * options.max_warm_up_minutes, rest_s=_REST_S,
     )  # fmt: skip
     print(json.dumps(found, indent=1))
     if options.record:
