@@ -106,7 +106,7 @@ function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
   const isHost = isProcessor(device);
   const isLayered = LAYERED.includes(setting.engine);
-  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, count) || "";
+  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isHost ? 1 : count) || "";
   const tokens = prompt_tokens(model, setting);
   setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
   if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
