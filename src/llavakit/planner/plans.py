@@ -218,8 +218,8 @@ def check_setting(model: PlannedModel, setting: Setting) -> list[str]:
     is_parted = setting.num_device_layers <= sizes.num_layers or not setting.is_vision_on_device
     if is_parted and setting.engine not in LAYERED:
         warnings.append(
-            f"{setting.engine} puts all of a model in one place; layers and the vision tower are parted by llama.cpp "
-            "and ollama alone"
+            f"{setting.engine} leaves nothing of a model to the processor; layers and the vision tower are parted by "
+            "llama.cpp and ollama alone"
         )
     return warnings
 

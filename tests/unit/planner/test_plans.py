@@ -231,7 +231,7 @@ def test_our_engine_uses_one_device_and_says_so(model: PlannedModel) -> None:
     plan = _plan(model, "2x RTX 3090", engine="llavakit", num_device_layers=10, is_vision_on_device=False)
     assert [device.name for device in plan.devices] == ["GeForce RTX 3090"]
     assert any("on the first of the 2 alone" in warning for warning in plan.warnings)
-    assert any("puts all of a model in one place" in warning for warning in plan.warnings)
+    assert any("leaves nothing of a model to the processor" in warning for warning in plan.warnings)
     alone = _plan(model, "RTX 3090", engine="llavakit")
     assert (plan.parts, plan.speed, plan.verdict) == (alone.parts, alone.speed, alone.verdict)
     assert len(alone.warnings) == len(plan.warnings) - 2
