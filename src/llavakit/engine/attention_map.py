@@ -17,18 +17,7 @@ from llavakit.model.layers import apply_rotary
 from llavakit.model.llama import LlamaDecoderLayer
 from llavakit.model.llava import Llava
 
-__all__ = ["attention_by_layers", "compute_attention"]
-
-
-def compute_attention(model: Llava, token_ids: list[int], image_features: Tensor, *, num_prompt_tokens: int) -> Tensor:
-    """Return what `attention_by_layers` does, in one go."""
-    layers = attention_by_layers(model, token_ids, image_features, num_prompt_tokens=num_prompt_tokens)
-    while True:
-        try:
-            next(layers)
-        except StopIteration as end:
-            found: Tensor = end.value
-            return found
+__all__ = ["attention_by_layers"]
 
 
 @torch.inference_mode()

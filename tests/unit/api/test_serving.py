@@ -31,11 +31,12 @@ from llavakit.core.errors import (
 )
 from llavakit.core.requests import ConstraintKind, GenerateRequest, OutputConstraint
 from llavakit.core.types import FinishReason, ImagePart, Message, Role, SamplingParams, TextPart
-from llavakit.engine.attention_map import compute_attention
+from llavakit.engine.attention_map import attention_by_layers
 from llavakit.model.layers import apply_rotary
 from llavakit.processing.grammar import FormMasks
 from llavakit.processing.sources import open_image
 from llavakit.weights import store
+from tests.pieces import exhaust
 
 _SHAPES = Path(__file__).parents[3] / "examples" / "shapes.png"
 _QUESTION = "How many red circles are there?"
@@ -373,7 +374,7 @@ def test_attention_equals_the_softmax_over_whole_matrices() -> None:
     assert prompt.pixel_values is not None
     features = model.model.encode_images(torch.from_numpy(prompt.pixel_values))[0]
     ids = [*prompt.token_ids, 40, 41, 42]
-    found = compute_attention(model.model, ids, features, num_prompt_tokens=len(prompt.token_ids))
+    found = exhaust(attention_by_layers(model.model, ids, features, num_prompt_tokens=len(prompt.token_ids)))
     decoder = model.model.language_model
     x = model.model.embed(torch.tensor([ids]), features)
     rotary = decoder.rotary_emb(torch.arange(len(ids))[None], x.dtype)

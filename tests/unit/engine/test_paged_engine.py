@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from llavakit.model.kv_blocks import BLOCKS
 from llavakit.model.llava import Llava
 from llavakit.processing.tokenizer import StreamDecoder
 from llavakit.scheduling.scheduler import Budget
+from tests.pieces import exhaust
 from tests.tiny.random_model import NumberDecoder, RawPrompt, make_config, make_model, make_prompt
 
 _MODEL = make_model()
@@ -58,15 +58,6 @@ def _drain(engine: PagedEngine, *, max_steps: int = 3000) -> list[EngineEvent]:
         events += engine.step()
         engine.check_integrity()
     raise AssertionError("the engine does not come to an end")
-
-
-def _exhaust(pieces: Generator[None, None, torch.Tensor]) -> torch.Tensor:
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            found: torch.Tensor = end.value
-            return found
 
 
 def _results(events: list[EngineEvent]) -> dict[int, tuple[int, ...]]:
@@ -233,7 +224,7 @@ def test_where_an_answer_looked_says_nothing_of_what_others_have_shown() -> None
     prompt = make_prompt(_MODEL, num_images=1, seed=1)
     engine = _engine()
     for tenant, num_encoded in (("a", 1), ("a", 1), ("b", 2)):
-        _exhaust(engine.image_features(prompt, tenant=tenant))
+        exhaust(engine.image_features(prompt, tenant=tenant))
         assert engine.stats().num_images_encoded == num_encoded
 
 
@@ -249,7 +240,7 @@ def test_a_picture_on_its_way_does_not_begin_anew_after_one_beside_it() -> None:
     encoder, alone = (PictureEncoder(_MODEL, max_bytes=1 << 20, disk=None, fingerprint="") for _ in range(2))
     try:
         assert encoder.advance(PictureKey("a", "first"), first[0], slice_s=0.0) is None
-        beside = _exhaust(encoder.by_layers(PictureKey("b", "second"), second[0]))
+        beside = exhaust(encoder.by_layers(PictureKey("b", "second"), second[0]))
         found = None
         while found is None:
             found = encoder.advance(PictureKey("a", "first"), first[0], slice_s=0.0)
