@@ -26,7 +26,7 @@ _TOOL_SECONDS = 5.0
 # Nominal bandwidth of an ordinary desktop, where nothing better is known.
 _DEFAULT_BANDWIDTH_GB_S = 51.2
 _DESKTOP_GIB = 32.0
-# What error correction, the driver or the system keep of the nominal memory: 6 to 7 % as seen.
+# Of the nominal memory, that error correction, the driver and the system may keep: less than between two sizes.
 _HELD_BACK = 0.12
 
 

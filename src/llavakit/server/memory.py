@@ -41,10 +41,7 @@ def give_back() -> bool:
 
 
 async def keep_giving_back() -> None:
-    """Call `give_back` every minute, on another thread, until cancelled.
-
-    It takes milliseconds, and the next picture some more to get its pages again.
-    """
+    """Call `give_back` every minute, on another thread, until cancelled; the next picture gets its pages anew."""
     while True:
         await asyncio.sleep(_EVERY_S)
         await asyncio.to_thread(give_back)
