@@ -29,11 +29,13 @@ _DRAWN = {
 
 
 def read_last_run(commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the manifest and the only row of the last run, of those whose commit begins so."""
-    for line in reversed((RESULTS / "quantized_products.jsonl").read_text(encoding="utf-8").splitlines()):
-        run = json.loads(line)
-        if run["manifest"]["commit"].startswith(commit):
-            return run["manifest"], run["rows"][0]
+    """Return the manifest and the only row of the last run of a commit, or else of those whose commit begins so."""
+    lines = (RESULTS / "quantized_products.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line) for line in reversed(lines)]
+    for is_meant in (str.__eq__, str.startswith):
+        for run in runs:
+            if is_meant(run["manifest"]["commit"], commit):
+                return run["manifest"], run["rows"][0]
     raise SystemExit(f"no run of quantized_products is of commit {commit}; benchmarks/results names those there are.")
 
 
