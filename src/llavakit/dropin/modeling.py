@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,15 @@ class LlavaForConditionalGeneration(ModuleSurface):
     For the other attributes see `ModuleSurface`. Those of transformers that are not there raise an
     `UnsupportedAttributeError` that says what to do.
     """
+
+    def __new__(cls, *arguments: Any, **_options: Any) -> Self:
+        """Refuse a configuration, of which transformers makes a model with random weights."""
+        if arguments and not isinstance(arguments[0], Llava):
+            raise ConfigError(
+                f"{cls.__name__} was called with {type(arguments[0]).__name__}; llavakit makes no models with random "
+                "weights. Load one with from_pretrained(folder or Hub id)."
+            )
+        return super().__new__(cls)
 
     def __init__(self, model: Llava, *, generation_config: GenerationConfig, folder: Path, name: str) -> None:
         super().__init__(model, name=name)

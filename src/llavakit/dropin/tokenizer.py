@@ -19,6 +19,13 @@ __all__ = ["LlavaTokenizer"]
 _LOGGER = logging.getLogger(__name__)
 # Files that give no length write a number far beyond this one.
 _UNBOUNDED_LENGTH = 10**20
+# Options that are taken as long as they ask for nothing.
+_NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
+    "text_pair": (None,), "text_target": (None,), "text_pair_target": (None,), "stride": (0,),
+    "is_split_into_words": (False,), "return_token_type_ids": (None, False),
+    "return_overflowing_tokens": (False,), "return_special_tokens_mask": (False,), "return_offsets_mapping": (False,),
+    "return_length": (False,), "verbose": (True, False),
+}  # fmt: skip
 _PADDINGS = (True, False, None, "longest", "max_length", "do_not_pad")
 
 
@@ -59,6 +66,7 @@ class LlavaTokenizer(Vocabulary):
     def __call__(
         self,
         text: str | Sequence[str],
+        text_pair: None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str | None = False,
@@ -68,12 +76,15 @@ class LlavaTokenizer(Vocabulary):
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        **others: Any,
     ) -> BatchFeature:
         """Encode one text or several.
 
         Parameters
         ----------
         text : str or sequence of str
+        text_pair : None
+            Second texts are refused: LLaVA's prompts have none.
         add_special_tokens : bool, default True
             Begin with the BOS token.
         padding : bool or str, default False
@@ -86,6 +97,8 @@ class LlavaTokenizer(Vocabulary):
         return_attention_mask : bool, optional
             False leaves the mask out.
         return_tensors : {"pt", "np"}, optional
+        others
+            Of transformers' further options the values that ask for nothing (``verbose``, ``return_length=False``).
 
         Returns
         -------
@@ -99,6 +112,7 @@ class LlavaTokenizer(Vocabulary):
         ConfigError
             If an option is not one of those above.
         """
+        _refuse_others({"text_pair": text_pair, **others})
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise PromptError(f"text must be a string or a list of strings, got {text!r:.100}.")
@@ -271,3 +285,11 @@ def _pad(row: list[int], width: int, value: int, side: str) -> list[int]:
         raise ConfigError(f"padding_side is {side!r}; it must be 'left' or 'right'.")
     filler = [value] * (width - len(row))
     return filler + row if side == "left" else row + filler
+
+
+def _refuse_others(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _NOTHING_ASKED:
+            raise ConfigError(f"the tokenizer does not take {name!r}; check its spelling or leave it out.")
+        if not any(value is nothing for nothing in _NOTHING_ASKED[name]):
+            raise ConfigError(f"the tokenizer does not support {name}={value!r:.100}; leave it out.")

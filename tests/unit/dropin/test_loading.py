@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,22 @@ def test_a_gguf_file_is_named_as_one(tmp_path: Path) -> None:
     for load in (llavakit.AutoProcessor.from_pretrained, llavakit.LlavaForConditionalGeneration.from_pretrained):
         with pytest.raises(ConfigError, match="is a GGUF file"):
             load(str(file))
+
+
+def test_a_model_is_not_made_of_a_configuration() -> None:
+    model = llavakit.LlavaForConditionalGeneration.from_pretrained("llava:tiny")
+    with pytest.raises(ConfigError, match=r"makes no models with random weights. Load one with from_pretrained"):
+        llavakit.LlavaForConditionalGeneration(model.config)  # type: ignore[arg-type, call-arg]
+    assert copy.deepcopy(model).dtype == model.dtype
+
+
+def test_a_tokenizer_takes_what_asks_for_nothing_and_names_what_it_cannot_do() -> None:
+    tokenizer = llavakit.AutoProcessor.from_pretrained("llava:tiny").tokenizer
+    plain = tokenizer("a red circle")["input_ids"]
+    assert tokenizer("a red circle", None, return_token_type_ids=False, verbose=True)["input_ids"] == plain
+    with pytest.raises(ConfigError, match="does not support text_pair='b'"):
+        tokenizer("a", "b")
+    with pytest.raises(ConfigError, match="does not support return_offsets_mapping=True"):
+        tokenizer("a", return_offsets_mapping=True)
+    with pytest.raises(ConfigError, match="does not take 'paddding'"):
+        tokenizer("a", paddding=True)
