@@ -21,6 +21,13 @@ _TITLES = {
 }  # fmt: skip
 
 
+_IN_ONE_GO = "These weights were made so in one go."
+_PROLONGED = """\
+These very weights were not made in one go: the recipe grew its later stages while a run went on, and rounds of
+`python -m recipes.tiny.train --prolong` have taken the result further. The recipe now has the same stages in the order
+in which they belong; it has not been repeated from nothing since."""
+
+
 def draw_loss_curve(log: Path, picture: Path) -> None:
     """Draw the loss of every stage, one panel each."""
     mpl.use("Agg")
@@ -43,17 +50,17 @@ def draw_loss_curve(log: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=80)
 
 
-def write_card(folder: Path, result: dict[str, Any]) -> None:
-    """Write README.md beside the weights."""
-    config = read_config(folder)
-    (folder / "README.md").write_text(_card(count_parameters(config), result), encoding="utf-8")
+def write_card(folder: Path, result: dict[str, Any], *, is_prolonged: bool) -> None:
+    """Write README.md beside the weights, which were made in one go or prolonged."""
+    text = _card(count_parameters(read_config(folder)), result, is_prolonged=is_prolonged)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def _card(num_parameters: int, result: dict[str, Any]) -> str:
+def _card(num_parameters: int, result: dict[str, Any], *, is_prolonged: bool) -> str:
     rows = "\n".join(
         f"| {_TITLES[skill]} | {row['num_questions']} | **{_percent(row['accuracy'])}** | {_percent(row['guessing'])} "
         f"| {_percent(row.get('blank'))} | {_percent(row.get('swapped'))} |"
@@ -101,9 +108,7 @@ heads of its attention are told where to look.
 `recipes/tiny/settings.py` has
 sizes and steps, `recipes/tiny/loss.png` the curves, `recipes/tiny/results.json` the figures above. Weights are float16.
 
-These very weights were not made in one go: the recipe grew its later stages while a run went on, and rounds of
-`python -m recipes.tiny.train --prolong` have taken the result further. The recipe now has the same stages in the order
-in which they belong; it has not been repeated from nothing since.
+{_PROLONGED if is_prolonged else _IN_ONE_GO}
 """
 
 
@@ -113,9 +118,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("results", type=Path, help="the evaluation's figures")
+    parser.add_argument("--prolonged", action="store_true", help="the model was trained further with --prolong")
     args = parser.parse_args()
     draw_loss_curve(args.run / "log.jsonl", Path(__file__).parent / "loss.png")
-    write_card(args.folder, json.loads(args.results.read_text(encoding="utf-8")))
+    write_card(args.folder, json.loads(args.results.read_text(encoding="utf-8")), is_prolonged=args.prolonged)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from recipes.tiny.vocabulary import Vocabulary, build_tokenizer_json
 
 __all__ = ["Trainer", "main"]
 
+_EMBEDDED = Path("src/llavakit/assets/tiny")
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 20
 _PLACE_WEIGHT = 2.0
@@ -393,7 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("recipes/tiny/runs/default"), help="folder of this run")
     parser.add_argument(
-        "--out", type=Path, default=Path("src/llavakit/assets/tiny"), help="folder of the finished model"
+        "--out", type=Path, default=_EMBEDDED, help="folder of the finished model (default: the embedded one)"
     )
     parser.add_argument(
         "--prolong", type=int, metavar="STEPS", help="go on from the finished model by so many steps of practice"
@@ -416,10 +417,12 @@ def main() -> None:
     else:
         trainer.run()
     export(trainer.model, args.run / "tokenizer.json", folder)
-    draw_loss_curve(args.run / "log.jsonl", Path(__file__).parent / "loss.png")
+    # The recipe's own records are those of the embedded model.
+    records = Path(__file__).parent if folder.resolve() == _EMBEDDED.resolve() else args.run
+    draw_loss_curve(args.run / "log.jsonl", records / "loss.png")
     result = evaluate(folder)
-    (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    write_card(folder, result)
+    (records / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_card(folder, result, is_prolonged=args.prolong is not None)
 
 
 if __name__ == "__main__":
