@@ -25,7 +25,10 @@ _IN_ONE_GO = "These weights were made so in one go."
 _PROLONGED = """\
 These very weights were not made in one go: the recipe grew its later stages while a run went on, and rounds of
 `python -m recipes.tiny.train --prolong` have taken the result further. The recipe now has the same stages in the order
-in which they belong; it has not been repeated from nothing since."""
+in which they belong, and has been repeated from nothing in one go since, in two and a half hours on two Zen 5 cores.
+That model reads and names colours as well, but takes one object for another more often: 89.9 % of shapes, 89.3 % of
+"is it there", 87.2 % of counts and 78.3 % of easy-vqa, at a loss that was still falling. `recipes/tiny/repeated/` has
+its whole table and its curves; `--prolong` goes on from there."""
 
 
 def draw_loss_curve(log: Path, picture: Path) -> None:

@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Every stage; about three and a half hours on two Zen 4 cores, by the time of single steps."""
+    """Every stage; two and a half hours on two Zen 5 cores, more on Zen 4 (three and a half, by single steps)."""
 
     vision: Stage = Stage(num_steps=2100, batch_size=48, peak_lr=1e-3, num_warmup_steps=150)
     reading: Stage = Stage(num_steps=1520, batch_size=48, peak_lr=9e-4, num_warmup_steps=30)
