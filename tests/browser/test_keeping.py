@@ -279,6 +279,7 @@ def test_one_bad_conversation_does_not_keep_the_others_out(page: Browser, tmp_pa
     file.write_text(json.dumps(content))
     page.choose_file("#import", file)
     page.until(f"{_TITLES}.join() === 'Good'")
+    page.until("document.querySelector('#composer-error').textContent !== ''")
     problems = page.run("document.querySelector('#composer-error').textContent")
     assert "Conversation 1 (“Bad”) was left out" in problems
     assert "Conversation 2 was left out" in problems
@@ -372,6 +373,27 @@ def test_a_chosen_model_outlives_a_key_that_is_missing(browser: Browser) -> None
         browser.problems.clear()
 
 
+def test_a_server_that_answers_late_takes_no_message_away(browser: Browser, tmp_path: Path) -> None:
+    script = """
+      const send = window.fetch;
+      const until = new Promise(resolve => { window.answerNow = resolve; });
+      window.fetch = async (...call) => { await until; return send(...call); };
+    """
+    added = browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+    file = tmp_path / "conversations.json"
+    file.write_text("no conversations")
+    message = "document.querySelector('#composer-error').textContent"
+    with serving(ScriptedHost(ScriptedEngine()), default_model="scripted") as url:
+        open_page(browser, url)
+        browser.choose_file("#import", file)
+        browser.until(f"{message} !== ''")
+        said = browser.run(message)
+        browser.run("answerNow()")
+        browser.until("document.querySelector('#model').textContent !== ''")
+        assert browser.run(message) == said
+    browser.send("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+
+
 def test_where_nothing_is_stored_it_is_said_where_it_is_seen(browser: Browser) -> None:
     script = "Object.defineProperty(window, 'indexedDB', { get() { throw new Error('switched off'); } });"
     added = browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
@@ -388,6 +410,7 @@ def test_where_nothing_is_stored_it_is_said_where_it_is_seen(browser: Browser) -
 def test_too_much_for_one_request_is_said_before_it_is_sent(
     page: Browser, engine: ScriptedEngine, tmp_path: Path
 ) -> None:
+    page.until("document.querySelector('#model').textContent !== ''")  # limits are known
     ask(page, "x" * 1_100_000)
     page.until("document.querySelector('#composer-error').textContent.includes('takes 1.0 MiB')")
     assert engine.seen == []

@@ -161,6 +161,11 @@ export class Composer {
     $("composer-error").hidden = message === "";
   }
 
+  /** Take a message back, unless another one is shown meanwhile. */
+  withdraw(message) {
+    if ($("composer-error").textContent === message) this.fail("");
+  }
+
   /** Go on with the draft of a conversation. */
   open(conversationId) {
     this.#draft.text = $("question").value;

@@ -420,18 +420,20 @@ async function importFile(file) {
 
 // The server.
 
+let unreachable = ""; // what is said of the server
+
 async function connect() {
   try {
     const [found, models] = await Promise.all([fetchInfo(), fetchModels()]);
     info = { ...info, ...found };
     settings.offer(models, info.presets);
     $("planner").hidden = !info.has_planner;
-    composer.fail("");
+    composer.withdraw(unreachable);
   } catch (error) {
     settings.offer(null, info.presets);
     if (error.status === 401) {
       if (await askKey(error.message)) await connect();
-    } else composer.fail(error.message);
+    } else composer.fail((unreachable = error.message));
   }
   showModel();
 }
