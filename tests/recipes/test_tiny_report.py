@@ -28,3 +28,11 @@ def test_the_embedded_card_has_the_figures_of_its_evaluation(repository: Path, t
 def test_a_card_says_how_its_weights_were_made(repository: Path, tmp_path: Path) -> None:
     assert "not made in one go" in _card(repository, tmp_path, is_prolonged=True)
     assert "These weights were made so in one go." in _card(repository, tmp_path, is_prolonged=False)
+
+
+def test_the_figures_of_the_repeated_recipe_are_those_of_its_table(repository: Path, tmp_path: Path) -> None:
+    table = json.loads((repository / "recipes" / "tiny" / "repeated" / "results.json").read_text(encoding="utf-8"))
+    skills = {name: f"{100 * row['accuracy']:.1f} %" for name, row in table["skills"].items()}
+    text = " ".join(_card(repository, tmp_path, is_prolonged=True).split())
+    assert f'{skills["shape"]} of shapes, {skills["existence"]} of "is it there", {skills["count"]} of counts' in text
+    assert f"{100 * table['easy_vqa_test']['accuracy']:.1f} % of easy-vqa" in text

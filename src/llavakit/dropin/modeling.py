@@ -61,11 +61,12 @@ class LlavaForConditionalGeneration(ModuleSurface):
     `UnsupportedAttributeError` that says what to do.
     """
 
-    def __new__(cls, *arguments: Any, **_options: Any) -> Self:
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
         """Refuse a configuration, of which transformers makes a model with random weights."""
-        if arguments and not isinstance(arguments[0], Llava):
+        given = arguments[0] if arguments else options.get("config")
+        if (arguments or "config" in options) and not isinstance(given, Llava):
             raise ConfigError(
-                f"{cls.__name__} was called with {type(arguments[0]).__name__}; llavakit makes no models with random "
+                f"{cls.__name__} was called with {type(given).__name__}; llavakit makes no models with random "
                 "weights. Load one with from_pretrained(folder or Hub id)."
             )
         return super().__new__(cls)

@@ -57,6 +57,8 @@ def test_a_model_is_not_made_of_a_configuration() -> None:
     model = llavakit.LlavaForConditionalGeneration.from_pretrained("llava:tiny")
     with pytest.raises(ConfigError, match=r"makes no models with random weights. Load one with from_pretrained"):
         llavakit.LlavaForConditionalGeneration(model.config)  # type: ignore[arg-type, call-arg]
+    with pytest.raises(ConfigError, match="makes no models with random weights"):
+        llavakit.LlavaForConditionalGeneration(config=None)  # type: ignore[call-arg]
     assert copy.deepcopy(model).dtype == model.dtype
 
 
