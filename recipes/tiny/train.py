@@ -91,7 +91,6 @@ class Trainer:
         self._stage("seeing", budget.seeing, [model.vision_tower, self.heads], self._seeing_loss)
         self._stage("alignment", budget.alignment, [model.multi_modal_projector], self._alignment_loss)
         self._stage("instruction", budget.instruction, self._tuned, self._instruction_loss)
-        self._stage("practice", budget.practice, self._tuned, self._practice_loss)
 
     def prolong(self, start: Path, stage: Stage, *, first_batch: int) -> None:
         """Practise on from a finished folder's float16 weights, with conversations from ``first_batch`` on."""
@@ -199,10 +198,6 @@ class Trainer:
 
     def _instruction_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         return self._text_loss(instruction_batch(self.config, self.vocabulary, step, stage.batch_size))
-
-    def _practice_loss(self, step: int, stage: Stage) -> tuple[Tensor, dict[str, float]]:
-        """More of the same conversations, none of them met before."""
-        return self._instruction_loss(step + self.budget.instruction.num_steps, stage)
 
     def _text_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, float]]:
         features = None
@@ -412,7 +407,7 @@ def main() -> None:
         shutil.copyfile(folder / "tokenizer.json", args.run / "tokenizer.json")
     trainer = Trainer(args.run, Budget())
     if args.prolong is not None:
-        stage = dataclasses.replace(trainer.budget.practice, num_steps=args.prolong)
+        stage = dataclasses.replace(trainer.budget.instruction, num_steps=args.prolong)
         trainer.prolong(folder, stage, first_batch=args.first_batch)
     else:
         trainer.run()

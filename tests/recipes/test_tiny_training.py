@@ -126,7 +126,7 @@ def _micro_trainer(folder: Path, tokenizer_file: Path, stop_after: int | None) -
                               num_attention_heads=2),
     )  # fmt: skip
     tuning = replace(stage, peak_lr_muon=1e-3)
-    budget = Budget(vision=stage, reading=stage, seeing=stage, alignment=stage, instruction=tuning, practice=tuning)
+    budget = Budget(vision=stage, reading=stage, seeing=stage, alignment=stage, instruction=tuning)
     trainer = train.Trainer(folder, budget, config=config)
     if stop_after is not None:
         save, count = trainer._save, [0]
@@ -167,7 +167,7 @@ def test_a_finished_model_practises_on_from_its_own_weights(
     train.export(trainer.model, tmp_path / "first" / "tokenizer.json", finished)
 
     longer = _micro_trainer(tmp_path / "longer", folder / "tokenizer.json", None)
-    stage = replace(longer.budget.practice, num_steps=2)
+    stage = replace(longer.budget.instruction, num_steps=2)
     longer.prolong(finished, stage, first_batch=50)
     state = longer.model.state_dict()
     for name, tensor in trainer.model.state_dict().items():
