@@ -50,4 +50,4 @@ class Budget:
     reading: Stage = Stage(num_steps=1520, batch_size=48, peak_lr=9e-4, num_warmup_steps=30)
     seeing: Stage = Stage(num_steps=1500, batch_size=48, peak_lr=8e-4, num_warmup_steps=30)
     alignment: Stage = Stage(num_steps=1000, batch_size=32, peak_lr=3e-3, num_warmup_steps=20)
-    instruction: Stage = Stage(num_steps=7500, batch_size=32, peak_lr=7e-4, peak_lr_muon=1.5e-3, num_warmup_steps=100)
+    instruction: Stage = Stage(num_steps=5000, batch_size=32, peak_lr=7e-4, peak_lr_muon=1.5e-3, num_warmup_steps=100)
