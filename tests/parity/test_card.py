@@ -223,7 +223,9 @@ class TestFlashAttention:
             "with the same result."
         ]
         inputs = pair.processor(images=make_picture(2), text="USER: <image>\nWhat? ASSISTANT:", return_tensors="pt")
-        assert torch.equal(model.generate(**inputs, max_new_tokens=5), pair.model.generate(**inputs, max_new_tokens=5))
+        output = model.generate(**inputs, max_new_tokens=5)
+        assert torch.equal(output, pair.model.generate(**inputs, max_new_tokens=5))
+        assert torch.equal(output, pair.their_model.generate(**inputs, max_new_tokens=5))
 
 
 def test_several_prompts_with_several_pictures_are_padded_on_the_left_and_answered_alike(pair: Pair) -> None:

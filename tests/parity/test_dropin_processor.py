@@ -430,3 +430,9 @@ def test_image_token_above_the_vocabulary_is_encoded_and_never_decoded(pair: Pai
     expected = known.encode("USER: <image>\nWhat?", parse_special=True, add_bos=True)
     assert ids == [above if token_id == known.image_token_id else token_id for token_id in expected]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "USER:  \nWhat?"
+
+
+def test_a_whole_batch_is_no_ids(pair: Pair) -> None:
+    inputs = pair.processor(text="USER: What? ASSISTANT:", return_tensors="pt")
+    with pytest.raises(ConfigError, match="input_ids"):
+        pair.processor.decode(inputs)

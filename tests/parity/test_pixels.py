@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import warnings
@@ -232,6 +233,31 @@ def _levels(pixels: np.ndarray) -> np.ndarray:
     """Undo normalisation: levels of 0 to 255."""
     mean, std = np.array(_MEAN)[:, None, None], np.array(_STD)[:, None, None]
     return np.rint((pixels * std + mean) * 255).astype(np.int64)
+
+
+@pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (300, 900), (900, 300), (1, 1000), (499, 500), (500, 499)])
+def test_the_padded_axis_of_a_long_picture_is_summed_alike(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, and by Pillow in fixed point: where a sum lies at a half, a level may differ."""
+    picture, processing = _picture("RGB", size, np.random.default_rng(size[0])), _processing("original", _SMALL)
+    direct = _levels(preprocess(picture.copy(), processing))
+    _force_strips(monkeypatch)
+    monkeypatch.setattr(image_module, "_MAX_SQUARE_SIDE", 0)
+    levels = _levels(preprocess(picture.copy(), processing))
+    assert np.abs(levels - direct).max() <= 1
+    assert (levels != direct).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1), (20, 300_000)])
+def test_a_file_of_two_kilobytes_costs_no_square_of_its_side(size: tuple[int, int]) -> None:
+    """The square's empty part alone would take an hour."""
+    pixels = preprocess(Image.new("RGB", size, (255, 0, 0)), _processing("original", _SMALL))
+    middle, edge = pixels[:, _SMALL // 2, _SMALL // 2], pixels[:, 0, 0]
+    assert np.allclose(edge, (np.array(_GREY) / 255 - _MEAN) / _STD, atol=1e-6)
+    assert middle.shape == (3,)
+    with pytest.raises(BadImageError, match="bicubic"):
+        preprocess(Image.new("RGB", size), dataclasses.replace(_processing("original", _SMALL), resample=1))
 
 
 def test_very_long_pictures_stay_small() -> None:

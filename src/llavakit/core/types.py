@@ -123,7 +123,7 @@ class SamplingParams:
     num_beams : int, default 1
         Beam search above 1; then temperature must be 0.
     length_penalty : float, default 1.0
-        Exponent on the length in beam scores.
+        Exponent on the length in beam scores; only with beams.
     ignore_eos : bool, default False
         Go on after the end-of-sequence token (benchmarks).
 
@@ -213,6 +213,11 @@ class SamplingParams:
             raise SamplingError(
                 f"num_beams={self.num_beams} with temperature={self.temperature}: beam search does not sample. "
                 "Set temperature=0 or num_beams=1."
+            )
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise SamplingError(
+                f"length_penalty={self.length_penalty} without beams, whose scores are all that it changes. "
+                "Set num_beams above 1, or leave it out."
             )
         if self.num_beams > 1 and self.num_top_logprobs is not None:
             raise SamplingError("log-probabilities are not defined for beam search. Set num_beams=1 or drop them.")

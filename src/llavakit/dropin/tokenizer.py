@@ -208,6 +208,11 @@ class LlavaTokenizer(Vocabulary):
             Has no effect: it would damage the text of a BPE tokenizer, and transformers 5 leaves it as well.
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        if isinstance(ids, str | Mapping):
+            raise ConfigError(
+                f"decode takes token ids, and got a {type(token_ids).__name__}. Pass its ids, as in "
+                "decode(inputs['input_ids'][0])."
+            )
         if isinstance(ids, int):
             ids = [ids]
         ids = list(ids)

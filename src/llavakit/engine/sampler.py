@@ -45,9 +45,9 @@ def apply_penalties(scores: Tensor, params: SamplingParams, *, prompt_ids: Tenso
         scores = scores.index_copy(0, seen_ids, penalized)
     if params.presence_penalty != 0.0 and generated:
         ids = torch.unique(generated_ids)
-        scores = scores.index_add(0, ids, torch.full(ids.shape, -params.presence_penalty, device=scores.device))
+        scores = scores.index_add(0, ids, scores.new_full(ids.shape, -params.presence_penalty))
     if params.frequency_penalty != 0.0 and generated:
-        shares = torch.full(generated_ids.shape, -params.frequency_penalty, device=scores.device)
+        shares = scores.new_full(generated_ids.shape, -params.frequency_penalty)
         scores = scores.index_add(0, generated_ids, shares)
     return scores
 

@@ -8,6 +8,10 @@ A very long picture would need a huge square, or a huge enlargement of which onl
 ``_MAX_DIRECT_PIXELS`` the two axes are therefore resampled apart and in strips, horizontally first, as Pillow does
 inside. Some versions of Pillow begin with the vertical axis where a tall picture shrinks; what overshoots at hard edges
 is then cut off in another order, and the crop of such a huge picture differs by some levels of 255.
+
+A square of more than ``_MAX_SQUARE_SIDE`` is never made, since its empty part alone would take minutes. Along the
+axis that is padded, what the picture adds to the fill is summed with Pillow's weights, in float32 and not in its fixed
+point: a level of 255 may differ, where the reference procedure would need more than a gigabyte.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ _MAX_CROP_ASPECT = 2000
 # Pillow holds 4 bytes per pixel: up to here the reference procedure itself is run.
 _MAX_DIRECT_PIXELS = 100_000_000
 _STRIP_PIXELS = 1 << 24
+_MAX_SQUARE_SIDE = 20_000
+_BICUBIC = 3  # Pillow's number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,8 @@ def _pad_and_resize(rgb: Image.Image, processing: ImageProcessing) -> np.ndarray
             square = Image.new("RGB", (side, side), fill)
             square.paste(rgb, (left, top))
         return np.asarray(square.resize((size, size), processing.resample))
+    if side > _MAX_SQUARE_SIDE:
+        return _resize_long(rgb, fill, processing)
     narrow = Image.new("RGB", (size, side), fill)  # the square after its horizontal pass
     rows_per_strip = max(1, _STRIP_PIXELS // side)
     for start in range(0, rgb.height, rows_per_strip):
@@ -151,6 +159,64 @@ def _pad_and_resize(rgb: Image.Image, processing: ImageProcessing) -> np.ndarray
         strip.paste(rgb.crop((0, start, rgb.width, start + rows)), (left, 0))
         narrow.paste(strip.resize((size, rows), processing.resample), (0, top + start))
     return np.asarray(narrow.resize((size, size), processing.resample))
+
+
+def _resize_long(rgb: Image.Image, fill: tuple[int, ...], processing: ImageProcessing) -> np.ndarray:
+    """As `_pad_and_resize` of a very long picture: its own axis by Pillow, the padded one by what is not fill."""
+    side, size, height = max(rgb.size), processing.image_size, rgb.height
+    if processing.resample != _BICUBIC:
+        raise BadImageError(
+            f"the picture is {rgb.width}x{height} pixels; with resample {processing.resample} sides up to "
+            f"{_MAX_SQUARE_SIDE} are padded. Cut the picture, or use bicubic (3)."
+        )
+    is_wide = rgb.width == side
+    rows_per_strip = max(1, _STRIP_PIXELS // (side if is_wide else 4 * rgb.width))
+    strips = (
+        rgb.crop((0, start, rgb.width, min(start + rows_per_strip, height)))
+        for start in range(0, height, rows_per_strip)
+    )
+    colour = np.array(fill, dtype=np.float32)
+    touched, weights = _padded_weights(side, size, (side - min(rgb.size)) // 2, min(rgb.size))
+    pixels = np.empty((size, size, 3), dtype=np.uint8)
+    pixels[:] = fill
+    if is_wide:
+        rows = np.concatenate([np.asarray(strip.resize((size, strip.height), _BICUBIC)) for strip in strips])
+        pixels[touched] = _to_levels(np.tensordot(weights, rows - colour, axes=1) + colour)
+        return pixels
+    columns = np.concatenate([
+        _to_levels(np.tensordot(np.asarray(strip) - colour, weights, axes=(1, 1)).swapaxes(1, 2) + colour)
+        for strip in strips
+    ])  # fmt: skip
+    narrow = Image.fromarray(columns)
+    pixels[:, touched] = np.asarray(narrow.resize((narrow.width, size), _BICUBIC))
+    return pixels
+
+
+def _to_levels(sums: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor(sums + 0.5), 0, 255).astype(np.uint8)
+
+
+def _padded_weights(side: int, size: int, first: int, count: int) -> tuple[slice, np.ndarray]:
+    """Return which of ``size`` outputs ``count`` of ``side`` inputs touch, and their weights (outputs, count).
+
+    Source: Pillow's bicubic filter (a = -1/2), two outputs wide on either side where it shrinks.
+    """
+    scale = side / size
+    start, end = max(0, int(first / scale - 2.5)), min(size, int((first + count) / scale + 3.5))
+    centers = (np.arange(start, end) + 0.5) * scale
+    inputs = first + np.arange(count) + 0.5
+    weights = _bicubic((inputs - centers[:, None]) / scale)
+    for weight, center in zip(weights, centers, strict=True):
+        whole = np.arange(max(0, int(center - 2 * scale)), min(side, int(center + 2 * scale) + 1)) + 0.5
+        weight /= _bicubic((whole - center) / scale).sum()
+    return slice(start, end), weights.astype(np.float32)
+
+
+def _bicubic(distance: np.ndarray) -> np.ndarray:
+    distance = np.abs(distance)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
 def _resize_and_crop(rgb: Image.Image, processing: ImageProcessing) -> np.ndarray:

@@ -93,6 +93,12 @@ def test_sampling_frequencies_follow_the_distribution() -> None:
         assert abs(count - num * probability) < 5 * math.sqrt(num * probability * (1 - probability))
 
 
+def test_penalties_may_be_whole_numbers() -> None:
+    params = SamplingParams(presence_penalty=1, frequency_penalty=2)
+    scores = apply_penalties(torch.zeros(3), params, prompt_ids=torch.tensor([0]), generated=[1, 1])
+    assert scores.tolist() == [0.0, -5.0, 0.0]
+
+
 def test_suppressed_token_is_never_chosen() -> None:
     sampler = Sampler(SamplingParams(), torch.tensor([0]), suppressed_ids=torch.tensor([2]))
     assert sampler.choose(torch.tensor([0.0, 1.0, 5.0]))[0] == 1
@@ -123,6 +129,7 @@ def test_nan_logits_are_an_error(temperature: float) -> None:
         ({"top_k": 0, "temperature": 1.0}, "top_k is 0"),
         ({"top_k": 5}, "temperature 0"),
         ({"num_beams": 2, "temperature": 1.0}, "beam search does not sample"),
+        ({"length_penalty": 2.0}, "without beams"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": True}, "whole number"),
         ({"stop": ("",)}, "empty string"),
