@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MODEL", "PLAN_BUILDERS"]
 
 DEFAULT_MODEL = "llava:13b"
-_MODEL_HELP = "llava:7b, llava:13b, a Hugging Face id or folder that is here, a config.json, or a .gguf file"
+_MODEL_HELP = (
+    "llava:7b, llava:13b, a Hugging Face id (its configuration is fetched, no weights), a folder, a config.json, or a "
+    ".gguf file"
+)
 _KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 

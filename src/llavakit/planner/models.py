@@ -1,7 +1,8 @@
 """Models as the planner knows them: sizes that follow from a configuration, bytes of every quantization.
 
-In: ``llava:7b``, ``llava:13b``, ``llava:tiny``, a Hub id whose files are here, a folder, a ``config.json`` or a GGUF
-file; only headers are read. Out: a `PlannedModel`. The two published models need no file and no network.
+In: ``llava:7b``, ``llava:13b``, ``llava:tiny``, a Hub id, a folder, a ``config.json`` or a GGUF file; no weights are read,
+and of a Hub id that is not here all is fetched but the weights. Out: a `PlannedModel`. The two published models need no
+file and no network.
 """
 
 from __future__ import annotations
@@ -177,7 +178,9 @@ def find_model(name: str) -> PlannedModel:
     Raises
     ------
     ModelNotFoundError
-        If it is neither published nor here.
+        If it is neither published, nor here, nor on the Hub.
+    DownloadError
+        If its configuration cannot be fetched.
     ConfigError
         If its configuration is no LLaVA-1.5.
     """
@@ -190,16 +193,19 @@ def find_model(name: str) -> PlannedModel:
         path = path / "config.json"
     if path.suffix == ".json":
         return PlannedModel(name, _read_config(path), {})
-    from llavakit.weights.opening import open_resolved  # with the Hub's library, which takes half a second to import
+    from llavakit.weights.checkpoint import read_config
+    from llavakit.weights.opening import open_resolved
     from llavakit.weights.store import resolve
 
     try:
-        opened = open_resolved(resolve(name))
+        found = resolve(name, with_weights=False)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"{error} To plan without the weights, name llava:7b, llava:13b or a config.json."
         ) from None
-    return PlannedModel(name, opened.checkpoint.config, {})
+    if found.gguf_file is None:
+        return PlannedModel(name, read_config(found.folder, vision_folder=found.vision_folder), {})
+    return PlannedModel(name, open_resolved(found).checkpoint.config, {})
 
 
 def _read_config(path: Path) -> LlavaConfig:
