@@ -134,7 +134,8 @@ def _sentence(plan: Plan) -> str:
     context = f"at {plan.cached_tokens:,} tokens of context"
     if plan.cached_tokens < plan.setting.num_context_tokens:
         context = f"for a prompt and answer of {plan.cached_tokens:,} tokens"
-    speed = f" Expect {_speed(plan.speed.decode)} tokens a second." if plan.speed else ""
+    guess = ", a guess" if plan.speed and plan.speed.is_guess else ""
+    speed = f" Expect {_speed(plan.speed.decode)} tokens a second{guess}." if plan.speed else ""
     if plan.verdict == "fits":
         return f"Yes: {what} fits {where} with {human_bytes(plan.headroom_bytes)} to spare, {context}.{speed}"
     if plan.verdict == "tight":
@@ -180,7 +181,7 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
                 f"{device.memory_gib:g}",
                 human_bytes(candidate.plan.needed_bytes),
                 candidate.plan.verdict,
-                "-" if speed is None else _speed(speed.decode),
+                "-" if speed is None else _speed(speed.decode) + ("?" if speed.is_guess else ""),
                 "-" if speed is None else _seconds(speed.first_token_s),
                 price,
                 f"{candidate.value:.0f}" if candidate.value else "-",
@@ -203,6 +204,8 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
         rows,
         optional=("tokens/s for $1,000", "watts", "first token"),
     )
+    if any(candidate.is_guess for candidate in candidates):
+        console.note("? the speed is a guess; the notes below say why.", style="dim")
     if any(candidate.device.confidence != "high" for candidate in candidates):
         console.note("* some figures of the device are from secondary sources; ** most are.", style="dim")
 

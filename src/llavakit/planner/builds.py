@@ -180,7 +180,7 @@ def plan_build(
     hours_a_day: float = 2.0,
     prices: dict[str, float] | None = None,
 ) -> tuple[Build | None, str | None]:
-    """Choose the fastest machine within a budget.
+    """Choose the fastest machine within a budget; cards whose speed is a guess come after all others.
 
     Returns
     -------
@@ -214,10 +214,15 @@ def plan_build(
             f"the cheapest machine with a graphics card {which} costs {cheapest[2]:.0f} dollars, with "
             f"{cheapest[0].device.name}. `llavakit fits` says whether this machine runs it without one.",
         )
-    fastest = affordable[0][0].tokens_per_s
-    near = [entry for entry in affordable if entry[0].tokens_per_s >= 0.95 * fastest]
+    ranked = [entry for entry in affordable if not entry[0].is_guess] or affordable
+    fastest = ranked[0][0].tokens_per_s
+    near = [entry for entry in ranked if entry[0].tokens_per_s >= 0.95 * fastest]
     candidate, parts, price = min(near, key=lambda entry: entry[2])
-    above = [entry for entry in composed if entry[0].tokens_per_s > _WORTH_IT * candidate.tokens_per_s]
+    above = [
+        entry
+        for entry in composed
+        if entry[0].tokens_per_s > _WORTH_IT * candidate.tokens_per_s and entry[0].is_guess <= candidate.is_guess
+    ]
     faster = min(above, key=lambda entry: entry[2], default=None)
     return _finish(candidate, parts, price, hours_a_day, faster), None
 

@@ -43,6 +43,11 @@ class Candidate:
         return 0.0 if self.plan.speed is None else self.plan.speed.decode.value
 
     @property
+    def is_guess(self) -> bool:
+        """Whether its speed is one: too few devices of its kind were measured."""
+        return self.plan.speed is not None and self.plan.speed.is_guess
+
+    @property
     def images_per_hour(self) -> float | None:
         """Estimated number of pictures that are asked about in an hour, one after another."""
         return None if self.plan.speed is None else self.plan.speed.images_per_hour
@@ -63,6 +68,7 @@ class Candidate:
             "tokens_per_s": None if speed is None else speed.decode.value,
             "tokens_per_s_low": None if speed is None else speed.decode.low,
             "tokens_per_s_high": None if speed is None else speed.decode.high,
+            "is_guess": self.is_guess,
             "first_token_s": None if speed is None else speed.first_token_s,
             "images_per_hour": self.images_per_hour,
             "price_usd": self.price_usd, "price_year": self.price_year, "watts": self.device.watts,

@@ -24,7 +24,7 @@ class Choice:
 def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
     """Choose: among devices that meet the need, the fastest; of nearly equal ones (10 %) the cheapest.
 
-    The cheapest of all for an engine whose speeds are not known.
+    The cheapest of all for an engine whose speeds are not known. Devices whose speed is a guess come after all others.
 
     Servers' accelerators are left out unless asked for by class: nobody puts one into a desktop.
     """
@@ -34,13 +34,14 @@ def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
     if not meeting:
         return Choice(None, (), (), explain_nothing(candidates, need))
     has_speeds = any(candidate.plan.speed is not None for candidate in meeting)
-    fastest = max(candidate.tokens_per_s for candidate in meeting)
-    near = [candidate for candidate in meeting if candidate.tokens_per_s >= 0.9 * fastest]
+    ranked = [candidate for candidate in meeting if not candidate.is_guess] or meeting
+    fastest = max(candidate.tokens_per_s for candidate in ranked)
+    near = [candidate for candidate in ranked if candidate.tokens_per_s >= 0.9 * fastest]
     best = min(near, key=lambda c: (c.price_usd or float("inf"), -c.tokens_per_s, c.device.memory_gib))
     key = "price" if not has_speeds else "value" if need.budget_usd else "speed"
     # More memory makes a chip no faster: one size of each is enough beside the best.
     others: dict[str, Candidate] = {}
-    for candidate in sort_candidates(meeting, key):
+    for candidate in sorted(sort_candidates(meeting, key), key=lambda c: c.is_guess):
         if candidate.device.row_name != best.device.row_name:
             others.setdefault(candidate.device.row_name, candidate)
     return Choice(best, tuple(others.values())[:4], tuple(_reasons(best, meeting, need)), None)
@@ -50,8 +51,9 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
     speed = best.plan.speed
     reasons = []
     if speed is not None:
+        guess = ", a guess" if speed.is_guess else ""
         reasons.append(
-            f"{speed.decode.value:.0f} tokens a second ({speed.decode.low:.0f} to {speed.decode.high:.0f}): "
+            f"{speed.decode.value:.0f} tokens a second ({speed.decode.low:.0f} to {speed.decode.high:.0f}{guess}): "
             f"{best.device.bandwidth_gb_s:.0f} GB/s of memory bandwidth, and answers are bound by that"
         )
     reasons.append(
@@ -69,5 +71,11 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
     elif len(meeting) > 1 and need.budget_usd is not None:
         reasons.append(
             f"{len(meeting)} devices meet the need; this is the cheapest of those within 10 % of the fastest"
+        )
+    faster = [c for c in meeting if c.is_guess and not best.is_guess and c.tokens_per_s > best.tokens_per_s]
+    if faster:
+        most = max(faster, key=lambda c: c.tokens_per_s)
+        reasons.append(
+            f"{most.device.name} may be faster, but its speed is a guess, and guesses come after what was measured"
         )
     return reasons

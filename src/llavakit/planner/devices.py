@@ -133,7 +133,9 @@ class Device:
         if self.backend == "metal":
             return "apple ultra" if "Ultra" in self.name else "apple"
         if self.backend == "vulkan":
-            return "arc" if self.vendor == "Intel" else "radeon"
+            if self.vendor == "Intel":
+                return "arc"
+            return "radeon hbm" if self.memory_kind.upper().startswith("HBM") else "radeon"
         return "cpu"
 
     @property

@@ -1,8 +1,8 @@
 """Models as the planner knows them: sizes that follow from a configuration, bytes of every quantization.
 
-In: ``llava:7b``, ``llava:13b``, ``llava:tiny``, a Hub id, a folder, a ``config.json`` or a GGUF file; no weights are read,
-and of a Hub id that is not here all is fetched but the weights. Out: a `PlannedModel`. The two published models need no
-file and no network.
+In: ``llava:7b``, ``llava:13b``, ``llava:tiny``, a Hub id, a folder, a ``config.json`` or a GGUF file. No weights are
+read, and of a Hub id that is not here all is fetched but the weights. Out: a `PlannedModel`. The two published models
+need no file and no network.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ class Speed:
         Of a round: as many answers as are asked for at a time, after their prompts.
     images_per_hour, joules_per_image : float or None
         None of prompts without pictures.
+    is_guess : bool
+        Too few devices of its kind were measured, or a processor is known by its makers' figures alone.
     """
 
     decode: Range
@@ -86,6 +88,7 @@ class Speed:
     images_per_hour: float | None
     joules_per_image: float | None
     era: str
+    is_guess: bool
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,7 @@ def make_plan(
         largest_context=largest,
         cached_tokens=formulas.cached_tokens(model.sizes, setting, placed),
         device_layers=layers,
-        speed=_estimate_speed(case, running) if has_speed else None,
+        speed=_estimate_speed(case, running, devices, host) if has_speed else None,
         change=change,
         warnings=tuple(warnings),
     )
@@ -382,13 +385,23 @@ def _speed_warnings(
     found = []
     for family, count in sorted({(fit.family, fit.num_devices) for fit in fits}):
         if count <= MIN_OTHER_DEVICES:
-            found.append(f"speeds are a guess: too few devices of this kind ({family}) were measured, {count} in all")
+            many = f"{count} in all" if count else "none of them"
+            found.append(f"speeds are a guess: too few devices of this kind ({family}) were measured, {many}")
     if any(device.confidence == "low" for device in devices):
         found.append("figures of this device are from secondary sources")
     return found
 
 
-def _estimate_speed(case: Case, setting: Setting) -> Speed:
+def _is_unmeasured(fit: SpeedFit | EngineFit) -> bool:
+    return fit.program != "llavakit" and fit.num_devices <= MIN_OTHER_DEVICES
+
+
+def _is_own_guess(devices: Sequence[Device], host: Device, *, engine: str) -> bool:
+    """Whether this package's engine is planned on a processor that was not measured."""
+    return engine == OWN and not devices and not host.is_measured
+
+
+def _estimate_speed(case: Case, setting: Setting, devices: Sequence[Device], host: Device) -> Speed:
     sizes, quant, placed = case.sizes, case.quant, case.placed(setting)
     args = (sizes, quant, setting, placed, case.fits, case.host, case.host_fit)
     tokens = formulas.prompt_tokens(sizes, setting)
@@ -411,6 +424,7 @@ def _estimate_speed(case: Case, setting: Setting) -> Speed:
         images_per_hour=3600 * images / answer if images else None,
         joules_per_image=joules / images if images else None,
         era=fits[0].era,
+        is_guess=_is_own_guess(devices, host, engine=setting.engine) or any(map(_is_unmeasured, fits)),
     )
 
 

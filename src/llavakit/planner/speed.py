@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
@@ -15,6 +16,10 @@ __all__ = ["ERAS", "MIN_OTHER_DEVICES", "engine_fit", "fit_for", "load_calibrati
 
 # Builds of llama.cpp by year; the last one stands for everything since.
 ERAS = ("2023", "2024", "2025")
+# Kinds of which no device was measured, and the kind that differs from them in its memory alone; likewise of NVIDIA's,
+# of which both were measured.
+_OTHER_MEMORY = {"radeon hbm": "radeon"}
+_MEASURED_PAIR = ("nvidia hbm", "nvidia")
 # With fewer other devices of its kind measured, a device's speed is a guess.
 MIN_OTHER_DEVICES = 2
 # Of nominal bandwidth that reads reach on a processor; and how far a speed made of nominal figures may be off, as a
@@ -35,12 +40,35 @@ def load_calibration() -> dict[str, Any]:
 
 
 def fit_for(device: Device, *, era: str = ERAS[-1]) -> SpeedFit:
-    """Return the calibration of a device's family with builds of an era; that of all devices for a family never met."""
-    fits = [SpeedFit(**entry) for entry in load_calibration()["fits"] if entry["era"] == era]
-    for fit in fits:
-        if fit.family == device.family:
-            return fit
-    return next(fit for fit in fits if fit.family == "nvidia")
+    """Return the calibration of a device's family with builds of an era.
+
+    A family of which no device was measured is made of one with other memory; NVIDIA's stands for any other.
+    """
+    fits = {fit.family: fit for entry in load_calibration()["fits"] if (fit := SpeedFit(**entry)).era == era}
+    if device.family in _OTHER_MEMORY:
+        return _with_other_memory(device.family, fits)
+    return fits.get(device.family, fits["nvidia"])
+
+
+def _with_other_memory(family: str, fits: dict[str, SpeedFit]) -> SpeedFit:
+    """Return a calibration of no device: shares that differ as NVIDIA's do between the two kinds of memory.
+
+    How far these differ is how far the shares may be off, beside what their kind with measured devices is off.
+    """
+    like = fits[_OTHER_MEMORY[family]]
+    other, usual = (fits[name] for name in _MEASURED_PAIR)
+    decode = other.decode_efficiency / usual.decode_efficiency
+    prompt = other.quant_prompt_efficiency / usual.quant_prompt_efficiency
+    return replace(
+        like, family=family, num_devices=0,
+        decode_efficiency=like.decode_efficiency * decode,
+        half_decode_efficiency=like.half_decode_efficiency * other.half_decode_efficiency
+        / usual.half_decode_efficiency,
+        quant_prompt_efficiency=like.quant_prompt_efficiency * prompt,
+        half_prompt_efficiency=like.half_prompt_efficiency * prompt,
+        decode_spread=math.hypot(like.decode_spread, math.log(decode)),
+        prompt_spread=math.hypot(like.prompt_spread, math.log(prompt)),
+    )  # fmt: skip
 
 
 def processor_fit(device: Device) -> EngineFit:

@@ -194,3 +194,27 @@ def test_a_machine_that_filters_rule_out_does_not_blame_the_model(
     assert build is None
     assert problem in (advice or "")
     assert "holds the model" not in (advice or "")
+
+
+def test_a_guess_is_not_ranked_as_if_known(model: PlannedModel) -> None:
+    """No Radeon with HBM was measured; Arc's devices are two."""
+    candidates = list_candidates(model, "q4_k_m", Setting())
+    guessed = {candidate.device.name for candidate in candidates if candidate.is_guess}
+    assert {"Instinct MI50 16GB", "Instinct MI100", "Instinct MI210", "Instinct MI300X", "Arc A770 16GB"} <= guessed
+    assert not {"Radeon RX 9070", "H200 SXM 141GB"} & guessed
+    choice = choose_best(candidates, Need(kinds=("datacentre",)))
+    assert choice.best is not None
+    names = [candidate.device.name for candidate in (choice.best, *choice.runners_up)]
+    assert not guessed & set(names)
+    only = choose_best(candidates, Need(kinds=("datacentre",), vendors=("amd",)))
+    assert only.best is not None
+    assert "a guess" in only.reasons[0]
+    assert only.best.to_dict()["is_guess"] is True
+
+
+def test_a_guess_that_may_be_faster_is_named(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting(), prices={"MI300X": 300.0, "RTX 3060 12GB": 300.0})
+    choice = choose_best(candidates, Need(budget_usd=300, kinds=("datacentre", "consumer")))
+    assert choice.best is not None
+    assert choice.best.device.name == "GeForce RTX 3060 12GB"
+    assert any("Instinct MI300X may be faster, but its speed is a guess" in reason for reason in choice.reasons)

@@ -250,3 +250,10 @@ def test_every_device_and_era_has_a_fit() -> None:
             assert 0 < fit.decode_efficiency <= 1
     assert {row.era for row in list_rows()} <= set(ERAS)
     assert engine_fit("scalar").family.startswith("llavakit")
+
+
+def test_radeons_with_other_memory_than_was_measured_are_a_guess() -> None:
+    usual, other = fit_for(find_device("RX 9070 XT")), fit_for(find_device("MI300X"))
+    assert (other.family, other.num_devices) == ("radeon hbm", 0)
+    assert other.decode_spread > 2 * usual.decode_spread
+    assert other.decode_efficiency < usual.decode_efficiency
