@@ -154,9 +154,16 @@ def _sentence(plan: Plan) -> str:
         if plan.verdict == "partly":
             more = f"It fits with more layers on the device: --gpu-layers {plan.device_layers}."
             return f"Not so: {lacking} {more}{speed}"
-        return f"No: {lacking} Free some, or say how much there is: --host-memory-gb."
+        advice = "Free some, or say how much there is: --host-memory-gb."
+        if plan.change is not None:
+            advice = f"It fits if you {plan.change.text}: {plan.change.options}."
+        return f"No: {lacking} {advice}"
     missing = f"{human_bytes(-plan.headroom_bytes)} are missing {context}"
-    advice = "Nothing that can be changed makes it fit; take a larger device or the smaller model."
+    fewer = ", fewer sequences at a time (--parallel)" if plan.setting.num_parallel > 1 else ""
+    advice = (
+        "Neither the smallest type nor the shortest context that holds the prompt and its answer makes it fit; take a "
+        f"larger device{fewer} or a smaller model."
+    )
     if plan.change is not None:
         advice = f"It fits if you {plan.change.text}: {plan.change.options}."
     if plan.verdict == "partly":

@@ -83,6 +83,13 @@ def test_fits_gives_the_cheapest_change() -> None:
     assert _run("fits", "llava:13b", "--gpu", "RTX 3080 10GB", *options)[0] == 0
 
 
+def test_what_was_tried_in_vain_is_said() -> None:
+    _, out, _ = _run("fits", "llava:13b", "--gpu", "RTX 4090", "--parallel", "400")
+    assert "Neither the smallest type nor the shortest context" in out
+    assert "fewer sequences at a time (--parallel)" in out
+    assert "Nothing that can be changed" not in out
+
+
 def test_what_was_asked_is_planned_or_named() -> None:
     assert "RTX 4090 + GeForce RTX 3090" in _run("fits", "llava:13b", "--gpu", "RTX 4090", "--gpu", "RTX 3090")[1]
     status, out, _ = _run("fits", "llava:13b", "--gpu", "RTX 3090", "--host-memory-gb", "1")

@@ -82,6 +82,54 @@ def test_the_advice_makes_it_fit(model: PlannedModel) -> None:
         assert all(word.startswith("--") or word.replace("_", "").isalnum() for word in words)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "quant", "fields", "options"),
+    [
+        # The largest context that fits, by the fewest changes that reach it.
+        ("RTX 3080 10GB", "q4_k_m", {"has_flash_attention": True, "kv_block_bytes": 34}, "--context 3845"),
+        ("RTX 3090", "q4_k_m", {"num_context_tokens": 100_000}, "--context 4096"),
+        ("RTX 3080 10GB", "q4_k_m", {}, "--flash-attention --kv-type q8_0 --context 3845"),
+        # A smaller type and a shorter context, each of which is not enough; below 4 bits where nothing else is.
+        (
+            "M2 16GB", "q8_0", {"num_parallel": 4},
+            "--quant q4_k_m --flash-attention --kv-type q8_0 --context 1678",
+        ),
+        (
+            "Jetson Orin Nano Super 8GB", "q4_k_m", {},
+            "--quant q2_k --flash-attention --kv-type q8_0 --context 1441",
+        ),
+        # Another program.
+        ("RTX 4090", "f16", {"engine": "vllm"}, "--engine llama.cpp --quant q8_0"),
+        (
+            "RTX 5070 Ti", "f16", {"engine": "llavakit"},
+            "--engine llama.cpp --quant q8_0 --flash-attention --kv-type q8_0",
+        ),
+    ],
+)  # fmt: skip
+def test_the_advice_is_the_smallest_change_that_is_enough(
+    model: PlannedModel, gpu: str, quant: str, fields: dict[str, object], options: str
+) -> None:
+    devices = find_devices(gpu)
+    plan = make_plan(model, quant, replace(Setting(), **fields), devices, assumed_host(devices))
+    assert plan.change is not None
+    assert plan.change.options == options
+    again = make_plan(model, plan.change.quant, plan.change.setting, devices, plan.host)
+    assert again.verdict in ("fits", "tight")
+
+
+def test_no_advice_means_that_the_least_of_all_does_not_fit(model: PlannedModel) -> None:
+    """Whatever the card and the computer around it: a plan that says no has none of these either."""
+    for card_gib, host_gib in ((2, 4), (4, 6), (6, 8), (8, 3), (1, 9)):
+        device, host = replace(find_device("RTX 3060 12GB"), memory_gib=card_gib), generic_host(host_gib)
+        plan = make_plan(model, "q8_0", Setting(), [device], host)
+        least = replace(
+            Setting(), num_context_tokens=764, has_flash_attention=True, kv_block_bytes=KV_BLOCK_BYTES["q8_0"]
+        )
+        verdicts = {make_plan(model, "q2_k", replace(least, num_device_layers=layers), [device], host).verdict
+                    for layers in range(42)}  # fmt: skip
+        assert (plan.change is not None) == bool(verdicts & {"fits", "tight"})
+
+
 def test_advice_makes_nothing_larger(model: PlannedModel) -> None:
     """A cache that is smaller than the one of the advice stays; what is set already is not asked for again."""
     small = _plan(model, "RTX 3070", "q6_k", kv_block_bytes=KV_BLOCK_BYTES["q4_0"]).change
