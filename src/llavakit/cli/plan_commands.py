@@ -174,9 +174,9 @@ def _positive(value: float | None, name: str) -> float | None:
 
 def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str]]:
     """Devices that are named or described; None for this machine's own."""
-    from llavakit.planner.devices import find_device, find_devices
+    from llavakit.planner.devices import describe_device, find_devices
 
-    memory, bandwidth = (_positive(options.memory_gb, "memory-gb"), _positive(options.bandwidth_gb_s, "bandwidth-gb-s"))
+    memory, bandwidth = options.memory_gb, options.bandwidth_gb_s
     if options.gpu is not None:
         if memory is not None or bandwidth is not None:
             raise ConfigError(
@@ -190,19 +190,10 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
         return None, []
     if memory is None or bandwidth is None:
         raise ConfigError("a device that is described needs both --memory-gb and --bandwidth-gb-s.")
-    # The rest is that of a card of the same bandwidth class; it touches prompts and the driver's share only.
-    like = find_device("GeForce RTX 3060 12GB")
-    scale = bandwidth / like.bandwidth_gb_s
-    described = replace(
-        like,
-        name=f"a GPU with {memory:g} GB and {bandwidth:g} GB/s",
-        memory_gib=memory,
-        bandwidth_gb_s=bandwidth,
-        half_tflops=(like.half_tflops or 0) * scale,
-        int8_tops=(like.int8_tops or 0) * scale,
-        list_price_usd=None,
-    )
-    return [described], ["arithmetic and power of the described GPU are assumed to be those of an RTX 3060, scaled"]
+    return [describe_device(memory, bandwidth)], [
+        "arithmetic and power of the described GPU are assumed to be those of an RTX 3060, the one scaled with the "
+        "bandwidth, the other with its square root"
+    ]
 
 
 def _sized(devices: list[Device], options: argparse.Namespace) -> tuple[list[Device], list[str]]:

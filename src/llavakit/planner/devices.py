@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,7 +17,10 @@ from importlib import resources
 from llavakit.core.errors import ConfigError
 from llavakit.planner.records import DeviceNumbers
 
-__all__ = ["Device", "find_device", "find_devices", "list_devices", "list_reported", "list_sold_devices", "read_rows"]
+__all__ = [
+    "Device", "describe_device", "find_device", "find_devices", "list_devices", "list_reported", "list_sold_devices",
+    "read_rows",
+]  # fmt: skip
 
 _GIB = 1024**3
 # The driver and its display, on a card that shows no desktop.
@@ -26,6 +30,9 @@ _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b", re.IGNORECASE)
 _SERIES = re.compile(r"\b(rtx|gtx|rx)\b ?")
 _ONE_KIND = re.compile(r"\bM[12]\b")
 _MAX_DEVICES = 16
+# Of a device that is described, the card that gives what is not said; and bounds wide enough for what may come.
+_DESCRIBED_LIKE = "GeForce RTX 3060 12GB"
+_DESCRIBED_BOUNDS = {"memory-gb": (0.25, 2048), "bandwidth-gb-s": (1, 20_000)}
 
 
 @dataclass(frozen=True)
@@ -319,6 +326,41 @@ def find_devices(name: str) -> list[Device]:
     if len(devices) > _MAX_DEVICES:
         raise ConfigError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
     return devices
+
+
+def describe_device(memory_gib: float, bandwidth_gb_s: float) -> Device:
+    """Make up a GPU that is not in the table, in all else like a card whose arithmetic and power are scaled.
+
+    The rates grow with the bandwidth, and the power with its square root, which is how NVIDIA's cards of the table
+    grow.
+
+    Raises
+    ------
+    ConfigError
+        If no GPU has such a memory.
+    """
+    for (name, (low, high)), value in zip(_DESCRIBED_BOUNDS.items(), (memory_gib, bandwidth_gb_s), strict=True):
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value:g}; of a GPU it must be between {low:g} and {high:,}.")
+    like = find_device(_DESCRIBED_LIKE)
+    scale = bandwidth_gb_s / like.bandwidth_gb_s
+
+    def scaled(value: float | None, factor: float) -> float | None:
+        return None if value is None else value * factor
+
+    return replace(
+        like,
+        name=f"a GPU with {memory_gib:g} GB and {bandwidth_gb_s:g} GB/s",
+        memory_gib=memory_gib,
+        bandwidth_gb_s=bandwidth_gb_s,
+        half_tflops=scaled(like.half_tflops, scale),
+        half_accumulate_tflops=scaled(like.half_accumulate_tflops, scale),
+        int8_tops=scaled(like.int8_tops, scale),
+        shader_tflops=scaled(like.shader_tflops, scale),
+        watts=scaled(like.watts, math.sqrt(scale)),
+        idle_watts=scaled(like.idle_watts, math.sqrt(scale)),
+        list_price_usd=None,
+    )
 
 
 def list_reported(name: str) -> list[Device]:

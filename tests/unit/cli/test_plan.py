@@ -265,6 +265,13 @@ def test_a_bare_configuration_can_be_planned(tmp_path: Path) -> None:
         (("fits", "llava:13b", "--quant", "q9"), 2, "type 'q9' is not known"),
         (("fits", "llava:13b", "--memory-gb", "8"), 2, "needs both"),
         (("fits", "llava:13b", "--memory-gb", "nan", "--bandwidth-gb-s", "5"), 2, "memory-gb is nan"),
+        (
+            ("fits", "llava:13b", "--memory-gb", "24", "--bandwidth-gb-s", "1e-9"),
+            2,
+            "bandwidth-gb-s is 1e-09; of a GPU it must be between 1 and 20,000",
+        ),
+        (("fits", "llava:13b", "--memory-gb", "24", "--bandwidth-gb-s", "1e6"), 2, "bandwidth-gb-s is 1e+06"),
+        (("fits", "llava:13b", "--memory-gb", "1e6", "--bandwidth-gb-s", "900"), 2, "between 0.25 and 2,048"),
         (("fits", "llava:13b", "--gpu", "RTX 3090", "--memory-gb", "8"), 2, "give one of them"),
         (("gpus", "llava:13b", "--vendor", "3dfx"), 2, "vendor '3dfx' is not known"),
         (("best", "llava:13b", "--price", "RTX 4090"), 2, "is not DEVICE=DOLLARS"),
@@ -325,3 +332,10 @@ def test_a_kind_without_prices_says_so() -> None:
     assert status == 1
     assert "--price" in choice["advice"]
     assert "MI300X" not in choice["advice"]
+
+
+def test_prompts_of_a_described_device_are_as_fast_as_it_is() -> None:
+    described = ("fits", "llava:13b", "--memory-gb", "48", "--quant", "f16", "--bandwidth-gb-s")
+    slow, fast = (_json(*described, bandwidth)[1] for bandwidth in ("360", "3600"))
+    assert fast["speed"]["prompt"]["value"] > 2 * slow["speed"]["prompt"]["value"]
+    assert any("scaled with the bandwidth" in warning for warning in fast["warnings"])

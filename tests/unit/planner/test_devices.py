@@ -9,7 +9,7 @@ import pytest
 from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import read_rows
 from llavakit.planner.calibrate import calibrate
-from llavakit.planner.devices import find_device, find_devices, list_devices, list_sold_devices
+from llavakit.planner.devices import describe_device, find_device, find_devices, list_devices, list_sold_devices
 from llavakit.planner.machine import Machine, detect_machine
 from llavakit.planner.measured import list_rows
 from llavakit.planner.speed import ERAS, engine_fit, fit_for, load_calibration
@@ -257,3 +257,13 @@ def test_radeons_with_other_memory_than_was_measured_are_a_guess() -> None:
     assert (other.family, other.num_devices) == ("radeon hbm", 0)
     assert other.decode_spread > 2 * usual.decode_spread
     assert other.decode_efficiency < usual.decode_efficiency
+
+
+def test_all_of_a_described_device_is_scaled() -> None:
+    like, other = find_device("RTX 3060 12GB").numbers, describe_device(48, 3600).numbers
+    for name in ("bandwidth", "half_rate", "int8_rate"):
+        assert getattr(other, name) == pytest.approx(10 * getattr(like, name)), name
+    for name in ("watts", "idle_watts"):
+        assert getattr(other, name) == pytest.approx(10**0.5 * getattr(like, name)), name
+    for card in (device for device in list_devices() if device.backend == "cuda" and not device.is_shared):
+        assert 0.4 < describe_device(24, card.bandwidth_gb_s).numbers.watts / card.numbers.watts < 2.5, card.name
