@@ -183,8 +183,6 @@ def _devices(options: argparse.Namespace) -> tuple[list[Device] | None, list[str
                 "--gpu names a device and --memory-gb or --bandwidth-gb-s describes one; give one of them."
             )
         found = find_devices(" + ".join(options.gpu))
-        if len(found) > 1 and any(device.backend == "cpu" for device in found):
-            raise ConfigError("a processor runs a model alone, or the layers that GPUs leave: name one, or only GPUs.")
         return _sized(found, options)
     if memory is None and bandwidth is None:
         return None, []

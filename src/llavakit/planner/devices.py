@@ -314,7 +314,7 @@ def find_devices(name: str) -> list[Device]:
     Raises
     ------
     ConfigError
-        If a part is unknown, or there are more than 16.
+        If a part is unknown, there are more than 16, or one of several is a computer of its own.
     """
     devices: list[Device] = []
     for piece in name.split(" + "):
@@ -325,6 +325,13 @@ def find_devices(name: str) -> list[Device]:
         devices += [find_device(rest)] * count
     if len(devices) > _MAX_DEVICES:
         raise ConfigError(f"{len(devices)} devices are asked for; up to {_MAX_DEVICES} can be planned.")
+    if len(devices) > 1 and (alone := next((device for device in devices if device.is_shared), None)):
+        raise ConfigError(
+            "a processor runs a model alone, or the layers that GPUs leave: name one, or only GPUs."
+            if alone.backend == "cpu"
+            else f"{alone.name} is a computer of its own, with one memory for processor and GPU, and takes no other "
+            "device beside it: name it alone, or only cards."
+        )
     return devices
 
 

@@ -105,6 +105,18 @@ def test_several_devices() -> None:
             find_devices(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("2x M4 Max", "Apple M4 Max"), ("M4 Max + RTX 4090", "Apple M4 Max"), ("RTX 4090 + DGX Spark", "DGX Spark"),
+        ("16x Jetson Orin NX 16GB", "Jetson Orin NX 16GB"), ("2x Strix Halo 128GB", "Ryzen AI Max"),
+    ],
+)  # fmt: skip
+def test_a_chip_with_its_own_processor_is_planned_alone(text: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.* is a computer of its own, with one memory"):
+        find_devices(text)
+
+
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     machine = detect_machine(root=tmp_path, run=lambda _words: None)
     assert machine.gpus == ()
