@@ -85,6 +85,8 @@ class Build:
 
 
 _Row = dict[str, str]
+# A card, its parts with the reason of each, and what all of it costs.
+_Machine = tuple[Candidate, list[tuple[_Row, str]], float]
 
 
 def _price(row: _Row) -> float:
@@ -196,13 +198,9 @@ def plan_build(
     priced = [candidate for candidate in meeting if candidate.price_usd]
     if not priced:
         return None, f"none of the {len(meeting)} cards for it has a list price; say what one costs with --price."
-    rows = read_rows("parts.csv")
-    composed = []
-    for candidate in sort_candidates(priced, "speed"):
-        sizes = candidate.plan.quant
-        parts = _compose(candidate, sizes.language_bytes + sizes.vision_bytes, rows)
-        if parts is not None:
-            composed.append((candidate, parts, (candidate.price_usd or 0) + _sum(parts)))
+    machines = _machines([candidate for candidate in cards if candidate.price_usd])
+    names = {candidate.device.name for candidate in priced}
+    composed = [entry for entry in machines if entry[0].device.name in names]
     affordable = [entry for entry in composed if entry[2] <= budget_usd]
     if not affordable:
         if not composed:
@@ -218,13 +216,42 @@ def plan_build(
     fastest = ranked[0][0].tokens_per_s
     near = [entry for entry in ranked if entry[0].tokens_per_s >= 0.95 * fastest]
     candidate, parts, price = min(near, key=lambda entry: entry[2])
-    above = [
-        entry
-        for entry in composed
-        if entry[0].tokens_per_s > _WORTH_IT * candidate.tokens_per_s and entry[0].is_guess <= candidate.is_guess
-    ]
-    faster = min(above, key=lambda entry: entry[2], default=None)
-    return _finish(candidate, parts, price, hours_a_day, faster), None
+    return _finish(candidate, parts, price, hours_a_day, _upgrade(candidate, composed, machines)), None
+
+
+def _machines(cards: Sequence[Candidate]) -> list[_Machine]:
+    """Put the cheapest machine around every card that parts carry, the fastest card first."""
+    rows = read_rows("parts.csv")
+    found = []
+    for card in sort_candidates(cards, "speed"):
+        sizes = card.plan.quant
+        parts = _compose(card, sizes.language_bytes + sizes.vision_bytes, rows)
+        if parts is not None:
+            found.append((card, parts, (card.price_usd or 0) + _sum(parts)))
+    return found
+
+
+def _upgrade(card: Candidate, meeting: Sequence[_Machine], machines: Sequence[_Machine]) -> str:
+    """Say which card is worth changing to: one that meets the need, or else one that there is."""
+    if card.plan.speed is None:
+        return f"no speeds are known of {card.plan.setting.engine}, so nothing can be said of faster cards"
+
+    def cheapest_faster(machines: Sequence[_Machine]) -> str | None:
+        faster = [
+            (price, other.device.name, other.tokens_per_s / card.tokens_per_s)
+            for other, _, price in machines
+            if other.tokens_per_s > _WORTH_IT * card.tokens_per_s and other.is_guess <= card.is_guess
+        ]
+        if not faster:
+            return None
+        price, name, ratio = min(faster)
+        return f"{name} answers {ratio - 1:.0%} faster, in a machine for {price:.0f} dollars"
+
+    if text := cheapest_faster(meeting):
+        return f"the card: {text}"
+    if text := cheapest_faster(machines):
+        return f"no card that meets what was asked is faster by more than 15 %; of the others, {text}"
+    return "no desktop card with a price is faster by more than 15 %"
 
 
 def _part(row: _Row, reason: str) -> BuildPart:
@@ -237,7 +264,7 @@ def _finish(
     parts: list[tuple[_Row, str]],
     price: float,
     hours_a_day: float,
-    faster: tuple[Candidate, list[tuple[_Row, str]], float] | None,
+    upgrade: str,
 ) -> Build:
     device = candidate.device
     load = (device.watts or 0) + sum(float(row["load_w"] or 0) for row, _ in parts)
@@ -252,14 +279,6 @@ def _finish(
     if speed is not None:
         reason += f"; about {speed.decode.value:.0f} tokens a second"
     card = BuildPart("gpu", device.name, candidate.price_usd or 0, candidate.price_year, reason, device.source)
-    upgrade = "nothing in the table is faster by more than 15 %"
-    if speed is None:
-        upgrade = f"no speeds are known of {candidate.plan.setting.engine}, so nothing can be said of faster cards"
-    if faster is not None:
-        gain = faster[0].tokens_per_s / candidate.tokens_per_s - 1
-        upgrade = (
-            f"the card: {faster[0].device.name} answers {gain:.0%} faster, in a machine for {faster[2]:.0f} dollars"
-        )
     return Build(
         candidate=candidate,
         parts=(card, *(_part(row, why) for row, why in parts)),

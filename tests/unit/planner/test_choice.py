@@ -218,3 +218,13 @@ def test_a_guess_that_may_be_faster_is_named(model: PlannedModel) -> None:
     assert choice.best is not None
     assert choice.best.device.name == "GeForce RTX 3060 12GB"
     assert any("Instinct MI300X may be faster, but its speed is a guess" in reason for reason in choice.reasons)
+
+
+@pytest.mark.parametrize("need", [Need(max_watts=100), Need(vendors=("intel",))])
+def test_a_faster_card_that_filters_rule_out_is_no_card_that_there_is_not(need: Need) -> None:
+    build, advice = plan_build(find_model("llava:7b"), "q4_k_m", Setting(), budget_usd=8000, need=need)
+    assert build is not None, advice
+    assert re.match(r"no card that meets what was asked is faster .*; of the others, .* faster", build.upgrade_first)
+    fastest, _ = plan_build(find_model("llava:7b"), "q4_k_m", Setting(), budget_usd=20_000)
+    assert fastest is not None
+    assert fastest.upgrade_first == "no desktop card with a price is faster by more than 15 %"
