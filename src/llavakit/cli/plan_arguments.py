@@ -46,6 +46,12 @@ def _add_setting_options(parser: argparse.ArgumentParser, *, has_quant: bool = T
     group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on GPUs, the head counted (default: all)")
 
 
+def _add_energy_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kwh-price", type=float, default=0.30, metavar="X", help="of a kWh of energy, in any money (default: 0.30)"
+    )
+
+
 def _add_filter_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is wanted")
     group.add_argument("--min-tokens-per-s", type=float, metavar="X", help="speed of answers")
@@ -85,6 +91,7 @@ def _plan() -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="measure here, and compare")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of --verify (default: one per core)")
     parser.add_argument("--offline", action="store_true", help="do not ask the Hub how often the model was fetched")
+    _add_energy_option(parser)
     _add_setting_options(parser)
     add_output_options(parser, json_help="print one JSON object")
     return parser
@@ -118,6 +125,7 @@ def _fits() -> argparse.ArgumentParser:
         metavar="X",
         help="memory of the computer around it (default: 32, or as much as the largest card has)",
     )
+    _add_energy_option(parser)
     _add_setting_options(parser)
     add_output_options(parser, json_help="print one JSON object")
     return parser
@@ -139,6 +147,7 @@ def _gpus() -> argparse.ArgumentParser:
         "--sort", default="memory", choices=("memory", "price", "speed", "value"), help="order (default: memory)"
     )
     parser.add_argument("--partly", action="store_true", help="devices, too, that hold only some of the layers")
+    _add_energy_option(parser)
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="up to this price")
     _add_filter_options(parser)
     _add_setting_options(parser)
@@ -150,12 +159,14 @@ def _best() -> argparse.ArgumentParser:
     parser = new_parser(
         "best",
         "MODEL [options]",
-        "Find the best device for a budget and a need, those after it, and why.",
+        "Find the best device for a budget and a need, those after it, and why. Servers' cards are left out unless\n"
+        "asked for with --kind datacentre.",
         "  llavakit best llava:13b --budget 800\n"
         "  llavakit best llava:7b --budget 400 --min-tokens-per-s 40 --quant q8_0",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="up to this price")
+    _add_energy_option(parser)
     _add_filter_options(parser)
     _add_setting_options(parser)
     add_output_options(parser, json_help="print one JSON object")
@@ -173,7 +184,7 @@ def _build() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--budget", type=float, required=True, metavar="DOLLARS", help="of the whole machine")
     parser.add_argument("--hours-a-day", type=float, default=2.0, metavar="X", help="of work (default: 2)")
-    parser.add_argument("--kwh-price", type=float, default=0.30, metavar="X", help="of energy (default: 0.30)")
+    _add_energy_option(parser)
     _add_filter_options(parser)
     _add_setting_options(parser)
     add_output_options(parser, json_help="print one JSON object")

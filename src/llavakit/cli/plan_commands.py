@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from llavakit.cli.console import Console
 from llavakit.cli.plan_arguments import DEFAULT_MODEL, PLAN_BUILDERS
-from llavakit.cli.plan_tables import print_build, print_candidates, print_card, print_plan, print_warnings
+from llavakit.cli.plan_tables import (
+    print_build,
+    print_candidates,
+    print_card,
+    print_choice,
+    print_listed,
+    print_plan,
+    print_warnings,
+)
 from llavakit.core.errors import ConfigError, LlavakitError
 
 if TYPE_CHECKING:
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from llavakit.planner.candidates import Candidate, Need
     from llavakit.planner.devices import Device
     from llavakit.planner.models import PlannedModel
+    from llavakit.planner.plans import Plan
     from llavakit.planner.records import Setting
 
 __all__ = ["COMMANDS"]
@@ -26,6 +35,8 @@ __all__ = ["COMMANDS"]
 _EXIT_DOES_NOT_FIT = 1
 _MAX_MEMORY_GB = 1 << 20
 _MEASURING_SECONDS = 1.0
+# Options that measuring on a processor has no use for.
+_NOT_VERIFIED = ("overwrite", "flash_attention", "gpu_layers", "vision_on_cpu", "kwh_price")
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
@@ -40,17 +51,44 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     setting = make_setting(options, model)
     if options.verify:
         return _verify(options, console, model, setting)
+    kwh_price = _kwh_price(options)
     if not options.offline:
         console.status("asking the Hub")
     try:
         card = make_card(model, setting, quant=options.quant, is_online=not options.offline)
     finally:
         console.status("")
+    cheapest = _cheapest(model, options.quant, setting)
     if options.json:
-        console.line(json.dumps(card.to_dict(), ensure_ascii=False))
+        example = None if cheapest is None else _with_energy(cheapest.to_dict(), cheapest.plan, kwh_price)
+        console.line(json.dumps({**card.to_dict(), "cheapest_device": example}, ensure_ascii=False))
     else:
-        print_card(card, console)
+        print_card(card, console, cheapest=cheapest, kwh_price=kwh_price)
     return 0
+
+
+def _cheapest(model: PlannedModel, quant: str, setting: Setting) -> Candidate | None:
+    """Return the cheapest device that holds a model with room to spare and whose speed is no guess."""
+    from llavakit.planner.candidates import list_candidates, sort_candidates
+
+    holding = [
+        candidate
+        for candidate in list_candidates(model, quant, setting)
+        if candidate.price_usd and candidate.plan.verdict == "fits" and not candidate.is_guess
+    ]
+    return sort_candidates(holding, "price")[0] if holding else None
+
+
+def _kwh_price(options: argparse.Namespace) -> float:
+    _positive(options.kwh_price, "kwh-price")
+    return float(options.kwh_price)
+
+
+def _with_energy(row: dict[str, Any], found: Plan, kwh_price: float) -> dict[str, Any]:
+    """Return a row of JSON with the energy of a thousand pictures and what it costs."""
+    from llavakit.planner.energy import energy_of
+
+    return {**row, **asdict(energy_of(found.speed, kwh_price))}
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
@@ -61,7 +99,7 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
         ignored = [name for name in given if name not in ("html", "overwrite", "json", "debug")]
         what, hint = "--html writes pages of all models and settings", "; the page has fields for what is to be planned"
     elif options.verify:
-        ignored = [name for name in given if name in ("overwrite", "flash_attention", "gpu_layers", "vision_on_cpu")]
+        ignored = [name for name in given if name in _NOT_VERIFIED]
         what, hint = "--verify measures llavakit on this processor", ""
     else:
         ignored = [name for name in given if name in ("overwrite", "threads")]
@@ -116,7 +154,9 @@ def fits(options: argparse.Namespace, console: Console) -> int:
 
     model = find_model(options.model)
     setting = make_setting(options, model)
+    kwh_price = _kwh_price(options)
     devices, notes = _devices(options)
+    is_here = devices is None
     memory_gib = _positive(options.host_memory_gb, "host-memory-gb")
     if devices is None:
         machine = detect_machine()
@@ -134,12 +174,22 @@ def fits(options: argparse.Namespace, console: Console) -> int:
     if memory_gib is not None:
         host = _resized(host, devices, memory_gib)
     found = make_plan(model, options.quant, setting, devices, host)
+    notes += _power_notes(found) if is_here else []
     found = replace(found, warnings=(*found.warnings, *notes))
     if options.json:
-        console.line(json.dumps(found.to_dict(), ensure_ascii=False))
+        console.line(json.dumps(_with_energy(found.to_dict(), found, kwh_price), ensure_ascii=False))
     else:
-        print_plan(found, console)
+        print_plan(found, console, kwh_price=kwh_price)
     return 0 if found.verdict in ("fits", "tight") else _EXIT_DOES_NOT_FIT
+
+
+def _power_notes(found: Plan) -> list[str]:
+    """Say that a desktop's power stands for this machine's, which nothing tells."""
+    if found.speed is None or found.speed.joules_per_image is None or any(d.is_shared for d in found.devices):
+        return []
+    power = found.host.numbers
+    watts = f"{power.idle_watts:.0f} W beside the GPU" if found.devices else f"{power.watts:.0f} W"
+    return [f"energy is counted with the {watts} of an ordinary desktop; what this machine takes is not known"]
 
 
 def _resized(host: Device, devices: list[Device], memory_gib: float) -> Device:
@@ -218,15 +268,19 @@ def gpus(options: argparse.Namespace, console: Console) -> int:
     from llavakit.planner.limits import explain_nothing
 
     running, need = _candidates(options, has_partial=options.partly), _need(options)
-    ordered = sort_candidates(filter_candidates(running, need), options.sort)
+    ordered, kwh_price = sort_candidates(filter_candidates(running, need), options.sort), _kwh_price(options)
     if options.json:
         for candidate in ordered:
-            console.line(json.dumps(candidate.to_dict(), ensure_ascii=False))
+            row = _with_energy(candidate.to_dict(), candidate.plan, kwh_price)
+            console.line(json.dumps(row, ensure_ascii=False))
+        if not ordered:
+            console.note(f"No device is listed: {explain_nothing(running, need)}")
         return 0
     if not ordered:
         console.line(f"No device is listed: {explain_nothing(running, need)}")
     else:
-        print_candidates(ordered, console)
+        print_listed(ordered, console)
+        print_candidates(ordered, console, kwh_price=kwh_price)
         print_warnings([candidate.plan for candidate in ordered], console)
     _note_left_out(options, need, console)
     return 0
@@ -252,12 +306,12 @@ def best(options: argparse.Namespace, console: Console) -> int:
     """Print the best device; the exit status is 1 where there is none."""
     from llavakit.planner.choose import choose_best
 
-    need = _need(options)
+    need, kwh_price = _need(options), _kwh_price(options)
     choice = choose_best(_candidates(options, has_partial=False), need)
     if options.json:
         content = {
-            "best": None if choice.best is None else choice.best.to_dict(),
-            "runners_up": [candidate.to_dict() for candidate in choice.runners_up],
+            "best": None if choice.best is None else _with_energy(choice.best.to_dict(), choice.best.plan, kwh_price),
+            "runners_up": [_with_energy(c.to_dict(), c.plan, kwh_price) for c in choice.runners_up],
             "reasons": list(choice.reasons),
             "advice": choice.advice,
         }
@@ -265,14 +319,7 @@ def best(options: argparse.Namespace, console: Console) -> int:
     elif choice.best is None:
         console.line(f"Nothing meets this: {choice.advice}")
     else:
-        name = console.styled(choice.best.device.name, "bold", on_output=True)
-        console.line(f"{name} for {options.model} at {choice.best.plan.quant.name.upper()}")
-        for reason in choice.reasons:
-            console.line(f"  - {reason}")
-        if choice.runners_up:
-            console.line("\nAfter it:")
-            print_candidates(choice.runners_up, console)
-        print_warnings([candidate.plan for candidate in (choice.best, *choice.runners_up)], console)
+        print_choice(choice.best, choice, console, kwh_price=kwh_price)
     if not options.json:
         _note_left_out(options, need, console)
     return 0 if choice.best is not None else _EXIT_DOES_NOT_FIT
@@ -286,7 +333,7 @@ def build(options: argparse.Namespace, console: Console) -> int:
     if not 0 < options.hours_a_day <= 24:
         raise ConfigError(f"hours-a-day is {options.hours_a_day}; it must be above 0 and at most 24.")
     _positive(options.budget, "budget")
-    _positive(options.kwh_price, "kwh-price")
+    kwh_price = _kwh_price(options)
     model = find_model(options.model)
     found, advice = plan_build(
         model,
@@ -304,7 +351,7 @@ def build(options: argparse.Namespace, console: Console) -> int:
     elif found is None:
         console.line(f"Not for {options.budget:.0f} dollars: {advice}")
     else:
-        print_build(found, console, kwh_price=options.kwh_price)
+        print_build(found, console, kwh_price=kwh_price)
         print_warnings([found.candidate.plan], console)
     return 0 if found is not None else _EXIT_DOES_NOT_FIT
 

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from llavakit.planner.builds import Build
     from llavakit.planner.candidates import Candidate
     from llavakit.planner.card import Card
+    from llavakit.planner.choose import Choice
     from llavakit.planner.plans import Plan, Range, Speed
     from llavakit.planner.records import Setting
 
-__all__ = ["print_build", "print_candidates", "print_card", "print_plan", "print_verification", "print_warnings"]
+__all__ = [
+    "print_build", "print_candidates", "print_card", "print_choice", "print_listed", "print_plan", "print_verification",
+    "print_warnings",
+]  # fmt: skip
 
 _BASIS = {
     "exact": "from shapes",
@@ -39,7 +43,7 @@ def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, console: Console, *, kwh_price: float) -> None:
     """Print a verdict, what is behind it, and what to do."""
     console.line(_sentence(plan))
     console.line()
@@ -59,11 +63,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         rows.append(("", "all of it", human_bytes(total), f"of {human_bytes(usable)} to be had"))
     print_table(console, [("where", "left"), ("what", "left"), ("bytes", "right"), ("how it is known", "left")], rows)
     console.line()
-    print_pairs(console, _plan_pairs(plan))
+    print_pairs(console, _plan_pairs(plan, kwh_price))
     print_warnings([plan], console)
 
 
-def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
+def _plan_pairs(plan: Plan, kwh_price: float) -> list[tuple[str, str]]:
     setting = plan.setting
     flash = ""
     if setting.engine in ("llama.cpp", "ollama"):
@@ -79,7 +83,7 @@ def _plan_pairs(plan: Plan) -> list[tuple[str, str]]:
     if plan.devices and setting.engine in ("llama.cpp", "ollama"):
         pairs.append(("layers on devices", f"up to {plan.device_layers} of {plan.model.sizes.num_layers + 1}"))
     if plan.speed is not None:
-        pairs += _speed_pairs(plan.speed, setting)
+        pairs += _speed_pairs(plan.speed, setting, kwh_price)
     return pairs
 
 
@@ -92,7 +96,7 @@ def _largest_context(plan: Plan) -> str:
     )
 
 
-def _speed_pairs(speed: Speed, setting: Setting) -> list[tuple[str, str]]:
+def _speed_pairs(speed: Speed, setting: Setting, kwh_price: float) -> list[tuple[str, str]]:
     first = _seconds(speed.first_token_s)
     if setting.num_images:
         first += f": picture {_seconds(speed.image_s)}, vision tower {_seconds(speed.vision_s)}, the rest is the prompt"
@@ -107,11 +111,25 @@ def _speed_pairs(speed: Speed, setting: Setting) -> list[tuple[str, str]]:
         pairs.append(
             (
                 "pictures",
-                f"{speed.images_per_hour:,.0f} an hour, {speed.joules_per_image:.0f} J each, "
-                f"{speed.joules_per_image / 3600:.2f} kWh for 1,000",
+                f"{speed.images_per_hour:,.0f} an hour, {speed.joules_per_image:.0f} J each; "
+                f"{_energy(speed, kwh_price)} for 1,000, at {kwh_price:.2f} a kWh",
             )
         )
     return [*pairs, ("how sure", f"nine in ten lie in the brackets; builds of {speed.era} and later")]
+
+
+def _energy(speed: Speed | None, kwh_price: float) -> str:
+    """Energy of a thousand pictures, and its cost; two figures that count of each."""
+    from llavakit.planner.energy import energy_of
+
+    found = energy_of(speed, kwh_price)
+    if found.kwh_per_1000_images is None or found.cost_per_1000_images is None:
+        return "-"
+    return f"{_two_figures(found.kwh_per_1000_images)} kWh, {_two_figures(found.cost_per_1000_images)}"
+
+
+def _two_figures(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _size(num_bytes: float) -> str:
@@ -174,7 +192,35 @@ def _sentence(plan: Plan) -> str:
     return f"No: {what} does not fit {where}, {missing}. {advice}"
 
 
-def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
+def print_listed(candidates: Sequence[Candidate], console: Console) -> None:
+    """Print how many devices there are, the cheapest and the fastest of them, and what to do."""
+    plan = candidates[0].plan
+    verb = "hold at least some of" if any(c.plan.verdict == "partly" for c in candidates) else "hold"
+    text = f"{len(candidates)} devices {verb} {plan.model.name} at {plan.quant.name.upper()}"
+    if priced := [(c.price_usd or 0.0, c.device.name) for c in candidates if c.price_usd]:
+        price, name = min(priced)
+        text += f"; the cheapest is {name} at {price:,.0f} dollars"
+    if known := [(c.tokens_per_s, c.device.name) for c in candidates if c.tokens_per_s and not c.is_guess]:
+        speed, name = max(known)
+        text += f", the fastest {name} with {speed:.0f} tokens a second"
+    console.line(f"{text}. `llavakit best` chooses one for a budget and a need.\n")
+
+
+def print_choice(best: Candidate, choice: Choice, console: Console, *, kwh_price: float) -> None:
+    """Print the best device, why, and those after it."""
+    name = console.styled(best.device.name, "bold", on_output=True)
+    console.line(f"{name} for {best.plan.model.name} at {best.plan.quant.name.upper()}")
+    for reason in choice.reasons:
+        console.line(f"  - {reason}")
+    if best.plan.speed is not None and best.plan.speed.joules_per_image is not None:
+        console.line(f"  - 1,000 pictures take {_energy(best.plan.speed, kwh_price)} at {kwh_price:.2f} a kWh")
+    if choice.runners_up:
+        console.line("\nAfter it:")
+        print_candidates(choice.runners_up, console, kwh_price=kwh_price)
+    print_warnings([candidate.plan for candidate in (best, *choice.runners_up)], console)
+
+
+def print_candidates(candidates: Sequence[Candidate], console: Console, *, kwh_price: float) -> None:
     """Print a table of devices."""
     rows = []
     for candidate in candidates:
@@ -186,13 +232,14 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
             (
                 device.name + _STARS[device.confidence],
                 f"{device.memory_gib:g}",
-                human_bytes(candidate.plan.needed_bytes),
+                f"{human_bytes(candidate.plan.needed_bytes)} of {human_bytes(candidate.plan.room_bytes)}",
                 candidate.plan.verdict,
                 "-" if speed is None else _speed(speed.decode) + ("?" if speed.is_guess else ""),
                 "-" if speed is None else _seconds(speed.first_token_s),
                 price,
                 f"{candidate.value:.0f}" if candidate.value else "-",
                 "-" if device.watts is None else f"{device.watts:.0f}",
+                _energy(speed, kwh_price),
             )
         )
     print_table(
@@ -207,9 +254,10 @@ def print_candidates(candidates: Sequence[Candidate], console: Console) -> None:
             ("price $", "right"),
             ("tokens/s for $1,000", "right"),
             ("watts", "right"),
+            ("1,000 pictures", "right"),
         ],
         rows,
-        optional=("tokens/s for $1,000", "watts", "first token"),
+        optional=("1,000 pictures", "tokens/s for $1,000", "watts", "first token"),
     )
     if any(candidate.is_guess for candidate in candidates):
         console.note("? the speed is a guess; the notes below say why.", style="dim")
@@ -225,10 +273,26 @@ def print_warnings(plans: Sequence[Plan], console: Console) -> None:
         console.note(f"note: {warning}{about}.", style="yellow")
 
 
-def print_card(card: Card, console: Console) -> None:
-    """Print a model's card."""
+def _what_to_take(card: Card, cheapest: Candidate | None, kwh_price: float) -> str:
+    """Say what to run a model on."""
+    what = f"{card.model.name} at {card.quant.upper()}"
+    own = f"`llavakit fits {card.model.name}` says whether this machine runs it."
+    if cheapest is None:
+        return f"No device of the table with a list price and a measured kind holds {what} with room to spare. {own}"
+    text = f"The cheapest device that holds {what} with room to spare is {cheapest.device.name}"
+    text += f" at {cheapest.price_usd:,.0f} dollars"
+    if (speed := cheapest.plan.speed) is not None:
+        text += f", with {_speed(speed.decode)} tokens a second"
+        if speed.joules_per_image is not None:
+            text += f"; 1,000 pictures take {_energy(speed, kwh_price)} at {kwh_price:.2f} a kWh"
+    return f"{text}. {own}"
+
+
+def print_card(card: Card, console: Console, *, cheapest: Candidate | None, kwh_price: float) -> None:
+    """Print a model's card, and what to run it on."""
     facts, sizes, text = card.model.facts, card.model.sizes, card.model.config.text_config
     console.line(console.styled(facts.get("title", card.model.name), "bold", on_output=True))
+    console.line(f"{_what_to_take(card, cheapest, kwh_price)}\n")
     count = card.parameters
     pairs = [
         (
@@ -301,7 +365,13 @@ def print_card(card: Card, console: Console) -> None:
 
 
 def print_build(build: Build, console: Console, *, kwh_price: float) -> None:
-    """Print a machine."""
+    """Print a machine, and what it does."""
+    plan = build.candidate.plan
+    speed = "" if plan.speed is None else f" with {_speed(plan.speed.decode)} tokens a second"
+    console.line(
+        f"Buy these parts for {build.price_usd:,.0f} dollars: with {build.candidate.device.name} the machine runs "
+        f"{plan.model.name} at {plan.quant.name.upper()}{speed}.\n"
+    )
     rows = [
         (
             part.kind,

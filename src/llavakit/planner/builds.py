@@ -2,7 +2,7 @@
 
 Rules: the power supply gives 1.3 times the rated power of GPU and processor and 75 W more; the memory holds the model's
 file and 8 GB, and no less than the GPU; the drive holds the file twice and 60 GB; the case is as deep as the card is
-long. Parts are in ``data/parts.csv``, at list prices.
+long and has as many slots as it takes. Parts are in ``data/parts.csv``, at list prices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _HOURS_A_MONTH = 730
 _POWER_FACTOR, _BOARD_WATTS = 1.3, 75
 _SYSTEM_GB, _SPARE_MEMORY_GB = 60, 8
 _WORTH_IT = 1.15  # a gain in speed that is worth changing a card for
-_CARD_LENGTH_MM = 300.0  # of a card whose length is not known
+# Of a card whose length, or whose number of slots, is not known: coolers of large ones take three.
+_CARD_LENGTH_MM = 300.0
+_CARD_SLOTS, _LARGE_CARD_SLOTS = 2.0, 3.0
+_LARGE_CARD_WATTS = 250
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _around(cpu: _Row, device: Device, file_bytes: int, rows: list[_Row]) -> lis
     memory_gb = max(file_gb + _SPARE_MEMORY_GB, device.memory_gib)
     drive_gb = 2 * file_gb + _SYSTEM_GB
     watts = _POWER_FACTOR * ((device.watts or 0) + float(cpu["load_w"] or 0) + _BOARD_WATTS)
-    length = device.length_mm or _CARD_LENGTH_MM
+    length, slots, size = _room(device)
 
     def of(kind: str) -> list[_Row]:
         return [row for row in rows if row["kind"] == kind]
@@ -145,7 +148,12 @@ def _around(cpu: _Row, device: Device, file_bytes: int, rows: list[_Row]) -> lis
             _cheapest(of("psu"), lambda r: float(r["capacity"]) >= watts),
             f"{device.watts or 0:.0f} W of the card and {cpu['load_w']} W of the processor, with 30 % to spare",
         ),
-        (_cheapest(of("case"), lambda r: float(r["max_gpu_length_mm"]) >= length), f"holds a card of {length:.0f} mm"),
+        (
+            _cheapest(
+                of("case"), lambda r: float(r["max_gpu_length_mm"]) >= length and float(r["num_gpu_slots"]) >= slots
+            ),
+            f"holds a card of {size}",
+        ),
         (
             _cheapest(
                 of("cooler"), lambda r: _suits(r, cpu["socket"]) and float(r["capacity"]) >= float(cpu["load_w"] or 0)
@@ -154,6 +162,15 @@ def _around(cpu: _Row, device: Device, file_bytes: int, rows: list[_Row]) -> lis
         ),
     ]
     return [(row, reason) for row, reason in found if row is not None] if all(row for row, _ in found) else None
+
+
+def _room(device: Device) -> tuple[float, float, str]:
+    """Return a card's length in millimetres, the slots that it takes, and both in words, with what is assumed."""
+    length = device.length_mm or _CARD_LENGTH_MM
+    slots = device.slots or (_LARGE_CARD_SLOTS if (device.watts or 0) >= _LARGE_CARD_WATTS else _CARD_SLOTS)
+    assumed = [name for name, known in (("length", device.length_mm), ("slots", device.slots)) if not known]
+    words = f"{length:.0f} mm and {slots:g} slots"
+    return length, slots, f"{words}, {' and '.join(assumed)} assumed" if assumed else words
 
 
 def _explain_no_card(running: Sequence[Candidate], cards: Sequence[Candidate], need: Need) -> str:
@@ -275,7 +292,10 @@ def _finish(
     if (device.watts or 0) >= 250:
         noise = "audible"
     speed = candidate.plan.speed
-    reason = f"{device.memory_gib:g} GiB hold the model with {candidate.plan.headroom_bytes / _GB:.1f} GB to spare"
+    plan = candidate.plan
+    reason = f"{plan.needed_bytes / _GB:.1f} GB are needed of the {plan.room_bytes / _GB:.1f} GB to be had on it"
+    if plan.verdict == "tight":
+        reason += ", which is tight: a desktop on it may take the rest"
     if speed is not None:
         reason += f"; about {speed.decode.value:.0f} tokens a second"
     card = BuildPart("gpu", device.name, candidate.price_usd or 0, candidate.price_year, reason, device.source)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from llavakit.core.shapes import expected_tensors
@@ -155,10 +157,13 @@ def _count_parameters(model: PlannedModel) -> dict[str, int]:
 
 def run_commands(model: PlannedModel, quant: str) -> list[tuple[str, str]]:
     """Return commands that run a model, by program."""
-    name = model.name
+    name, path = model.name, Path(model.name)
+    source = shlex.quote(
+        str(path.parent) if path.suffix == ".json" else name
+    )  # a configuration lies beside its weights
     stem = name.replace("llava:", "llava-1.5-") if name in HUB_IDS else "model"
     found = [
-        ("quantize", f"llavakit convert {name} {stem}-{quant}.gguf --type {quant}"),
+        ("quantize", f"llavakit convert {source} {stem}-{quant}.gguf --type {quant}"),
         ("run", f'llavakit run {stem}-{quant}.gguf "What is in this picture?" --image photo.jpg'),
     ]
     if tag := model.facts.get("ollama", {}).get("tag"):

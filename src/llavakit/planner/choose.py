@@ -28,11 +28,15 @@ def choose_best(candidates: Sequence[Candidate], need: Need) -> Choice:
 
     Servers' accelerators are left out unless asked for by class: nobody puts one into a desktop.
     """
-    if not need.kinds:
+    servers = [] if need.kinds else [c for c in candidates if c.device.kind == "datacentre"]
+    if servers:
         candidates = [c for c in candidates if c.device.kind != "datacentre"]
     meeting = filter_candidates(candidates, need)
     if not meeting:
-        return Choice(None, (), (), explain_nothing(candidates, need))
+        advice = explain_nothing(candidates, need, has_servers=not servers)
+        if count := len(filter_candidates(servers, need)):
+            advice += f" {count} servers' {'card meets' if count == 1 else 'cards meet'} it: see --kind datacentre."
+        return Choice(None, (), (), advice)
     has_speeds = any(candidate.plan.speed is not None for candidate in meeting)
     ranked = [candidate for candidate in meeting if not candidate.is_guess] or meeting
     fastest = max(candidate.tokens_per_s for candidate in ranked)
@@ -57,9 +61,11 @@ def _reasons(best: Candidate, meeting: Sequence[Candidate], need: Need) -> list[
             f"{best.device.bandwidth_gb_s:.0f} GB/s of memory bandwidth, and answers are bound by that"
         )
     reasons.append(
-        f"{best.plan.needed_bytes / 1e9:.1f} GB of its {best.device.memory_gib:g} GiB are needed; the largest context "
-        f"that fits is {best.plan.largest_context}"
+        f"{best.plan.needed_bytes / 1e9:.1f} GB are needed of the {best.plan.room_bytes / 1e9:.1f} GB to be had on it; "
+        f"the largest context that fits is {best.plan.largest_context}"
     )
+    if best.plan.verdict == "tight":
+        reasons.append("that is tight: a desktop on the same device may take what is left")
     if best.price_usd is not None:
         year = f" (list price of {best.price_year})" if best.price_year is not None else ""
         reasons.append(f"{best.price_usd:.0f} dollars{year}")

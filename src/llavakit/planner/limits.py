@@ -102,12 +102,13 @@ def _nearest(limit: _Limit, candidates: Sequence[Candidate], which: str) -> str:
     return f"{text} (no {limit.unknown} is known of {missing} others)" if missing else text
 
 
-def _explain_limits(candidates: Sequence[Candidate], need: Need) -> str:
+def _explain_limits(candidates: Sequence[Candidate], need: Need, *, has_servers: bool) -> str:
     """Say which limits no device meets, alone or at once, and for each what is nearest where the others are kept."""
     limits = _limits(need)
     groups = [group for count in range(1, len(limits) + 1) for group in combinations(limits, count)]
     failing = [group for group in groups if not _meeting(candidates, group)]
     which = f" device of {'this kind' if need.kinds or need.vendors else 'the table'} for it"
+    which += "" if has_servers else ", servers' cards left out,"
     sentences = []
     for group in (group for group in failing if len(group) == len(failing[0])):
         if len(group) == 1:
@@ -120,8 +121,16 @@ def _explain_limits(candidates: Sequence[Candidate], need: Need) -> str:
     return f"{'; '.join(sentences)}."
 
 
-def explain_nothing(candidates: Sequence[Candidate], need: Need) -> str:
-    """Say why none of the devices that run a model meets a need, and what would help."""
+def explain_nothing(candidates: Sequence[Candidate], need: Need, *, has_servers: bool = True) -> str:
+    """Say why none of the devices that run a model meets a need, and what would help.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+    need : Need
+    has_servers : bool, default True
+        Whether servers' cards are among the candidates; where they were left out, sentences about the table say so.
+    """
     if not candidates:
         return "no single device holds it as asked. A smaller quantization or context, or several devices, will."
     of_kind = filter_candidates(candidates, Need(kinds=need.kinds, vendors=need.vendors))
@@ -137,4 +146,4 @@ def explain_nothing(candidates: Sequence[Candidate], need: Need) -> str:
             f"no speeds are known of {of_kind[0].plan.setting.engine}, so none can be asked for; leave out "
             "--min-tokens-per-s and --min-images-per-hour."
         )
-    return _explain_limits(of_kind, need)
+    return _explain_limits(of_kind, need, has_servers=has_servers)

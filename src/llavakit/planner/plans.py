@@ -137,6 +137,11 @@ class Plan:
         return self.totals[0] if self.devices else sum(self.totals)
 
     @property
+    def room_bytes(self) -> int:
+        """What programs can have of the memory that `needed_bytes` are of."""
+        return self.usable[0] if self.devices else max(self.usable)
+
+    @property
     def headroom_bytes(self) -> int:
         """What is left on the device where least is left, or on the host if there is no device."""
         return min(self.left_bytes[:-1] or self.left_bytes)
@@ -272,6 +277,8 @@ def make_plan(
     totals = [int(total) for total in formulas.place_totals(parts, len(placed))]
     usable = [int(size) for size in formulas.usable_places(totals, placed, case.host)]
     fits = case.fits_in(setting)
+    if setting.engine in HALF_ONLY and devices and not any(device.is_shared for device in devices):
+        warnings += _loading_warnings(case.quant, setting.engine, usable[-1] - totals[-1])
     layers = model.sizes.num_layers + 1
     if devices and setting.engine in LAYERED:
         layers = case.most_device_layers(setting)
@@ -303,6 +310,18 @@ def make_plan(
         change=change,
         warnings=tuple(warnings),
     )
+
+
+def _loading_warnings(quant: QuantSizes, engine: str, left_bytes: int) -> list[str]:
+    """Warn of a computer that has less memory left than the files that go through it to the devices."""
+    file_bytes = quant.language_bytes + quant.vision_bytes
+    if file_bytes <= left_bytes:
+        return []
+    return [
+        f"{engine} loads {file_bytes / 1e9:.1f} GB through the memory of the computer, where "
+        f"{max(0, left_bytes) / 1e9:.1f} GB are left: files of safetensors are read piece by piece, slowly, and others "
+        "do not load"
+    ]
 
 
 def planned_quant(engine: str, quant: str, *, has_devices: bool) -> str:

@@ -221,7 +221,7 @@ def test_what_a_table_assumes_is_noted() -> None:
     _, _, notes = _run("gpus", "llava:7b", "--context", "8192")
     assert "was trained for 4096 tokens" in notes
     assert re.search(r"too few devices of this kind \(arc\).* \(\d+ of these \d+\)", notes)
-    assert "memory and drives rose strongly in 2026" in _run("build", "llava:13b", "--budget", "1500")[1]
+    assert "times the price of 2025" in _run("build", "llava:13b", "--budget", "1500")[1]
 
 
 def test_a_context_beyond_the_models_own_is_told_apart_from_what_fits() -> None:
@@ -339,3 +339,57 @@ def test_prompts_of_a_described_device_are_as_fast_as_it_is() -> None:
     slow, fast = (_json(*described, bandwidth)[1] for bandwidth in ("360", "3600"))
     assert fast["speed"]["prompt"]["value"] > 2 * slow["speed"]["prompt"]["value"]
     assert any("scaled with the bandwidth" in warning for warning in fast["warnings"])
+
+
+def test_a_power_that_is_assumed_of_this_machine_is_noted() -> None:
+    _, plan = _json("fits", "llava:tiny")
+    assert any("of an ordinary desktop; what this machine takes is not known" in note for note in plan["warnings"])
+    for other in (("--gpu", "RTX 4090"), ("--images", "0")):
+        assert not any("ordinary desktop" in note for note in _json("fits", "llava:tiny", *other)[1]["warnings"])
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_programs_of_torch_need_memory_of_the_computer(engine: str) -> None:
+    asked = ("fits", "llava:13b", "--gpu", "A100 SXM4 80GB", "--engine", engine)
+    status, out, _ = _run(*asked, "--host-memory-gb", "1")
+    assert (status, out.startswith("No: ")) == (1, True)
+    assert "the computer around it has 0 B of memory to be had and 310 MB are needed there" in out
+    status, out, notes = _run(*asked, "--host-memory-gb", "8")
+    assert status == 0
+    assert re.search(rf"{engine} loads 26\.7 GB through the memory of the computer, where 6\.1 GB are left", notes)
+    assert "through the memory" not in _run(*asked)[2]
+
+
+def test_energy_and_its_cost_are_said_wherever_there_is_a_speed() -> None:
+    fits = _json("fits", "llava:13b", "--gpu", "RTX 4090", "--kwh-price", "0.5")[1]
+    wanted = fits["speed"]["joules_per_image"] / 3600
+    assert fits["kwh_per_1000_images"] == pytest.approx(wanted)
+    assert fits["cost_per_1000_images"] == pytest.approx(wanted / 2)
+    assert "for 1,000, at 0.50 a kWh" in _run("fits", "llava:13b", "--gpu", "RTX 4090", "--kwh-price", "0.5")[1]
+    rows = [json.loads(line) for line in _run("gpus", "llava:13b", "--json")[1].splitlines()]
+    row = next(row for row in rows if row["device"] == "GeForce RTX 4090")
+    assert row["kwh_price"] == 0.3
+    assert row["cost_per_1000_images"] == pytest.approx(0.3 * wanted)
+    assert "1,000 pictures" in _run("gpus", "llava:13b")[1]
+    cheapest = _json("plan", "llava:13b", "--offline")[1]["cheapest_device"]
+    assert cheapest["verdict"] == "fits"
+    assert cheapest["cost_per_1000_images"] > 0
+    none = _json("fits", "llava:13b", "--gpu", "RTX 4090", "--images", "0")[1]
+    assert (none["kwh_per_1000_images"], none["cost_per_1000_images"]) == (None, None)
+    assert _run("fits", "llava:13b", "--gpu", "RTX 4090", "--kwh-price", "-1")[0] == 2
+
+
+def test_every_command_says_what_to_do() -> None:
+    assert "The cheapest device that holds llava:13b at Q4_K_M" in _run("plan", "llava:13b", "--offline")[1]
+    _, out, _ = _run("gpus", "llava:13b", "--kind", "consumer")
+    assert re.match(
+        r"\d+ devices hold llava:13b at Q4_K_M; the cheapest is .* dollars, the fastest .*`llavakit best`", out
+    )
+    _, out, _ = _run("build", "llava:13b", "--budget", "1500")
+    assert re.match(r"Buy these parts for [\d,]+ dollars: with .* the machine runs llava:13b at Q4_K_M with", out)
+
+
+def test_a_list_of_no_device_says_why_beside_it() -> None:
+    status, out, notes = _run("gpus", "llava:13b", "--budget", "1", "--json")
+    assert (status, out) == (0, "")
+    assert "the cheapest device of the table" in notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.planner.builds import plan_build
 from llavakit.planner.candidates import Need, filter_candidates, frontier, list_candidates, sort_candidates
 from llavakit.planner.choose import choose_best
+from llavakit.planner.devices import find_device
 from llavakit.planner.models import PlannedModel, find_model
 from llavakit.planner.records import Setting
 
@@ -30,7 +32,7 @@ def test_best_is_fast_and_cheap(model: PlannedModel) -> None:
     assert all(c.price_usd >= best.price_usd for c in meeting if c.tokens_per_s >= 0.9 * fastest)  # type: ignore[operator]
     nothing = choose_best(candidates, Need(budget_usd=20))
     assert nothing.best is None
-    assert "the cheapest device of the table for it is" in (nothing.advice or "")
+    assert "the cheapest device of the table for it, servers' cards left out, is" in (nothing.advice or "")
     cheaper = list_candidates(model, "q4_k_m", Setting(), prices={"GeForce RTX 4090": 100.0})
     assert choose_best(cheaper, Need(budget_usd=150)).best.device.name == "GeForce RTX 4090"  # type: ignore[union-attr]
 
@@ -58,7 +60,8 @@ def test_why_nothing_meets_a_need_is_the_real_cause(model: PlannedModel) -> None
     assert re.search(r"within 400 dollars the fastest is .* with [\d.]+ pictures an hour", found)
     assert "tokens" not in found
     most = max(desktop, key=lambda c: c.images_per_hour or 0)
-    assert f"the fastest device of the table for it is {most.device.name}" in advice(min_images_per_hour=1e6)
+    found = advice(min_images_per_hour=1e6)
+    assert f"the fastest device of the table for it, servers' cards left out, is {most.device.name}" in found
     # One limit that nothing meets is named alone, whatever else is asked for; two are both named.
     assert "dollars" not in advice(min_tokens_per_s=9000, budget_usd=5000)
     assert "tokens" not in advice(min_tokens_per_s=1, budget_usd=10)
@@ -147,6 +150,7 @@ def test_builds_follow_their_rules(model: PlannedModel, budget: float) -> None:
     watts = (device.watts or 0) + float(chosen["cpu"]["load_w"]) + 75
     assert float(chosen["psu"]["capacity"]) >= 1.3 * watts
     assert float(chosen["case"]["max_gpu_length_mm"]) >= (device.length_mm or 0)
+    assert float(chosen["case"]["num_gpu_slots"]) >= (device.slots or 2)
     assert float(chosen["memory"]["capacity"]) >= device.memory_gib
     assert chosen["board"]["socket"] == chosen["cpu"]["socket"]
     assert chosen["memory"]["memory_kind"] == chosen["board"]["memory_kind"]
@@ -228,3 +232,47 @@ def test_a_faster_card_that_filters_rule_out_is_no_card_that_there_is_not(need: 
     fastest, _ = plan_build(find_model("llava:7b"), "q4_k_m", Setting(), budget_usd=20_000)
     assert fastest is not None
     assert fastest.upgrade_first == "no desktop card with a price is faster by more than 15 %"
+
+
+def test_servers_that_were_left_out_are_said_to_be(model: PlannedModel) -> None:
+    candidates, need = list_candidates(model, "q4_k_m", Setting()), Need(min_tokens_per_s=200)
+    choice = choose_best(candidates, need)
+    meeting = [candidate for candidate in filter_candidates(candidates, need) if candidate.device.kind == "datacentre"]
+    assert meeting
+    assert "servers' cards left out, is GeForce RTX 5090" in (choice.advice or "")
+    assert f"{len(meeting)} servers' card" in (choice.advice or "")
+    assert "see --kind datacentre" in (choice.advice or "")
+    assert "servers" not in (choose_best(candidates, Need(min_tokens_per_s=9000, kinds=("consumer",))).advice or "")
+
+
+def test_a_tight_device_is_called_so_and_sizes_have_one_unit(model: PlannedModel) -> None:
+    candidates = list_candidates(model, "q4_k_m", Setting(), prices={"RTX 5070": 500.0})
+    choice = choose_best(candidates, Need(budget_usd=560, vendors=("nvidia",)))
+    assert choice.best is not None
+    assert (choice.best.device.name, choice.best.plan.verdict) == ("GeForce RTX 5070", "tight")
+    assert any("that is tight" in reason for reason in choice.reasons)
+    assert "12.3 GB are needed of the 12.6 GB to be had on it" in " ".join(choice.reasons)
+    assert "GiB" not in " ".join(choice.reasons)
+    build, _ = plan_build(model, "q4_k_m", Setting(), budget_usd=1200)
+    assert build is not None
+    assert "GiB" not in build.parts[0].reason
+    assert ("tight" in build.parts[0].reason) == (build.candidate.plan.verdict == "tight")
+
+
+def test_a_case_has_as_many_slots_as_the_card_takes(model: PlannedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def case_of(**fields: float | None) -> tuple[str, str]:
+        card = replace(find_device("RTX 3060 12GB"), **fields)  # type: ignore[arg-type]
+        monkeypatch.setattr("llavakit.planner.candidates.list_sold_devices", lambda: (card,))
+        build, advice = plan_build(model, "q4_k_m", Setting(), budget_usd=3000)
+        assert build is not None, advice
+        return next((part.name, part.reason) for part in build.parts if part.kind == "case")
+
+    assert case_of(slots=2)[0] == "Compact tower"
+    name, reason = case_of(slots=3)
+    assert name != "Compact tower"
+    assert reason.startswith("holds a card of 242 mm and 3 slots")
+    assert "assumed" not in reason
+    # Unknown: two, and three of a card that takes much power.
+    assert "242 mm and 2 slots, slots assumed" in case_of(slots=None)[1]
+    assert "242 mm and 3 slots, slots assumed" in case_of(slots=None, watts=250)[1]
+    assert "300 mm and 2 slots, length and slots assumed" in case_of(slots=None, length_mm=None)[1]

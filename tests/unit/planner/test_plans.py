@@ -399,6 +399,13 @@ def test_a_card_has_commands_for_the_type_that_was_asked_for(model: PlannedModel
         make_card(model, Setting(), quant="nope", is_online=False)
 
 
+def test_a_bare_configuration_is_converted_by_its_folder(model: PlannedModel) -> None:
+    """The command takes a folder, not a file in it."""
+    for name, folder in (("some models/config.json", "'some models'"), ("config.json", "."), ("models", "models")):
+        commands = dict(make_card(replace(model, name=name), Setting(), is_online=False).commands)
+        assert commands["quantize"] == f"llavakit convert {folder} model-q4_k_m.gguf --type q4_k_m"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

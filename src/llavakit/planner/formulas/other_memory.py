@@ -76,12 +76,19 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
     return parts
 
 
-def torch_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
+def torch_program_part(devices: Sequence[DeviceNumbers], program_bytes: int) -> Any:
+    """Python and torch on the host beside devices; on a processor they are counted as its driver and libraries."""
+    return part("program", program_bytes if devices[0].kind != "cpu" else 0, HOST, "assumed")
+
+
+def torch_parts(
+    model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers], program_bytes: int
+) -> Any:
     """Plan transformers: 16 bits, or 4 bits of bitsandbytes for all linear layers but the head.
 
     A block of 64 weights in 4 bits has one float32 scale. Of several devices, as with ``device_map="auto"``, each has
     layers in proportion to what it can use, and their part of the cache; the first has what comes before the layers,
-    the last the head.
+    the last the head. Weights come through the host's memory file by file, for which nothing is counted.
     """
     matrices = model.hidden_size * (2 * model.hidden_size + 2 * model.kv_width + 3 * model.intermediate_size)
     layer = matrices + 2 * model.hidden_size
@@ -93,7 +100,7 @@ def torch_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices:
         2 * prompt_tokens(model, setting) * setting.num_parallel * (8 * model.hidden_size + 4 * model.intermediate_size)
     )
     shares = device_weights(model, quant, setting, devices)
-    parts = []
+    parts = [torch_program_part(devices, program_bytes)]
     for idx in range(len(devices)):
         num_layers = shares[idx]["layers"]
         parameters = num_layers * layer + (head if shares[idx]["has_head"] else 0) + (before if idx == 0 else 0)
@@ -114,7 +121,7 @@ def half_cache_bytes(model: ModelSizes, num_layers: int, positions: int) -> int:
     return 2 * num_layers * model.kv_width * positions
 
 
-def vllm_parts(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
+def vllm_parts(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumbers], program_bytes: int) -> Any:
     """VLLM: what must fit before it fills nine tenths of a device with cache blocks of 16 positions.
 
     Its profiling pass runs 2,048 tokens or the whole context and 256 rows of logits; its recorded graphs are assumed
@@ -127,7 +134,7 @@ def vllm_parts(model: ModelSizes, setting: Setting, devices: Sequence[DeviceNumb
         2 * batch * (6 * model.hidden_size + floor(3 * model.intermediate_size / count)) + 4 * 256 * model.vocab_size
     )
     blocks = floor((cached_tokens(model, setting, devices) + 15) / 16) * setting.num_parallel
-    parts = []
+    parts = [torch_program_part(devices, program_bytes)]
     for idx in range(count):
         weights = floor(2 * model.num_reference_parameters / count)
         cache = floor(2 * half_cache_bytes(model, model.num_layers, 16 * blocks) / count)

@@ -23,9 +23,9 @@ def parts_of(
     if setting.engine == "llavakit":
         return llavakit_parts(model, quant, setting, devices, program_bytes)
     if setting.engine == "vllm":
-        return vllm_parts(model, setting, devices)
+        return vllm_parts(model, setting, devices, program_bytes)
     if setting.engine == "transformers" or setting.engine == "transformers-4bit":
-        return torch_parts(model, quant, setting, devices)
+        return torch_parts(model, quant, setting, devices, program_bytes)
     return llama_cpp_parts(model, quant, setting, devices)
 
 
