@@ -40,7 +40,7 @@ __all__ = ["site_data", "write_site"]
 
 _BUDGETS = (800, 1500, 3000)
 _PAIR_QUANTS = ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
-_STATIC = ("index.html", "style.css", "planner.js")
+_STATIC = ("index.html", "style.css", "state.js", "plans.js", "devices.js", "planner.js")
 _MARK = "made by llavakit plan --html"
 
 

@@ -42,7 +42,8 @@ def _open(page: Path, fragment: str = "", *, width: int = 1280) -> str:
 
 
 def test_all_pages_are_there_and_light(site: Path) -> None:
-    shared = ("index.html", "style.css", "planner.js", "formulas.js", "data.js")
+    scripts = ("formulas.js", "data.js", "state.js", "plans.js", "devices.js", "planner.js")
+    shared = ("index.html", "style.css", *scripts)
     assert sum((site / name).stat().st_size for name in shared) <= _MAX_PAGE_BYTES
     assert (site / "method.html").stat().st_size <= _MAX_PAGE_BYTES
     assert len(list((site / "pairs").iterdir())) == 2 * len(list_sold_devices())

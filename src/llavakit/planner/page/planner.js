@@ -1,8 +1,6 @@
 "use strict";
-// The page around formulas.js (translated from Python) and data.js (records). No formula lives here.
+// The page around state.js, plans.js and devices.js.
 
-const D = window.PLANNER;
-for (const device of D.devices) for (const one of [device, device.own]) if (one) one.fit = D.fits[one.fit];
 const PARTS = {
   "weights": "weights", "vision and projector": "vision", "vision buffer": "vision", "key-value cache": "cache",
   "compute buffer": "buffer", "activations": "buffer", "recorded graphs": "buffer", "exchange buffers": "buffer", "driver context": "context",
@@ -11,21 +9,7 @@ const PARTS = {
 const BASIS = {
   exact: "from shapes", logged: "formula of logged sizes", fitted: "fitted", measured: "measured", assumed: "assumed",
 };
-const isProcessor = (device) => device.numbers.kind === "cpu";
-// Programs of torch, and our own on a GPU, compute with 16 bits a weight.
-const isHalf = (device, engine) => HALF_ONLY.includes(engine) || (engine === "llavakit" && !isProcessor(device));
-const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
-const ENGINES = ["llama.cpp", "ollama", "llavakit", "transformers", "transformers-4bit", "vllm"];
-const LAYERED = ["llama.cpp", "ollama"];
-const HALF_ONLY = ["transformers", "transformers-4bit", "vllm"];
-const DEFAULTS = {
-  model: "llava:13b", quant: "q4_k_m", device: "GeForce RTX 3060 12GB", count: 1, engine: "llama.cpp", context: 4096,
-  images: 1, visual: 576, text: 60, answer: 128, kv: "f16", flash: 0, parallel: 1, layers: -1, vision: 1, budget: 800,
-  speed: 10,
-};
-let state = readState();
-let sorting = { key: "memory", down: false };
 
 function $(id) { return document.getElementById(id); }
 
@@ -38,128 +22,6 @@ function el(tag, attributes, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
-
-// State lives in the address: a link shows what was seen.
-function readState() {
-  const found = { ...DEFAULTS };
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1).replace(/^\?/, ""))) {
-    if (!(name in DEFAULTS)) continue;
-    if (typeof DEFAULTS[name] !== "number") found[name] = value;
-    else if (Number.isFinite(Number(value))) found[name] = Number(value);
-  }
-  if (!(found.model in D.models)) found.model = DEFAULTS.model;
-  if (!(found.quant in D.models[found.model].quants)) found.quant = DEFAULTS.quant;
-  if (!deviceOf(found.device)) found.device = DEFAULTS.device;
-  if (!ENGINES.includes(found.engine)) found.engine = DEFAULTS.engine;
-  if (!(found.kv in D.kv)) found.kv = DEFAULTS.kv;
-  const sizes = D.models[found.model].sizes;
-  const bounds = {
-    count: [1, 8], context: [64, sizes.max_context_tokens], images: [0, 7], visual: [1, sizes.num_image_tokens],
-    text: [0, 2048], answer: [1, 1024], flash: [0, 1], parallel: [1, 16], layers: [-1, sizes.num_layers + 1],
-    vision: [0, 1], budget: [1, 1e6], speed: [0, 1e4],
-  };
-  for (const [name, [low, high]] of Object.entries(bounds)) {
-    found[name] = Math.min(high, Math.max(low, name === "budget" || name === "speed" ? found[name] : Math.round(found[name])));
-  }
-  return found;
-}
-
-function writeState() {
-  const changed = Object.entries(state).filter(([name, value]) => value !== DEFAULTS[name]);
-  const hash = changed.length ? "#?" + new URLSearchParams(changed) : location.pathname.endsWith("/") ? "./" : "#?";
-  try { history.replaceState(null, "", hash); } catch { location.hash = hash; }
-}
-
-function deviceOf(name) { return D.devices.find((device) => device.name === name); }
-
-function settingOf() {
-  const sizes = D.models[state.model].sizes;
-  const kv = D.kv[state.kv];
-  const layered = LAYERED.includes(state.engine);
-  return {
-    engine: state.engine, num_context_tokens: state.context, num_parallel: state.parallel, num_images: state.images,
-    num_visual_tokens: state.visual, num_text_tokens: state.text, num_new_tokens: state.answer, kv_block_bytes: kv,
-    has_flash_attention: state.flash === 1 || (layered && kv < D.kv.f16), micro_batch: 512,
-    num_device_layers: state.layers < 0 ? sizes.num_layers + 1 : state.layers, is_vision_on_device: state.vision === 1,
-    image_megapixels: 2,
-  };
-}
-
-// Why a setting cannot be; nothing where it can.
-function problemOf(setting) {
-  const tokens = prompt_tokens(D.models[state.model].sizes, setting);
-  if (setting.engine === "llavakit" && !D.ownKv.some((name) => D.kv[name] === setting.kv_block_bytes)) {
-    return `llavakit keeps no keys and values in ${state.kv}. Take one of ${D.ownKv.join(", ")}, or another engine.`;
-  }
-  if (tokens < setting.num_context_tokens) return "";
-  return `A prompt of ${tokens} tokens and its answer are longer than the context of ${setting.num_context_tokens}. Take fewer pictures or more context.`;
-}
-
-// Why a program cannot be dealt to so many devices; nothing where it can.
-function undealt(setting, count) {
-  const heads = D.models[state.model].sizes.num_heads;
-  return setting.engine === "vllm" && heads % count ? `vllm gives every device as many attention heads, and ${heads} heads cannot be dealt to ${count} devices.` : "";
-}
-
-// One plan: the same steps as planner/plans.py, with the same formulas.
-function planFor(device, count, quantName, setting) {
-  const model = D.models[state.model].sizes;
-  const isHost = isProcessor(device);
-  const isLayered = LAYERED.includes(setting.engine);
-  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isHost ? 1 : count) || "";
-  const tokens = prompt_tokens(model, setting);
-  setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
-  if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
-  const quant = D.models[state.model].quants[isHalf(device, setting.engine) ? "f16" : quantName];
-  const own = isOwn(device, setting.engine) ? device.own : device;
-  const host = isHost ? own.numbers : { ...D.host, ...device.host };
-  const isAlone = isHost || (isLayered && setting.num_device_layers === 0);
-  let devices = isAlone ? [] : Array(setting.engine === "llavakit" ? 1 : count).fill(device.numbers);
-  if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
-  const fit = own.fit;
-  const fits = devices.map(() => fit);
-  const hostFit = isHost ? fit : D.hostFit;
-  const program = D.programBytes;
-  const verdict = problem ? "no" : verdict_of(model, quant, setting, devices, host, program);
-  const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
-  const totals = place_totals(parts, devices.length);
-  const usable = usable_places(totals, devices, host);
-  let running = setting;
-  let layers = model.num_layers + 1;
-  if (verdict === "partly" || (verdict === "no" && isLayered)) {
-    layers = most_device_layers(model, quant, setting, devices, host, program);
-    running = with_field(setting, "num_device_layers", layers);
-  }
-  const plan = { model, quant, setting, devices, host, verdict, problem, parts, totals, usable, layers, isAlone, speed: null };
-  if (verdict !== "no" && (isLayered || setting.engine === "llavakit")) {
-    const args = [model, quant, running, devices, fits, host, hostFit];
-    const working = workingFits(model, quant, running, devices, fits, hostFit);
-    plan.speed = {
-      decode: setting.num_parallel / decode_seconds(...args, tokens),
-      full: setting.num_parallel / decode_seconds(...args, setting.num_context_tokens - 1),
-      factor: Math.max(...working.map((each) => each.decode_factor)),
-      isGuess: isOwn(device, setting.engine) || working.some((each) => each.num_devices <= D.minOtherDevices),
-      image: image_seconds(running, D.secondsPerMegapixel),
-      vision: vision_seconds(model, running, devices, fits, host, hostFit),
-      prompt: prompt_seconds(...args, Math.max(tokens, 1)),
-      first: first_token_seconds(...args, D.secondsPerMegapixel),
-      answer: answer_seconds(...args, D.secondsPerMegapixel),
-    };
-    const images = setting.num_images * setting.num_parallel;
-    plan.speed.joules = images ? energy_joules(plan.speed.answer, devices, host) / images : null;
-    plan.speed.images = images ? (3600 * images) / plan.speed.answer : null;
-  }
-  return plan;
-}
-
-// Of all that holds weights: a sum of times is off by no more than the one of its parts that is most off.
-function workingFits(model, quant, setting, devices, fits, hostFit) {
-  if (!LAYERED.includes(setting.engine) || !devices.length) return [devices.length ? fits[0] : hostFit];
-  const shares = device_weights(model, quant, setting, devices);
-  return [...fits, hostFit].filter((fit, idx) => shares[idx].weights > 0);
-}
-
-function neededBytes(plan) { return plan.isAlone ? sum_list(plan.totals) : plan.totals[0]; }
 
 // Words and numbers.
 function bytes(value) { return value >= 99.95e6 ? (value / 1e9).toFixed(2) + " GB" : (value / 1e6).toFixed(1) + " MB"; }
@@ -371,113 +233,6 @@ function showQuants(device, setting) {
   const head = ["Type", "Bits", "File", "Needed", "Verdict", "Tokens/s", "Published quality"];
   const note = `${setting.engine} runs files of 16 bits here${setting.engine === "transformers-4bit" ? ", which it shrinks to 4 while it loads them" : ", and no others"}.`;
   $("quant-table").replaceChildren(isOne ? el("caption", {}, note) : "", el("thead", {}, el("tr", {}, ...head.map((text, idx) => el("th", { scope: "col", class: [1, 2, 3, 5].includes(idx) ? "num" : null }, text)))), el("tbody", {}, ...rows));
-}
-
-const COLUMNS = [
-  ["name", "Device", (row) => row.device.name.toLowerCase()], ["memory", "GiB", (row) => row.device.memory_gib],
-  ["needed", "Needed", (row) => neededBytes(row.plan)], ["verdict", "Verdict", (row) => row.plan.verdict],
-  ["speed", "Tokens/s", (row) => row.plan.speed.decode], ["first", "First token", (row) => row.plan.speed.first],
-  ["price", "List price $", (row) => row.device.price ?? Infinity],
-  ["value", "Tokens/s for $1,000", (row) => (row.device.price ? (1000 * row.plan.speed.decode) / row.device.price : 0)],
-  ["watts", "Watts", (row) => row.device.numbers.watts],
-];
-
-function candidates() {
-  const setting = { ...settingOf(), num_device_layers: D.models[state.model].sizes.num_layers + 1 };
-  const engine = HALF_ONLY.includes(setting.engine) ? "llama.cpp" : setting.engine;
-  return D.devices.map((device) => ({ device, plan: planFor(device, 1, state.quant, with_field(setting, "engine", engine)) })).filter((row) => row.plan.speed);
-}
-
-function showDevices() {
-  const all = candidates();
-  const running = all.filter((row) => row.plan.verdict !== "partly");
-  const kind = $("kind").value;
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = ($("partly").checked ? all : running).filter((row) =>
-    (kind === "all" || (kind === "" ? row.device.kind !== "datacentre" : row.device.kind === kind)) && words.every((word) => row.device.name.toLowerCase().includes(word)));
-  const [, , key] = COLUMNS.find(([name]) => name === sorting.key);
-  rows.sort((a, b) => { const x = key(a), y = key(b); const order = x < y ? -1 : x > y ? 1 : b.plan.speed.decode - a.plan.speed.decode; return sorting.down ? -order : order; });
-  const head = COLUMNS.map(([name, title], idx) => el("th", { scope: "col", class: idx === 0 || idx === 3 ? null : "num", "aria-sort": sorting.key === name ? (sorting.down ? "descending" : "ascending") : null },
-    el("button", { type: "button", onclick: () => { sorting = { key: name, down: sorting.key === name ? !sorting.down : name === "speed" || name === "value" }; showDevices(); } }, title)));
-  const body = rows.map(({ device, plan }) => el("tr", { class: device.name === state.device ? "chosen" : null },
-    el("td", {}, el("a", { href: pairLink(device) }, device.name), device.confidence === "high" ? "" : " *"),
-    el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(neededBytes(plan))),
-    el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
-    el("td", { class: "num" }, range(plan.speed.decode, plan.speed.factor) + (plan.speed.isGuess ? " ?" : "")), el("td", { class: "num" }, seconds(plan.speed.first)),
-    el("td", { class: "num" }, dollars(device)), el("td", { class: "num" }, device.price ? rate((1000 * plan.speed.decode) / device.price) : "-"),
-    el("td", { class: "num" }, String(Math.round(device.numbers.watts)))));
-  const problem = problemOf(settingOf());
-  const caption = `${rows.length} devices${HALF_ONLY.includes(state.engine) ? ", with llama.cpp: no speeds are known of " + state.engine : ""}${problem && ". " + problem}`;
-  $("device-table").replaceChildren(el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
-  showBest(running);
-  showPlot(running.filter((row) => row.device.kind !== "datacentre" && row.device.price));
-}
-
-// Which limit nothing meets, or that the two are not met at once, with what comes nearest.
-function whyNothing(rows) {
-  const say = (row) => `${row.device.name} at ${priced(row.device)}, with ${rate(row.plan.speed.decode)} tokens a second`;
-  const cheapest = (of) => say([...of].sort((a, b) => a.device.price - b.device.price || b.plan.speed.decode - a.plan.speed.decode)[0]);
-  const fastest = (of) => say([...of].sort((a, b) => b.plan.speed.decode - a.plan.speed.decode || a.device.price - b.device.price)[0]);
-  const affordable = rows.filter((row) => row.device.price <= state.budget);
-  const fast = rows.filter((row) => row.plan.speed.decode >= state.speed);
-  const whole = [];
-  if (!affordable.length) whole.push(`The cheapest device that runs it is ${cheapest(rows)}.`);
-  if (!fast.length) whole.push(`The fastest device with a price is ${fastest(rows)}.`);
-  if (whole.length) return whole.join(" ");
-  return `Within $${state.budget.toLocaleString("en")} the fastest is ${fastest(affordable)}; for ${state.speed} tokens a second the cheapest is ${cheapest(fast)}.`;
-}
-
-function showBest(rows) {
-  const box = $("best-answer");
-  const known = rows.filter((row) => row.device.kind !== "datacentre" && row.device.price);
-  const meeting = known.filter((row) => row.device.price <= state.budget && row.plan.speed.decode >= state.speed);
-  if (!meeting.length) {
-    box.className = "verdict no";
-    box.replaceChildren(known.length ? `Nothing meets this. ${whyNothing(known)}` : problemOf(settingOf()) || "No single device with a price runs it as set.");
-    return;
-  }
-  const fastest = Math.max(...meeting.map((row) => row.plan.speed.decode));
-  const near = meeting.filter((row) => row.plan.speed.decode >= 0.9 * fastest);
-  const best = near.sort((a, b) => a.device.price - b.device.price || b.plan.speed.decode - a.plan.speed.decode)[0];
-  const others = meeting.filter((row) => row !== best).sort((a, b) => b.plan.speed.decode / b.device.price - a.plan.speed.decode / a.device.price).slice(0, 3);
-  box.className = "verdict fits";
-  box.replaceChildren(el("span", { class: "word fits" }, best.device.name + ". "),
-    `${priced(best.device)}, ${range(best.plan.speed.decode, best.plan.speed.factor)} tokens a second. Answers are bound by its ${best.device.numbers.bandwidth / 1e9} GB/s of memory bandwidth; of the ${meeting.length} devices that meet this it is the cheapest within 10 % of the fastest.`,
-    others.length ? ` After it: ${others.map((row) => `${row.device.name} at $${row.device.price.toLocaleString("en")} with ${rate(row.plan.speed.decode)}`).join(", ")}.` : "");
-}
-
-function svg(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function showPlot(rows) {
-  const area = $("plot-area");
-  const width = Math.min(760, Math.max(300, area.clientWidth)); // drawn at its size, so that its words stay readable
-  const [height, left, bottom] = [380, 52, 44];
-  if (!rows.length) { area.replaceChildren(el("p", { class: "soft" }, problemOf(settingOf()) || "No device with a price runs it as set.")); return; }
-  const logs = (values, low, high) => (value) => low + ((Math.log(value) - Math.log(Math.min(...values))) / (Math.log(Math.max(...values)) - Math.log(Math.min(...values)) || 1)) * (high - low);
-  const x = logs(rows.map((row) => row.device.price), left + 12, width - 16);
-  const y = logs(rows.map((row) => row.plan.speed.decode), height - bottom - 12, 16);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": "Price against speed" });
-  picture.append(svg("path", { class: "axis", d: `M${left} 8V${height - bottom}H${width}`, fill: "none" }));
-  const ticks = width < 500 ? [100, 500, 2000, 10000] : [100, 200, 500, 1000, 2000, 5000, 10000];
-  for (const price of ticks) if (x(price) >= left && x(price) <= width) picture.append(svg("text", { x: x(price), y: height - bottom + 18, "text-anchor": "middle" }, `$${price}`));
-  for (const speed of [1, 2, 5, 10, 20, 50, 100, 200, 500]) if (y(speed) >= 8 && y(speed) <= height - bottom) picture.append(svg("text", { x: left - 6, y: y(speed) + 4, "text-anchor": "end" }, String(speed)));
-  picture.append(svg("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, "list price"), svg("text", { x: 6, y: 14 }, "tokens/s"));
-  const ordered = [...rows].sort((a, b) => a.device.price - b.device.price || b.plan.speed.decode - a.plan.speed.decode);
-  const front = [];
-  for (const row of ordered) if (!front.length || row.plan.speed.decode > front[front.length - 1].plan.speed.decode) front.push(row);
-  picture.append(svg("path", { class: "front", d: front.map((row, idx) => `${idx ? "L" : "M"}${x(row.device.price)} ${y(row.plan.speed.decode)}`).join("") }));
-  for (const row of ordered) {
-    const text = `${row.device.name}: ${priced(row.device)}, ${range(row.plan.speed.decode, row.plan.speed.factor)} tokens a second${front.includes(row) ? ", on the line" : ""}`;
-    const dot = svg("circle", { class: `dot ${row.plan.verdict}`, cx: x(row.device.price), cy: y(row.plan.speed.decode), r: row.device.name === state.device ? 8 : 5, tabindex: 0, role: "img", "aria-label": text }, svg("title", {}, text));
-    for (const event of ["focus", "mouseenter"]) dot.addEventListener(event, () => { $("plot-text").textContent = text; });
-    picture.append(dot);
-  }
-  area.replaceChildren(picture);
 }
 
 function showBuilds() {

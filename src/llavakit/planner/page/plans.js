@@ -1,0 +1,83 @@
+"use strict";
+// One plan: the same steps as planner/plans.py, with formulas.js (translated from Python). No formula lives here.
+
+const isProcessor = (device) => device.numbers.kind === "cpu";
+// Programs of torch, and our own on a GPU, compute with 16 bits a weight.
+const isHalf = (device, engine) => HALF_ONLY.includes(engine) || (engine === "llavakit" && !isProcessor(device));
+const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
+
+// Why a setting cannot be; nothing where it can.
+function problemOf(setting) {
+  const tokens = prompt_tokens(D.models[state.model].sizes, setting);
+  if (setting.engine === "llavakit" && !D.ownKv.some((name) => D.kv[name] === setting.kv_block_bytes)) {
+    return `llavakit keeps no keys and values in ${state.kv}. Take one of ${D.ownKv.join(", ")}, or another engine.`;
+  }
+  if (tokens < setting.num_context_tokens) return "";
+  return `A prompt of ${tokens} tokens and its answer are longer than the context of ${setting.num_context_tokens}. Take fewer pictures or more context.`;
+}
+
+// Why a program cannot be dealt to so many devices; nothing where it can.
+function undealt(setting, count) {
+  const heads = D.models[state.model].sizes.num_heads;
+  return setting.engine === "vllm" && heads % count ? `vllm gives every device as many attention heads, and ${heads} heads cannot be dealt to ${count} devices.` : "";
+}
+
+// One plan: the same steps as planner/plans.py, with the same formulas.
+function planFor(device, count, quantName, setting) {
+  const model = D.models[state.model].sizes;
+  const isHost = isProcessor(device);
+  const isLayered = LAYERED.includes(setting.engine);
+  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isHost ? 1 : count) || "";
+  const tokens = prompt_tokens(model, setting);
+  setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
+  if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
+  const quant = D.models[state.model].quants[isHalf(device, setting.engine) ? "f16" : quantName];
+  const own = isOwn(device, setting.engine) ? device.own : device;
+  const host = isHost ? own.numbers : { ...D.host, ...device.host };
+  const isAlone = isHost || (isLayered && setting.num_device_layers === 0);
+  let devices = isAlone ? [] : Array(setting.engine === "llavakit" ? 1 : count).fill(device.numbers);
+  if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
+  const fit = own.fit;
+  const fits = devices.map(() => fit);
+  const hostFit = isHost ? fit : D.hostFit;
+  const program = D.programBytes;
+  const verdict = problem ? "no" : verdict_of(model, quant, setting, devices, host, program);
+  const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
+  const totals = place_totals(parts, devices.length);
+  const usable = usable_places(totals, devices, host);
+  let running = setting;
+  let layers = model.num_layers + 1;
+  if (verdict === "partly" || (verdict === "no" && isLayered)) {
+    layers = most_device_layers(model, quant, setting, devices, host, program);
+    running = with_field(setting, "num_device_layers", layers);
+  }
+  const plan = { model, quant, setting, devices, host, verdict, problem, parts, totals, usable, layers, isAlone, speed: null };
+  if (verdict !== "no" && (isLayered || setting.engine === "llavakit")) {
+    const args = [model, quant, running, devices, fits, host, hostFit];
+    const working = workingFits(model, quant, running, devices, fits, hostFit);
+    plan.speed = {
+      decode: setting.num_parallel / decode_seconds(...args, tokens),
+      full: setting.num_parallel / decode_seconds(...args, setting.num_context_tokens - 1),
+      factor: Math.max(...working.map((each) => each.decode_factor)),
+      isGuess: isOwn(device, setting.engine) || working.some((each) => each.num_devices <= D.minOtherDevices),
+      image: image_seconds(running, D.secondsPerMegapixel),
+      vision: vision_seconds(model, running, devices, fits, host, hostFit),
+      prompt: prompt_seconds(...args, Math.max(tokens, 1)),
+      first: first_token_seconds(...args, D.secondsPerMegapixel),
+      answer: answer_seconds(...args, D.secondsPerMegapixel),
+    };
+    const images = setting.num_images * setting.num_parallel;
+    plan.speed.joules = images ? energy_joules(plan.speed.answer, devices, host) / images : null;
+    plan.speed.images = images ? (3600 * images) / plan.speed.answer : null;
+  }
+  return plan;
+}
+
+// Of all that holds weights: a sum of times is off by no more than the one of its parts that is most off.
+function workingFits(model, quant, setting, devices, fits, hostFit) {
+  if (!LAYERED.includes(setting.engine) || !devices.length) return [devices.length ? fits[0] : hostFit];
+  const shares = device_weights(model, quant, setting, devices);
+  return [...fits, hostFit].filter((fit, idx) => shares[idx].weights > 0);
+}
+
+function neededBytes(plan) { return plan.isAlone ? sum_list(plan.totals) : plan.totals[0]; }
