@@ -86,6 +86,19 @@ def _open(browser: Browser, page: Path) -> None:
     browser.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def _open_with(browser: Browser, site: Path, query: str) -> None:
+    """Open the calculator anew with a query behind the hash sign."""
+    browser.problems.clear()
+    browser.send("Page.navigate", url="about:blank")
+    browser.send("Page.navigate", url=f"{(site / 'index.html').as_uri()}#?{query}")
+    browser.until("document.readyState === 'complete' && location.href.includes('index.html')")
+
+
+def _text(browser: Browser, name: str) -> str:
+    found: str = browser.run(f"document.getElementById('{name}').textContent")
+    return found
+
+
 def _pages(site: Path) -> list[Path]:
     return [site / "index.html", site / "method.html", sorted((site / "pairs").iterdir())[0]]
 
@@ -264,3 +277,52 @@ def test_the_page_refuses_what_this_package_refuses(browser: Browser, site: Path
         assert problem in browser.run("document.getElementById('verdict').textContent")
         assert problem in browser.run("document.getElementById('speed').textContent")
     assert browser.run("document.querySelectorAll('#device-table tbody tr').length") == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "kv=toString", "model=constructor", "quant=constructor", "device=__proto__", "engine=toString", "kind=constructor",
+        "sort=__proto__", "sort=-valueOf", "toString=1", "__proto__=1", "context=1e99", "context=63", "context=", "count=2.5",
+        "count=9", "layers=-2", "layers=42", "images=8", "images=NaN", "visual=577", "budget=0", "speed=-1", "partly=2",
+    ],
+)  # fmt: skip
+def test_what_the_address_cannot_say_is_left_out(browser: Browser, site: Path, query: str) -> None:
+    _open_with(browser, site, query)
+    assert browser.run("DEFAULTS") == browser.run("Object.fromEntries(Object.keys(DEFAULTS).map((n) => [n, state[n]]))")
+    assert "Barely." in _text(browser, "verdict")
+    assert "NaN" not in browser.run("document.body.textContent")
+    assert browser.problems == []
+
+
+def test_the_controls_show_what_the_address_says(browser: Browser, site: Path) -> None:
+    wanted = {"count": 5, "context": 1000, "text": 2047, "images": 0, "visual": 7, "answer": 77, "parallel": 3, "layers": 9}
+    _open_with(browser, site, "&".join(f"{name}={value}" for name, value in wanted.items()) + "&context=3000")
+    for name, value in {**wanted, "context": 3000}.items():
+        assert browser.run(f"document.getElementById('{name}').value") == str(value), name
+    assert "5 x" in _text(browser, "verdict")
+
+
+_NAMES = "[...document.querySelectorAll('#device-table tbody tr')].map((row) => row.cells[0].innerText)"
+
+
+def test_the_table_is_in_the_address(browser: Browser, site: Path) -> None:
+    """What is sought, the kind, whether layers may be on the processor, and the order come back with the link."""
+    _open_with(browser, site, "search=rtx+40&kind=consumer&partly=1&sort=-price&context=2048")
+    assert browser.run("['search', 'kind', 'sort'].map((name) => state[name])") == ["rtx 40", "consumer", "-price"]
+    assert browser.run("[$('search').value, $('kind').value, $('partly').checked]") == ["rtx 40", "consumer", True]
+    assert browser.run("document.querySelector('[aria-sort=descending]').textContent").startswith("List price")
+    names = browser.run(_NAMES)
+    assert len(names) > 5
+    assert all("RTX 40" in name for name in names)
+    browser.run("$('search').value = 'rx'; $('search').dispatchEvent(new Event('input'))")
+    browser.run("$('kind').value = 'all'; $('kind').dispatchEvent(new Event('input'))")
+    browser.run("$('partly').click(); document.querySelector('[data-sort=watts]').focus()")
+    browser.press("Enter")
+    browser.until("document.querySelector('[aria-sort=ascending]')?.textContent === 'Watts'")
+    assert browser.run("document.activeElement.dataset.sort") == "watts"
+    query = browser.run("location.hash")
+    assert {"search=rx", "kind=all", "sort=watts", "context=2048"} == set(query.removeprefix("#?").split("&"))
+    names = browser.run(_NAMES)
+    _open_with(browser, site, query.removeprefix("#?"))
+    assert browser.run(_NAMES) == names

@@ -1,8 +1,6 @@
 "use strict";
 // All devices: their table, the best of them for a budget, price against speed.
 
-let sorting = { key: "memory", down: false };
-
 const COLUMNS = [
   ["name", "Device", (row) => row.device.name.toLowerCase()], ["memory", "GiB", (row) => row.device.memory_gib],
   ["needed", "Needed", (row) => neededBytes(row.plan)], ["verdict", "Verdict", (row) => row.plan.verdict],
@@ -21,14 +19,16 @@ function candidates() {
 function showDevices() {
   const all = candidates();
   const running = all.filter((row) => row.plan.verdict !== "partly");
-  const kind = $("kind").value;
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = ($("partly").checked ? all : running).filter((row) =>
+  const { kind } = state;
+  const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+  const rows = (state.partly ? all : running).filter((row) =>
     (kind === "all" || (kind === "" ? row.device.kind !== "datacentre" : row.device.kind === kind)) && words.every((word) => row.device.name.toLowerCase().includes(word)));
-  const [, , key] = COLUMNS.find(([name]) => name === sorting.key);
-  rows.sort((a, b) => { const x = key(a), y = key(b); const order = x < y ? -1 : x > y ? 1 : b.plan.speed.decode - a.plan.speed.decode; return sorting.down ? -order : order; });
-  const head = COLUMNS.map(([name, title], idx) => el("th", { scope: "col", class: idx === 0 || idx === 3 ? null : "num", "aria-sort": sorting.key === name ? (sorting.down ? "descending" : "ascending") : null },
-    el("button", { type: "button", onclick: () => { sorting = { key: name, down: sorting.key === name ? !sorting.down : name === "speed" || name === "value" }; showDevices(); } }, title)));
+  const isDown = state.sort.startsWith("-");
+  const sorted = isDown ? state.sort.slice(1) : state.sort;
+  const [, , key] = COLUMNS.find(([name]) => name === sorted);
+  rows.sort((a, b) => { const x = key(a), y = key(b); const order = x < y ? -1 : x > y ? 1 : b.plan.speed.decode - a.plan.speed.decode; return isDown ? -order : order; });
+  const head = COLUMNS.map(([name, title], idx) => el("th", { scope: "col", class: idx === 0 || idx === 3 ? null : "num", "aria-sort": sorted === name ? (isDown ? "descending" : "ascending") : null },
+    el("button", { type: "button", "data-sort": name, onclick: () => change("sort", (sorted === name ? !isDown : name === "speed" || name === "value") ? `-${name}` : name) }, title)));
   const body = rows.map(({ device, plan }) => el("tr", { class: device.name === state.device ? "chosen" : null },
     el("td", {}, el("a", { href: pairLink(device) }, device.name), device.confidence === "high" ? "" : " *"),
     el("td", { class: "num" }, String(device.memory_gib)), el("td", { class: "num" }, bytes(neededBytes(plan))),
@@ -38,7 +38,9 @@ function showDevices() {
     el("td", { class: "num" }, String(Math.round(device.numbers.watts)))));
   const problem = problemOf(settingOf());
   const caption = `${rows.length} devices${HALF_ONLY.includes(state.engine) ? ", with llama.cpp: no speeds are known of " + state.engine : ""}${problem && ". " + problem}`;
+  const focused = document.activeElement.dataset.sort; // the head is made anew
   $("device-table").replaceChildren(el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
+  if (focused) document.querySelector(`[data-sort="${focused}"]`).focus();
   showBest(running);
   showPlot(running.filter((row) => row.device.kind !== "datacentre" && row.device.price));
 }

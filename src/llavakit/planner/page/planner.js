@@ -11,6 +11,8 @@ const BASIS = {
 };
 const WORDS = { fits: "It fits.", tight: "Barely.", partly: "Only partly.", no: "It does not fit." };
 
+let state = readState();
+
 function $(id) { return document.getElementById(id); }
 
 function el(tag, attributes, ...children) {
@@ -34,41 +36,57 @@ function dollars(device) {
 }
 
 // Controls.
-function option(value, text, chosen) { return el("option", { value, selected: value === chosen }, text); }
+const FIELDS = [
+  ["model-name", "model"], ["quant", "quant"], ["device", "device"], ["count", "count"], ["engine", "engine"], ["kind", "kind"],
+  ["search", "search"], ["budget", "budget"], ["min-speed", "speed"],
+];
+
+function option(value, text) { return el("option", { value }, text); }
 
 function fillControls() {
-  $("model-name").append(...Object.keys(D.models).map((name) => option(name, D.models[name].title, state.model)));
-  $("quant").append(...Object.keys(D.models[state.model].quants).map((name) => option(name, name.toUpperCase(), state.quant)));
-  const kinds = [...new Set(D.devices.map((device) => device.kind))];
-  for (const kind of kinds) {
-    $("device").append(el("optgroup", { label: kind }, ...D.devices.filter((d) => d.kind === kind).map((d) => option(d.name, d.name, state.device))));
+  $("model-name").append(...Object.keys(D.models).map((name) => option(name, D.models[name].title)));
+  $("quant").append(...Object.keys(D.models[state.model].quants).map((name) => option(name, name.toUpperCase())));
+  for (const kind of KINDS) {
+    $("device").append(el("optgroup", { label: kind }, ...D.devices.filter((d) => d.kind === kind).map((d) => option(d.name, d.name))));
   }
-  $("count").append(...[1, 2, 3, 4, 6, 8].map((count) => option(String(count), String(count), String(state.count))));
-  $("engine").append(...ENGINES.map((name) => option(name, name, state.engine)));
-  $("kind").append(option("", "all but servers' cards", ""), option("all", "all", ""), ...kinds.map((kind) => option(kind, kind, "")));
-  for (const [id, name] of [["model-name", "model"], ["quant", "quant"], ["device", "device"], ["count", "count"], ["engine", "engine"]]) {
-    $(id).addEventListener("change", () => change(name, name === "count" ? Number($(id).value) : $(id).value));
-  }
-  for (const id of ["search", "kind", "partly"]) $(id).addEventListener("input", () => showDevices());
-  for (const [id, name] of [["budget", "budget"], ["min-speed", "speed"]]) {
-    $(id).value = state[name];
-    $(id).addEventListener("input", () => { if ($(id).value !== "") change(name, Math.max(0, Number($(id).value))); });
-  }
+  const [fewest, most] = limitsOf(state.model).count;
+  for (let count = fewest; count <= most; count++) $("count").append(option(String(count), String(count)));
+  $("engine").append(...ENGINES.map((name) => option(name, name)));
+  $("kind").append(option("", "all but servers' cards"), option("all", "all"), ...KINDS.map((kind) => option(kind, kind)));
+  for (const [id, name] of FIELDS) $(id).addEventListener("input", () => take(name, $(id)));
+  $("partly").addEventListener("input", () => change("partly", $("partly").checked ? 1 : 0));
   for (const name of ["chosen", "sliders"]) $(name).addEventListener("submit", (event) => event.preventDefault());
+  syncControls();
+}
+
+// What is typed counts once it is a number within its limits.
+function take(name, field) {
+  const limits = limitsOf(state.model);
+  const value = Object.hasOwn(limits, name) ? numberIn(limits[name], field.value) : field.value;
+  field.setAttribute("aria-invalid", value === null);
+  if (value !== null) change(name, value);
+}
+
+function syncControls() {
+  for (const [id, name] of FIELDS) $(id).value = String(state[name]);
+  $("partly").checked = state.partly === 1;
   makeSliders();
 }
 
+const SLIDERS = [
+  ["context", "Context, tokens"], ["images", "Pictures in a prompt"], ["visual", "Tokens kept of a picture"],
+  ["text", "Text of a prompt, tokens"], ["answer", "Answer, tokens"], ["parallel", "Sequences side by side"],
+  ["layers", "Layers on devices"],
+];
+
 function makeSliders() {
-  const sizes = D.models[state.model].sizes;
-  const sliders = [
-    ["context", "Context, tokens", 256, sizes.max_context_tokens, 64], ["images", "Pictures in a prompt", 0, 6, 1],
-    ["visual", "Tokens kept of a picture", 1, sizes.num_image_tokens, 1], ["text", "Text of a prompt, tokens", 0, 1024, 4],
-    ["answer", "Answer, tokens", 1, 1024, 1], ["parallel", "Sequences side by side", 1, 16, 1],
-    ["layers", "Layers on devices", 0, sizes.num_layers + 1, 1],
-  ];
+  const limits = limitsOf(state.model);
   $("sliders").replaceChildren();
-  for (const [name, label, low, high, step] of sliders) {
-    const value = name === "layers" && state.layers < 0 ? high : state[name];
+  for (const [name, label] of SLIDERS) {
+    const [least, high, coarse] = limits[name];
+    const low = Math.max(0, least); // of layers, -1 stands for all
+    const value = state[name] < low ? high : state[name];
+    const step = (value - low) % coarse ? 1 : coarse;
     const output = el("output", { id: `${name}-value`, for: name }, String(value));
     const input = el("input", { type: "range", id: name, min: low, max: high, step, value, oninput: () => {
       const chosen = Number(input.value);
@@ -77,7 +95,8 @@ function makeSliders() {
     } });
     $("sliders").append(el("div", { class: "field" }, output, el("label", { for: name }, label), input));
   }
-  const kv = el("select", { id: "kv", onchange: () => change("kv", kv.value) }, ...Object.keys(D.kv).map((name) => option(name, name, state.kv)));
+  const kv = el("select", { id: "kv", onchange: () => change("kv", kv.value) }, ...Object.keys(D.kv).map((name) => option(name, name)));
+  kv.value = state.kv;
   $("sliders").append(el("div", { class: "field" }, el("label", { for: "kv" }, "Keys and values"), kv));
   for (const [name, label] of [["flash", "Flash attention"], ["vision", "Vision tower on the device"]]) {
     const box = el("input", { type: "checkbox", id: name, checked: state[name] === 1, onchange: () => change(name, box.checked ? 1 : 0) });
@@ -87,7 +106,10 @@ function makeSliders() {
 
 function change(name, value) {
   state = { ...state, [name]: value };
-  if (name === "model") makeSliders();
+  if (name === "model") {
+    if (state.layers > D.models[value].sizes.num_layers + 1) state.layers = -1;
+    makeSliders();
+  }
   writeState();
   show();
 }
@@ -106,8 +128,8 @@ function showAll() {
   const plan = planFor(device, state.count, state.quant, setting);
   $("count").disabled = isProcessor(device) || state.engine === "llavakit";
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
-  $("flash").checked = setting.has_flash_attention;
-  $("flash").disabled = !LAYERED.includes(state.engine) || (setting.has_flash_attention && state.flash === 0); // quantized values need it
+  $("flash").checked = plan.setting.has_flash_attention;
+  $("flash").disabled = !LAYERED.includes(state.engine) || (plan.setting.has_flash_attention && state.flash === 0);
   showVerdict(device, plan);
   showMemory(device, plan);
   showSpeed(plan);
@@ -261,8 +283,3 @@ showBuilds();
 showFacts();
 $("model-name").addEventListener("change", () => { showBuilds(); showFacts(); });
 window.addEventListener("hashchange", () => { if (location.hash.startsWith("#?")) { state = readState(); syncControls(); showAll(); showBuilds(); showFacts(); } });
-
-function syncControls() {
-  for (const [id, name] of [["model-name", "model"], ["quant", "quant"], ["device", "device"], ["count", "count"], ["engine", "engine"], ["budget", "budget"], ["min-speed", "speed"]]) $(id).value = String(state[name]);
-  makeSliders();
-}

@@ -29,6 +29,8 @@ function planFor(device, count, quantName, setting) {
   const isLayered = LAYERED.includes(setting.engine);
   const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isHost ? 1 : count) || "";
   const tokens = prompt_tokens(model, setting);
+  // Quantized values need it.
+  if (isLayered && setting.kv_block_bytes < D.kv.f16) setting = with_field(setting, "has_flash_attention", true);
   setting = with_field(setting, "num_new_tokens", Math.max(1, Math.min(setting.num_new_tokens, setting.num_context_tokens - tokens)));
   if (!isLayered) setting = { ...setting, num_device_layers: model.num_layers + 1, is_vision_on_device: true };
   const quant = D.models[state.model].quants[isHalf(device, setting.engine) ? "f16" : quantName];
