@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from llavakit.planner.candidates import Need, list_candidates
+from llavakit.planner.choose import choose_best
 from llavakit.planner.devices import list_sold_devices
 from llavakit.planner.machine import assumed_host
 from llavakit.planner.models import find_model
@@ -64,6 +66,8 @@ _FOCUSABLE = """
 [...document.querySelectorAll("input, select, textarea, button, a[href], summary, [tabindex]")]
   .filter((element) => element.tabIndex >= 0 && !element.disabled && element.checkVisibility())
 """
+# Devices of the table, in its order.
+_NAMES = "[...document.querySelectorAll('#device-table tbody tr')].map((row) => row.cells[0].innerText)"
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +231,9 @@ def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> Non
     assert browser.run("document.querySelectorAll('#quant-table tbody tr').length") == 1
     assert "2 x" in browser.run("document.getElementById('verdict').textContent")
     assert not browser.run("document.getElementById('count').disabled")
-    assert "with llama.cpp" in browser.run("document.querySelector('#device-table caption').textContent")
+    assert "with vllm at F16" in browser.run("document.querySelector('#device-table caption').textContent")
+    assert browser.run("['quant', 'kv', 'min-speed'].every((name) => $(name).disabled)")
+    assert browser.run("$('quant').value") == "f16"
 
 
 @pytest.mark.parametrize(
@@ -265,6 +271,65 @@ def test_what_lacks_memory_is_named(browser: Browser, site: Path) -> None:
     assert browser.run("document.getElementById('memory').textContent") == ""
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", "llavakit", "transformers", "transformers-4bit", "vllm"])
+def test_table_best_device_and_panel_are_of_one_program(browser: Browser, site: Path, engine: str) -> None:
+    """All of them of the chosen program, as `gpus` and `best` are; speeds are drawn where there are any."""
+    budget, speed = 2500, 20
+    _open_with(browser, site, f"engine={engine}&kind=all&budget={budget}&speed={speed}&device=GeForce+RTX+5070+Ti")
+    found = list_candidates(find_model("llava:13b"), "q4_k_m", Setting(engine=engine))
+    names = [name.removesuffix(" *") for name in browser.run(_NAMES)]
+    assert sorted(names) == sorted(candidate.device.name for candidate in found)
+    has_speeds = found[0].plan.speed is not None
+    need = Need(budget_usd=budget, min_tokens_per_s=speed if has_speeds else None)
+    best = choose_best(found, need).best
+    assert best is not None
+    answer, caption = _text(browser, "best-answer"), browser.run("$('device-table').caption.textContent")
+    assert answer.startswith(f"{best.device.name}. ")
+    program = f"with {engine} at {best.plan.quant.name.upper()}"
+    assert program in answer
+    assert program in caption or f"with {engine}, at Q4_K_M on processors and F16 on GPUs" in caption
+    assert ("No speeds are known" in answer) == (browser.run("$('plot-area').querySelector('svg')") is None)
+    assert (engine in _text(browser, "plot")) and (engine in _text(browser, "quant-table"))
+    verdict = _text(browser, "verdict")
+    assert f"on GeForce RTX 5070 Ti, with {engine}" in verdict
+    assert verdict.startswith(("It fits.", "Barely.")) == ("GeForce RTX 5070 Ti" in names)
+
+
+_CHANGES = """
+((setting, quant) => D.devices.map((device) =>
+  [changesFor(device, 1, quant, setting), planFor(device, 1, quant, setting).problem]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "llavakit", "transformers", "vllm"])
+def test_what_is_advised_can_be_done_and_helps(browser: Browser, site: Path, engine: str) -> None:
+    _open_with(browser, site, "")
+    model = find_model("llava:13b")
+    setting = Setting(num_device_layers=41, engine=engine)
+    said = set()
+    found = browser.run(f"{_CHANGES}({json.dumps(asdict(setting))}, 'q6_k')")
+    for device, (changes, problem) in zip(list_sold_devices(), found, strict=True):
+        for words, count, quant, changed in changes:
+            said.add(words)
+            chosen = [] if device.backend == "cpu" else [device] * count
+            plan = make_plan(model, quant, Setting(**changed), chosen, assumed_host([device]), has_advice=False)
+            assert plan.verdict in ("fits", "tight"), (device.name, words)
+        assert not (problem and changes)
+    assert {words for words in said if "devices" in words or "llama.cpp" in words}
+    if setting.engine in ("transformers", "vllm"):
+        assert not any(words[0] in "Qk" for words in said)
+
+
+def test_a_panel_without_a_way_out_says_so(browser: Browser, site: Path) -> None:
+    _open_with(browser, site, "engine=vllm&device=GeForce+RTX+5070+Ti")
+    verdict = _text(browser, "verdict")
+    assert "are missing" in verdict
+    assert "smaller" not in verdict
+    assert "It fits with 4 of these devices, or with llama.cpp at Q4_K_M." in verdict
+    _open_with(browser, site, "engine=vllm&device=GeForce+RTX+5050&count=8&quant=f32&parallel=16&images=6")
+    assert "Nothing that can be set here makes it fit" in _text(browser, "verdict")
+
+
 def test_the_page_refuses_what_this_package_refuses(browser: Browser, site: Path) -> None:
     page = (site / "index.html").as_uri()
     for query, problem in (
@@ -282,9 +347,10 @@ def test_the_page_refuses_what_this_package_refuses(browser: Browser, site: Path
 @pytest.mark.parametrize(
     "query",
     [
-        "kv=toString", "model=constructor", "quant=constructor", "device=__proto__", "engine=toString", "kind=constructor",
-        "sort=__proto__", "sort=-valueOf", "toString=1", "__proto__=1", "context=1e99", "context=63", "context=", "count=2.5",
-        "count=9", "layers=-2", "layers=42", "images=8", "images=NaN", "visual=577", "budget=0", "speed=-1", "partly=2",
+        "kv=toString", "model=constructor", "quant=constructor", "device=__proto__", "engine=toString", "kind=valueOf",
+        "sort=__proto__", "sort=-valueOf", "toString=1", "__proto__=1", "context=1e99", "context=63", "context=",
+        "count=2.5", "count=9", "layers=-2", "layers=42", "images=8", "images=NaN", "visual=577", "budget=0", "speed=-1",
+        "partly=2",
     ],
 )  # fmt: skip
 def test_what_the_address_cannot_say_is_left_out(browser: Browser, site: Path, query: str) -> None:
@@ -296,14 +362,11 @@ def test_what_the_address_cannot_say_is_left_out(browser: Browser, site: Path, q
 
 
 def test_the_controls_show_what_the_address_says(browser: Browser, site: Path) -> None:
-    wanted = {"count": 5, "context": 1000, "text": 2047, "images": 0, "visual": 7, "answer": 77, "parallel": 3, "layers": 9}
-    _open_with(browser, site, "&".join(f"{name}={value}" for name, value in wanted.items()) + "&context=3000")
-    for name, value in {**wanted, "context": 3000}.items():
-        assert browser.run(f"document.getElementById('{name}').value") == str(value), name
+    query = "count=5&context=3000&text=2047&images=0&visual=7&answer=77&parallel=3&layers=9"
+    _open_with(browser, site, query)
+    for name, value in (pair.split("=") for pair in query.split("&")):
+        assert browser.run(f"document.getElementById('{name}').value") == value, name
     assert "5 x" in _text(browser, "verdict")
-
-
-_NAMES = "[...document.querySelectorAll('#device-table tbody tr')].map((row) => row.cells[0].innerText)"
 
 
 def test_the_table_is_in_the_address(browser: Browser, site: Path) -> None:

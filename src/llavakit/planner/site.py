@@ -250,8 +250,8 @@ def _pair_page(model: PlannedModel, device: Device) -> str:
         else f"<p>It fits if you {html.escape(main.change.text)}: <code>{html.escape(main.change.options)}</code></p>"
     )
     memory = (
-        f"{_gb(main.totals[0])} of {_gb(main.usable[0])} are needed at Q4_K_M and {setting.num_context_tokens:,} "
-        "tokens of context"
+        f"{_gb(main.totals[0])} of {_gb(main.usable[0])} are needed with llama.cpp at Q4_K_M and "
+        f"{setting.num_context_tokens:,} tokens of context"
     )
     price = "" if device.price_usd is None else f", list price {device.price_usd:,.0f} dollars ({device.price_year})"
     note = f" {device.note}." if device.note else ""

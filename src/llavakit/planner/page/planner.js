@@ -127,6 +127,10 @@ function showAll() {
   const setting = settingOf();
   const plan = planFor(device, state.count, state.quant, setting);
   $("count").disabled = isProcessor(device) || state.engine === "llavakit";
+  const hasOneType = HALF_ONLY.includes(state.engine);
+  $("quant").value = hasOneType ? "f16" : state.quant;
+  for (const name of ["quant", "kv", "min-speed"]) $(name).disabled = hasOneType; // of which it has one, or none is known
+  $("partly").disabled = !LAYERED.includes(state.engine);
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = plan.setting.has_flash_attention;
   $("flash").disabled = !LAYERED.includes(state.engine) || (plan.setting.has_flash_attention && state.flash === 0);
@@ -150,10 +154,11 @@ function showVerdict(device, plan) {
   box.className = `verdict ${plan.verdict}`;
   const word = el("span", { class: `word ${plan.verdict}` }, WORDS[plan.verdict] + " ");
   const counted = cached_tokens(sizes, plan.setting, plan.devices);
-  const what = `${D.models[state.model].title} at ${plan.quant.name.toUpperCase()} on ${name} ${counted < state.context ? "for a prompt and answer of" : "with"} ${counted.toLocaleString("en")} tokens${counted < state.context ? "" : " of context"}`;
+  const room = `${counted < state.context ? ", for a prompt and answer of" : " and"} ${counted.toLocaleString("en")} tokens${counted < state.context ? "" : " of context"}`;
+  const what = `${D.models[state.model].title} at ${typeText(plan.quant.name, state.engine)} on ${name}, with ${state.engine}${room}`;
   const left = plan.usable.map((have, idx) => have - plan.totals[idx]);
   const spare = Math.min(...(left.length > 1 ? left.slice(0, -1) : left));
-  const context = largest_context(sizes, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes);
+  const context = contextOf(plan);
   const around = left[left.length - 1];
   let text;
   if (plan.verdict === "fits") text = `${what}: ${bytes(spare)} are left.`;
@@ -161,15 +166,22 @@ function showVerdict(device, plan) {
   else {
     text = `${what}: ${spare < 0 ? `${bytes(-spare)} are missing` : `${bytes(-around)} are missing in the computer around it`}. `;
     if (plan.verdict === "partly") text += `${plan.layers} of ${sizes.num_layers + 1} layers fit, and the processor does the rest. `;
-    text += context ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits; try a smaller quantization.";
+    text += context ? `A context of ${context.toLocaleString("en")} tokens would fit.` : "No context that holds the prompt fits.";
+    if (!context) text += adviceFor(device);
   }
-  if (["fits", "tight"].includes(plan.verdict) && context < state.context) {
+  if (RUNNING.includes(plan.verdict) && context < state.context) {
     text += ` Prompts and answers that fill the context of ${state.context.toLocaleString("en")} tokens do not fit; ${context.toLocaleString("en")} do.`;
   }
   if (plan.speed && isOwn(device, state.engine)) text += " Its speed is a guess, made of the makers' bandwidth, cores and clocks.";
   else if (plan.speed && plan.speed.isGuess) text += " Its speed is a guess: too few devices of its kind were measured.";
-  const link = el("a", { href: pairLink(device) }, "All quantizations on this device");
+  const link = el("a", { href: pairLink(device) }, "All quantizations on this device, with llama.cpp");
   box.replaceChildren(word, text + " ", link);
+}
+
+function adviceFor(device) {
+  const words = changesFor(device, state.count, state.quant, settingOf()).map(([text]) => text);
+  if (!words.length) return " Nothing that can be set here makes it fit; another device has to have more memory.";
+  return ` It fits with ${[words[0], ...words.slice(1).slice(-1)].join(", or with ")}.`;
 }
 
 function pairLink(device) { return `pairs/${state.model.replace(":", "-")}-on-${device.slug}.html`; }
@@ -241,20 +253,21 @@ function showTokens(model, setting) {
 
 function showQuants(device, setting) {
   const isOne = isHalf(device, setting.engine);
+  const choose = (name) => el("button", { type: "button", onclick: () => { $("quant").value = name; change("quant", name); } }, name.toUpperCase());
   const rows = (device.unplanned[setting.engine] ? [] : isOne ? ["f16"] : Object.keys(D.models[state.model].quants)).map((name) => {
     const quant = D.models[state.model].quants[name];
     const plan = planFor(device, state.count, name, setting);
     const quality = (setting.engine !== "transformers-4bit" && D.models[state.model].quality[name]) || "";
-    return el("tr", { class: name === state.quant ? "chosen" : null },
-      el("td", {}, el("button", { type: "button", onclick: () => { $("quant").value = name; change("quant", name); } }, name.toUpperCase())),
+    return el("tr", { class: isOne || name === state.quant ? "chosen" : null },
+      el("td", {}, isOne ? name.toUpperCase() : choose(name)),
       el("td", { class: "num" }, quant.bits_per_weight.toFixed(2)), el("td", { class: "num" }, bytes(quant.language_bytes)),
       el("td", { class: "num" }, bytes(neededBytes(plan))),
       el("td", {}, el("span", { class: `word ${plan.verdict}` }, plan.verdict)),
       el("td", { class: "num" }, plan.speed ? range(plan.speed.decode, plan.speed.factor) : "-"), el("td", {}, quality));
   });
   const head = ["Type", "Bits", "File", "Needed", "Verdict", "Tokens/s", "Published quality"];
-  const note = `${setting.engine} runs files of 16 bits here${setting.engine === "transformers-4bit" ? ", which it shrinks to 4 while it loads them" : ", and no others"}.`;
-  $("quant-table").replaceChildren(isOne ? el("caption", {}, note) : "", el("thead", {}, el("tr", {}, ...head.map((text, idx) => el("th", { scope: "col", class: [1, 2, 3, 5].includes(idx) ? "num" : null }, text)))), el("tbody", {}, ...rows));
+  const half = `${setting.engine} runs files of 16 bits here${setting.engine === "transformers-4bit" ? ", which it shrinks to 4 while it loads them" : ", and no others"}.`;
+  $("quant-table").replaceChildren(el("caption", {}, isOne ? half : `With ${setting.engine}.`), el("thead", {}, el("tr", {}, ...head.map((text, idx) => el("th", { scope: "col", class: [1, 2, 3, 5].includes(idx) ? "num" : null }, text)))), el("tbody", {}, ...rows));
 }
 
 function showBuilds() {

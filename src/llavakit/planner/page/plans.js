@@ -82,4 +82,45 @@ function workingFits(model, quant, setting, devices, fits, hostFit) {
   return [...fits, hostFit].filter((fit, idx) => shares[idx].weights > 0);
 }
 
+function contextOf(plan) { return largest_context(plan.model, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes); }
+
+const RUNNING = ["fits", "tight"];
+// Smaller types that are offered, the largest first; quality falls below 4 bits.
+const OFFERED = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s"];
+
+// Changes with which it would fit, as words and as arguments of planFor: only what the program has, and each was tried.
+function changesFor(device, count, quantName, setting) {
+  const plan = planFor(device, count, quantName, setting);
+  if (plan.problem) return [];
+  const { engine } = setting;
+  const { quants } = D.models[state.model];
+  const isLayered = LAYERED.includes(engine);
+  const found = [];
+  // The first of several that fits; each is words, and what differs: a number of devices, a type, fields of the setting.
+  const offer = (...changes) => {
+    for (const [text, { num = count, type = quantName, ...fields }] of changes) {
+      const changed = [num, type, { ...setting, ...fields }];
+      if (RUNNING.includes(planFor(device, ...changed).verdict)) return found.push([text, ...changed]);
+    }
+    return 0;
+  };
+  if (isLayered && plan.layers > setting.num_device_layers) offer([`${plan.layers} layers on the device`, { num_device_layers: plan.layers }]);
+  if (isLayered && !plan.setting.has_flash_attention) offer(["flash attention", { has_flash_attention: true }]);
+  if (!HALF_ONLY.includes(engine) && setting.kv_block_bytes > D.kv.q8_0) offer(["keys and values in q8_0", { kv_block_bytes: D.kv.q8_0 }]);
+  if (!isHalf(device, engine)) {
+    const smaller = OFFERED.filter((name) => quants[name].language_bytes < plan.quant.language_bytes);
+    offer(...smaller.map((type) => [type.toUpperCase(), { type }]));
+  }
+  if (engine === "transformers") offer(["4 bits (transformers-4bit)", { engine: "transformers-4bit" }]);
+  if (!isProcessor(device) && engine !== "llavakit") {
+    const most = limitsOf(state.model).count[1];
+    offer(...Array.from({ length: most - count }, (_, idx) => [`${count + idx + 1} of these devices`, { num: count + idx + 1 }]));
+  }
+  if (!isLayered) offer([`llama.cpp at ${quantName.toUpperCase()}`, { engine: "llama.cpp" }]);
+  return found;
+}
+
+// A type of weights as a program has it.
+function typeText(quantName, engine) { return quantName.toUpperCase() + (engine === "transformers-4bit" ? ", shrunk to 4 bits" : ""); }
+
 function neededBytes(plan) { return plan.isAlone ? sum_list(plan.totals) : plan.totals[0]; }

@@ -70,3 +70,5 @@ function settingOf() {
     image_megapixels: 2,
   };
 }
+
+function priceOf(device) { return device.price; }
