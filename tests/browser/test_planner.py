@@ -349,8 +349,8 @@ def test_the_page_refuses_what_this_package_refuses(browser: Browser, site: Path
     [
         "kv=toString", "model=constructor", "quant=constructor", "device=__proto__", "engine=toString", "kind=valueOf",
         "sort=__proto__", "sort=-valueOf", "toString=1", "__proto__=1", "context=1e99", "context=63", "context=",
-        "count=2.5", "count=9", "layers=-2", "layers=42", "images=8", "images=NaN", "visual=577", "budget=0", "speed=-1",
-        "partly=2",
+        "count=2.5", "count=9", "layers=-2", "layers=42", "images=8", "images=NaN", "visual=577", "budget=0",
+        "speed=-1", "partly=2",
     ],
 )  # fmt: skip
 def test_what_the_address_cannot_say_is_left_out(browser: Browser, site: Path, query: str) -> None:
@@ -374,7 +374,7 @@ def test_the_table_is_in_the_address(browser: Browser, site: Path) -> None:
     _open_with(browser, site, "search=rtx+40&kind=consumer&partly=1&sort=-price&context=2048")
     assert browser.run("['search', 'kind', 'sort'].map((name) => state[name])") == ["rtx 40", "consumer", "-price"]
     assert browser.run("[$('search').value, $('kind').value, $('partly').checked]") == ["rtx 40", "consumer", True]
-    assert browser.run("document.querySelector('[aria-sort=descending]').textContent").startswith("List price")
+    assert browser.run("document.querySelector('[aria-sort=descending]').textContent").startswith("Price")
     names = browser.run(_NAMES)
     assert len(names) > 5
     assert all("RTX 40" in name for name in names)
@@ -389,3 +389,49 @@ def test_the_table_is_in_the_address(browser: Browser, site: Path) -> None:
     names = browser.run(_NAMES)
     _open_with(browser, site, query.removeprefix("#?"))
     assert browser.run(_NAMES) == names
+
+
+def test_a_price_of_ones_own_counts(browser: Browser, site: Path) -> None:
+    """In the table, for the best device and in the drawing, as `--price` does; it is in the address."""
+    name = "GeForce RTX 3090 Ti"
+    _open_with(browser, site, f"budget=700&speed=1&device={name.replace(' ', '+')}")
+    assert not _text(browser, "best-answer").startswith(name)
+    assert browser.run("$('price').labels[0].textContent") == f"Price of {name}, dollars"
+    browser.run("$('price').value = '650'; $('price').dispatchEvent(new Event('input'))")
+    browser.until("document.getElementById('best-answer').textContent.includes('$650 (your price)')")
+    found = list_candidates(find_model("llava:13b"), "q4_k_m", Setting(), prices={name: 650})
+    best = choose_best(found, Need(budget_usd=700, min_tokens_per_s=1)).best
+    assert best is not None
+    assert best.device.name == name
+    assert _text(browser, "best-answer").startswith(f"{name}. $650 (your price)")
+    assert "650 (yours)" in _text(browser, "device-table")
+    assert browser.run("[...document.querySelectorAll('.dot')].some((dot) => dot.ariaLabel.includes('$650 (your'))")
+    query = browser.run("location.hash").removeprefix("#?")
+    assert "price=GeForce+RTX+3090+Ti%3D650" in query
+    _open_with(browser, site, query)
+    assert browser.run("$('price').value") == "650"
+    browser.run("$('device').value = 'Arc A770 16GB'; $('device').dispatchEvent(new Event('input'))")
+    browser.until("$('price').labels[0].textContent.includes('Arc A770')")
+    assert browser.run("$('price').value") == ""
+    assert _text(browser, "best-answer").startswith(name)  # its price stays
+    browser.run("$('own-prices').querySelector('button').click()")
+    browser.until("!document.getElementById('best-answer').textContent.includes('your price')")
+    assert "price=" not in browser.run("location.hash")
+
+
+@pytest.mark.parametrize("price", ["RTX=700", "GeForce+RTX+3090%3D0", "GeForce+RTX+3090%3D1e9", "__proto__%3D5", "%3D"])
+def test_a_price_that_cannot_be_is_left_out(browser: Browser, site: Path, price: str) -> None:
+    _open_with(browser, site, f"price={price}")
+    assert browser.run("state.prices.size") == 0
+    assert browser.problems == []
+
+
+def test_a_device_without_a_price_takes_part_once_it_has_one(browser: Browser, site: Path) -> None:
+    """Of a server's card the table has the price, and the choice among desktops' devices leaves it out."""
+    _open_with(browser, site, "budget=400&speed=1&price=CPU:+dual-channel+DDR5-6400+desktop%3D50&kind=cpu")
+    assert "50 (yours)" in _text(browser, "device-table")
+    assert browser.run("[...document.querySelectorAll('.dot')].some((dot) => dot.ariaLabel.startsWith('CPU: dual-ch'))")
+    _open_with(browser, site, "budget=400&speed=1&price=B200+SXM%3D50&device=B200+SXM&kind=all")
+    assert "50 (yours)" in _text(browser, "device-table")
+    assert "B200" not in _text(browser, "best-answer")
+    assert "only in the table" in _text(browser, "own-prices")

@@ -10,7 +10,7 @@ const COLUMNS = {
   name: ["Device", (row) => row.device.name.toLowerCase()], memory: ["GiB", (row) => row.device.memory_gib],
   needed: ["Needed", (row) => neededBytes(row.plan)], verdict: ["Verdict", (row) => VERDICTS.indexOf(row.plan.verdict)],
   speed: ["Tokens/s", speedOf], first: ["First token", (row) => (row.plan.speed ? row.plan.speed.first : Infinity)],
-  price: ["List price $", (row) => priceOf(row.device) ?? Infinity], value: ["Tokens/s for $1,000", valueOf],
+  price: ["Price $", (row) => priceOf(row.device) ?? Infinity], value: ["Tokens/s for $1,000", valueOf],
   watts: ["Watts", (row) => row.device.numbers.watts],
 };
 
@@ -124,7 +124,7 @@ function showPlot(rows) {
   const ticks = width < 500 ? [100, 500, 2000, 10000] : [100, 200, 500, 1000, 2000, 5000, 10000];
   for (const price of ticks) if (x(price) >= left && x(price) <= width) picture.append(svg("text", { x: x(price), y: height - bottom + 18, "text-anchor": "middle" }, `$${price}`));
   for (const speed of [1, 2, 5, 10, 20, 50, 100, 200, 500]) if (y(speed) >= 8 && y(speed) <= height - bottom) picture.append(svg("text", { x: left - 6, y: y(speed) + 4, "text-anchor": "end" }, String(speed)));
-  picture.append(svg("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, "list price"), svg("text", { x: 6, y: 14 }, "tokens/s"));
+  picture.append(svg("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, "price"), svg("text", { x: 6, y: 14 }, "tokens/s"));
   const ordered = [...rows].sort(byPrice);
   const front = [];
   for (const row of ordered) if (!front.length || speedOf(row) > speedOf(front[front.length - 1])) front.push(row);

@@ -30,9 +30,12 @@ function bytes(value) { return value >= 99.95e6 ? (value / 1e9).toFixed(2) + " G
 function seconds(value) { return value < 1 ? Math.round(value * 1000) + " ms" : value.toFixed(value < 100 ? 1 : 0) + " s"; }
 function rate(value) { return value.toFixed(value < 20 ? 1 : 0); }
 function range(value, factor) { return `${rate(value)} (${rate(value / factor)} to ${rate(value * factor)})`; }
-function priced(device) { return `$${device.price.toLocaleString("en")} (list price of ${device.price_year})`; }
+function priced(device) {
+  return `$${priceOf(device).toLocaleString("en")} (${state.prices.has(device.name) ? "your price" : `list price of ${device.price_year}`})`;
+}
 function dollars(device) {
-  return device.price === null ? "-" : `${device.price.toLocaleString("en")} (${device.price_year})`;
+  const price = priceOf(device);
+  return price === null ? "-" : `${price.toLocaleString("en")} (${state.prices.has(device.name) ? "yours" : device.price_year})`;
 }
 
 // Controls.
@@ -54,6 +57,7 @@ function fillControls() {
   $("engine").append(...ENGINES.map((name) => option(name, name)));
   $("kind").append(option("", "all but servers' cards"), option("all", "all"), ...KINDS.map((kind) => option(kind, kind)));
   for (const [id, name] of FIELDS) $(id).addEventListener("input", () => take(name, $(id)));
+  $("price").addEventListener("input", () => takePrice($("price")));
   $("partly").addEventListener("input", () => change("partly", $("partly").checked ? 1 : 0));
   for (const name of ["chosen", "sliders"]) $(name).addEventListener("submit", (event) => event.preventDefault());
   syncControls();
@@ -65,6 +69,17 @@ function take(name, field) {
   const value = Object.hasOwn(limits, name) ? numberIn(limits[name], field.value) : field.value;
   field.setAttribute("aria-invalid", value === null);
   if (value !== null) change(name, value);
+}
+
+// Of the chosen device; none is that of the list.
+function takePrice(field) {
+  const price = field.value === "" && !field.validity.badInput ? undefined : numberIn(PRICES, field.value);
+  field.setAttribute("aria-invalid", price === null);
+  if (price === null) return;
+  const prices = new Map(state.prices);
+  if (price === undefined) prices.delete(state.device);
+  else prices.set(state.device, price);
+  change("prices", prices);
 }
 
 function syncControls() {
@@ -134,12 +149,27 @@ function showAll() {
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = plan.setting.has_flash_attention;
   $("flash").disabled = !LAYERED.includes(state.engine) || (plan.setting.has_flash_attention && state.flash === 0);
+  showPrice(device);
   showVerdict(device, plan);
   showMemory(device, plan);
   showSpeed(plan);
   showTokens(plan.model, setting);
   showQuants(device, setting);
   showDevices();
+}
+
+function showPrice(device) {
+  const field = $("price");
+  $("price-label").textContent = `Price of ${device.name}, dollars`;
+  field.placeholder = device.price === null ? "no list price" : `${device.price} (list price)`;
+  const price = state.prices.get(device.name);
+  if (document.activeElement !== field) {
+    field.value = price ?? "";
+    field.setAttribute("aria-invalid", false);
+  }
+  const own = [...state.prices].map(([name, value]) => `${name} $${value.toLocaleString("en")}${deviceOf(name).kind === "datacentre" ? " (a server's card: only in the table)" : ""}`);
+  const forget = el("button", { type: "button", onclick: () => { field.value = ""; change("prices", new Map()); } }, "Take list prices again");
+  $("own-prices").replaceChildren(...(own.length ? [`Your prices: ${own.join(", ")}. `, forget] : []));
 }
 
 function showVerdict(device, plan) {

@@ -13,6 +13,7 @@ const DEFAULTS = {
   images: 1, visual: 576, text: 60, answer: 128, kv: "f16", flash: 0, parallel: 1, layers: -1, vision: 1, budget: 800,
   speed: 10, search: "", kind: "", partly: 0, sort: "memory",
 };
+const PRICES = [1, 1e6, 0];
 
 // Lowest, highest, and the step of its slider, of every number; a step of 0 is one of any size.
 function limitsOf(model) {
@@ -42,20 +43,29 @@ function deviceOf(name) { return D.devices.find((device) => device.name === name
 // What is not known, and numbers outside of their limits, are left out as if they were not there.
 function readState() {
   const given = [...new URLSearchParams(location.hash.slice(1).replace(/^\?/, ""))];
-  const found = { ...DEFAULTS };
+  const found = { ...DEFAULTS, prices: new Map() };
   for (const [name, value] of given) if (name === "model" && choicesOf(DEFAULTS.model).model.includes(value)) found.model = value;
   const choices = choicesOf(found.model);
   const limits = limitsOf(found.model);
   for (const [name, value] of given) {
     if (name === "search") found.search = value.slice(0, 80);
+    else if (name === "price") readPrice(value, found.prices);
     else if (Object.hasOwn(choices, name) && choices[name].includes(value)) found[name] = value;
     else if (Object.hasOwn(limits, name)) found[name] = numberIn(limits[name], value) ?? found[name];
   }
   return found;
 }
 
+// A device and what it costs the reader, as in "GeForce RTX 3090=700".
+function readPrice(text, prices) {
+  const at = text.lastIndexOf("=");
+  const price = at < 0 ? null : numberIn(PRICES, text.slice(at + 1));
+  if (price !== null && deviceOf(text.slice(0, at))) prices.set(text.slice(0, at), price);
+}
+
 function writeState() {
   const changed = Object.keys(DEFAULTS).filter((name) => state[name] !== DEFAULTS[name]).map((name) => [name, state[name]]);
+  for (const [name, price] of state.prices) changed.push(["price", `${name}=${price}`]);
   const hash = changed.length ? "#?" + new URLSearchParams(changed) : location.pathname.endsWith("/") ? "./" : "#?";
   try { history.replaceState(null, "", hash); } catch { location.hash = hash; }
 }
@@ -71,4 +81,5 @@ function settingOf() {
   };
 }
 
-function priceOf(device) { return device.price; }
+// What a device costs: as the reader says, or else by its list.
+function priceOf(device) { return state.prices.get(device.name) ?? device.price; }
