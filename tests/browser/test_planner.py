@@ -361,6 +361,15 @@ def test_what_the_address_cannot_say_is_left_out(browser: Browser, site: Path, q
     assert browser.problems == []
 
 
+def test_a_chip_with_its_own_processor_is_planned_alone(browser: Browser, site: Path) -> None:
+    chip = next(device for device in list_sold_devices() if device.is_shared and device.backend != "cpu")
+    for name, num in ((chip.name, 1), ("GeForce RTX 3060 12GB", 2)):
+        _open_with(browser, site, f"device={name.replace(' ', '+')}&count=2")
+        planned = "planFor(deviceOf(state.device), state.count, state.quant, settingOf()).devices.length"
+        assert browser.run(planned) == num
+        assert browser.run("document.getElementById('count').value") == str(num)
+
+
 def test_the_controls_show_what_the_address_says(browser: Browser, site: Path) -> None:
     query = "count=5&context=3000&text=2047&images=0&visual=7&answer=77&parallel=3&layers=9"
     _open_with(browser, site, query)

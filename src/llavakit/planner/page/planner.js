@@ -141,7 +141,8 @@ function showAll() {
   const device = deviceOf(state.device);
   const setting = settingOf();
   const plan = planFor(device, state.count, state.quant, setting);
-  $("count").disabled = isProcessor(device) || state.engine === "llavakit";
+  $("count").disabled = isSingle(device, state.engine);
+  $("count").value = $("count").disabled ? 1 : state.count;
   const hasOneType = HALF_ONLY.includes(state.engine);
   $("quant").value = hasOneType ? "f16" : state.quant;
   for (const name of ["quant", "kv", "min-speed"]) $(name).disabled = hasOneType; // of which it has one, or none is known

@@ -2,6 +2,8 @@
 // One plan: the same steps as planner/plans.py, with formulas.js (translated from Python). No formula lives here.
 
 const isProcessor = (device) => device.numbers.kind === "cpu";
+// A chip with one memory for processor and GPU is a computer of its own, and our own program uses one device.
+const isSingle = (device, engine) => isProcessor(device) || device.numbers.is_shared || engine === "llavakit";
 // Programs of torch, and our own on a GPU, compute with 16 bits a weight.
 const isHalf = (device, engine) => HALF_ONLY.includes(engine) || (engine === "llavakit" && !isProcessor(device));
 const isOwn = (device, engine) => engine === "llavakit" && isProcessor(device);
@@ -27,7 +29,7 @@ function planFor(device, count, quantName, setting) {
   const model = D.models[state.model].sizes;
   const isHost = isProcessor(device);
   const isLayered = LAYERED.includes(setting.engine);
-  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isHost ? 1 : count) || "";
+  const problem = problemOf(setting) || device.unplanned[setting.engine] || undealt(setting, isSingle(device, setting.engine) ? 1 : count) || "";
   const tokens = prompt_tokens(model, setting);
   // Quantized values need it.
   if (isLayered && setting.kv_block_bytes < D.kv.f16) setting = with_field(setting, "has_flash_attention", true);
@@ -37,7 +39,7 @@ function planFor(device, count, quantName, setting) {
   const own = isOwn(device, setting.engine) ? device.own : device;
   const host = isHost ? own.numbers : { ...D.host, ...device.host };
   const isAlone = isHost || (isLayered && setting.num_device_layers === 0);
-  let devices = isAlone ? [] : Array(setting.engine === "llavakit" ? 1 : count).fill(device.numbers);
+  let devices = isAlone ? [] : Array(isSingle(device, setting.engine) ? 1 : count).fill(device.numbers);
   if (HALF_ONLY.includes(setting.engine) && devices.length === 0) devices = [host];
   const fit = own.fit;
   const fits = devices.map(() => fit);
@@ -112,7 +114,7 @@ function changesFor(device, count, quantName, setting) {
     offer(...smaller.map((type) => [type.toUpperCase(), { type }]));
   }
   if (engine === "transformers") offer(["4 bits (transformers-4bit)", { engine: "transformers-4bit" }]);
-  if (!isProcessor(device) && engine !== "llavakit") {
+  if (!isSingle(device, engine)) {
     const most = limitsOf(state.model).count[1];
     offer(...Array.from({ length: most - count }, (_, idx) => [`${count + idx + 1} of these devices`, { num: count + idx + 1 }]));
   }
