@@ -33,10 +33,11 @@ import numpy as np
 
 from benchmarks.planner_error import RUNS, Run, instructions_of, key_of, read_done, read_stored, setting_of
 from benchmarks.product_shares import ProductShares, fit_products
-from llavakit.diagnostics.plan_check import best_limits, machine_numbers, planned_seconds
+from llavakit.diagnostics.plan_check import best_limits, machine_numbers
 from llavakit.kernels.machine import MachineLimits
 from llavakit.planner.models import find_model
 from llavakit.planner.records import DeviceNumbers, EngineFit
+from llavakit.planner.runs import planned_seconds
 from llavakit.planner.speed import with_alike
 
 _DATA = Path(__file__).parents[1] / "src" / "llavakit" / "planner" / "data" / "engine.json"

@@ -34,9 +34,9 @@ Run = tuple[str, str, int, int, int, str]
 _BITS = {"q4_k_m": 4.5, "q6_k": 6.5, "q8_0": 8.0, "f16": 16.0}
 _LLMFIT_BYTES = {"q4_k_m": 0.58, "q6_k": 0.80, "q8_0": 1.05, "f16": 2.0}
 _PARAMETERS_B = 13.1
-# LLaVA-1.5 13B on llama.cpp, all layers on the device, 4,096 tokens, without the driver: the sum of the parts that its
-# logs print (weights, projector, work buffer, cache, compute buffer).
-_LOGGED_GB = {"q4_k_m": 12.19, "q6_k": 14.97, "q8_0": 18.08, "f16": 30.13}
+# LLaVA-1.5 13B on llama.cpp, all layers on the device, 4,096 tokens, without the driver: weights, projector, work
+# buffer and cache, each as its logs print them, and the compute buffer by formula (no log of it at this size is known).
+_SUM_GB = {"q4_k_m": 12.19, "q6_k": 14.97, "q8_0": 18.08, "f16": 30.13}
 # Rows of kinds of which fewer than three devices were measured are counted apart.
 _ALL = ("all", "all, three devices or more of the kind", "all, fewer")
 # Model, type, pictures, tokens of text, tokens of answer, cache.
@@ -55,16 +55,16 @@ RUNS = (
 def compare_memory() -> list[dict[str, Any]]:
     """Memory of the 13B by each rule."""
     rows, model = [], find_model("llava:13b")
-    for quant, logged in _LOGGED_GB.items():
+    for quant, parts_gb in _SUM_GB.items():
         plan = make_plan(model, quant, Setting(), [find_device("B200 SXM")], generic_host(2048), has_advice=False)
         ours = sum(part.bytes for part in plan.parts if part.place == 0 and part.name != "driver context") / 1e9
         catalogue = _PARAMETERS_B * _BITS[quant] / 8 + 0.5
         llmfit = _PARAMETERS_B * _LLMFIT_BYTES[quant] + 8e-6 * _PARAMETERS_B * 4096 + 0.5
         whichllm = _PARAMETERS_B * 0.5625 + 3.5 * _PARAMETERS_B * 4.096 / 1024 + 0.4 + 0.08 * _PARAMETERS_B + 0.15 + 0.5
-        row: dict[str, Any] = {"type": quant, "logged GB": logged}
+        row: dict[str, Any] = {"type": quant, "sum of parts, GB": parts_gb}
         for name, value in (("llavakit", ours), ("catalogue", catalogue), ("llmfit", llmfit)):
-            row[name] = f"{value:.2f} ({value / logged - 1:+.1%})"
-        row["whichllm"] = f"{whichllm:.2f} ({whichllm / logged - 1:+.1%})" if quant == "q4_k_m" else None
+            row[name] = f"{value:.2f} ({value / parts_gb - 1:+.1%})"
+        row["whichllm"] = f"{whichllm:.2f} ({whichllm / parts_gb - 1:+.1%})" if quant == "q4_k_m" else None
         rows.append(row)
     return rows
 

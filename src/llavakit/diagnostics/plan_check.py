@@ -25,7 +25,8 @@ from llavakit.planner.cases import PROGRAM_BYTES
 from llavakit.planner.machine import detect_machine, measured_host
 from llavakit.planner.models import PlannedModel
 from llavakit.planner.plans import check_setting
-from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, EngineFit, Setting
+from llavakit.planner.records import KV_BLOCK_BYTES, DeviceNumbers, Setting
+from llavakit.planner.runs import planned_seconds
 from llavakit.planner.speed import engine_fit
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "compare",
     "machine_numbers",
     "measure_run",
-    "planned_seconds",
     "run_worker",
 ]
 
@@ -266,18 +266,6 @@ def _memory_rows(parts: list[dict[str, Any]], measured: dict[str, Any]) -> list[
 def machine_numbers(machine: MachineLimits) -> DeviceNumbers:
     """Return this machine's processor as the formulas see it, with its measured bandwidth and rates."""
     return measured_host(detect_machine().host, machine).engine_numbers
-
-
-def planned_seconds(
-    model: PlannedModel, quant: str, setting: Setting, numbers: DeviceNumbers, fit: EngineFit, num_tokens: int
-) -> dict[str, float]:
-    """Return the planned seconds of the pictures, of a prompt of so many tokens, and of a further token after it."""
-    sizes, depth = model.quantize(quant), num_tokens + setting.num_new_tokens // 2
-    return {
-        "vision_s": formulas.vision_seconds(model.sizes, setting, [], [], numbers, fit),
-        "prompt_s": formulas.prompt_seconds(model.sizes, sizes, setting, [], [], numbers, fit, num_tokens),
-        "decode_s": formulas.decode_seconds(model.sizes, sizes, setting, [], [], numbers, fit, depth),
-    }
 
 
 def _speed_rows(

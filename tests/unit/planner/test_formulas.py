@@ -61,7 +61,11 @@ def test_published_bits_per_weight(name: str, quant: str, bits: float) -> None:
 
 
 def test_logged_buffers(logged_13b: PlannedModel) -> None:
-    """Source: llama.cpp's log lines of LLaMA-2 13B, LLaVA-1.5 7B and LLaMA-3 8B."""
+    """Source: llama.cpp's log lines of LLaMA-2 13B, LLaVA-1.5 7B and LLaMA-3 8B.
+
+    The compute buffers of the 13B are by its formula since four hidden states are counted; builds before that logged 75
+    to 78 and 194 MiB.
+    """
     q4, f16 = logged_13b.quantize("q4_0"), logged_13b.quantize("f16")
     assert (q4.language_bytes - q4.table_bytes) / MIB == pytest.approx(6936.01, abs=0.005)
     assert (f16.language_bytes - f16.table_bytes) / MIB == pytest.approx(24514.08, abs=0.005)

@@ -1,6 +1,7 @@
 "use strict";
 // One plan: the same steps as planner/plans.py, with formulas.js (translated from Python). No formula lives here.
 
+const RUNNING = ["fits", "tight"];
 const isProcessor = (device) => device.numbers.kind === "cpu";
 // A chip with one memory for processor and GPU is a computer of its own, and our own program uses one device.
 const isSingle = (device, engine) => isProcessor(device) || device.numbers.is_shared || engine === "llavakit";
@@ -49,12 +50,8 @@ function planFor(device, count, quantName, setting) {
   const parts = parts_of(model, quant, setting, devices, program).filter((part) => part.bytes > 0);
   const totals = place_totals(parts, devices.length);
   const usable = usable_places(totals, devices, host);
-  let running = setting;
-  let layers = model.num_layers + 1;
-  if (verdict === "partly" || (verdict === "no" && isLayered)) {
-    layers = most_device_layers(model, quant, setting, devices, host, program);
-    running = with_field(setting, "num_device_layers", layers);
-  }
+  const layers = isLayered && devices.length && !problem ? most_device_layers(model, quant, setting, devices, host, program) : model.num_layers + 1;
+  const running = RUNNING.includes(verdict) ? setting : with_field(setting, "num_device_layers", layers);
   const plan = { model, quant, setting, devices, host, verdict, problem, parts, totals, usable, layers, isAlone, speed: null };
   if (verdict !== "no" && (isLayered || setting.engine === "llavakit")) {
     const args = [model, quant, running, devices, fits, host, hostFit];
@@ -86,7 +83,6 @@ function workingFits(model, quant, setting, devices, fits, hostFit) {
 
 function contextOf(plan) { return largest_context(plan.model, plan.quant, plan.setting, plan.devices, plan.host, D.programBytes); }
 
-const RUNNING = ["fits", "tight"];
 // Smaller types that are offered, the largest first; quality falls below 4 bits.
 const OFFERED = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s"];
 
