@@ -49,7 +49,7 @@ _PLAN = """
 
 def _planned(model: PlannedModel, quant: str, setting: Setting, device: Device, count: int) -> list[object] | None:
     """Plan in Python, as the page's list; None where it cannot be."""
-    chosen = [] if device.backend == "cpu" else [device] * count
+    chosen = [] if device.backend == "cpu" else [device] * (1 if device.is_shared else count)
     try:
         plan = make_plan(model, quant, setting, chosen, assumed_host([device]), has_advice=False)
     except ConfigError:
@@ -203,7 +203,7 @@ def test_what_is_advised_can_be_done_and_helps(browser: Browser, site: Path, eng
     for device, (changes, problem) in zip(list_sold_devices(), found, strict=True):
         for words, count, quant, changed in changes:
             said.add(words)
-            chosen = [] if device.backend == "cpu" else [device] * count
+            chosen = [] if device.backend == "cpu" else [device] * (1 if device.is_shared else count)
             plan = make_plan(model, quant, Setting(**changed), chosen, assumed_host([device]), has_advice=False)
             assert plan.verdict in ("fits", "tight"), (device.name, words)
         assert not (problem and changes)
