@@ -86,7 +86,7 @@ def _run() -> argparse.ArgumentParser:
         "MODEL [PROMPT] [--image SOURCE ...] [options]",
         "Ask a model about pictures.\n\n"
         "With a prompt, or with one on standard input, answer once and leave. Without, open a chat; in it, /help\n"
-        "lists what can be done, and dropping a picture into the line attaches it.",
+        "lists what can be done, and dropping a picture, or a URL at the line's start, attaches it.",
         '  llavakit run llava:tiny "How many red circles are there?" --image shapes.png\n'
         '  llavakit run llava:tiny "What differs?" --image before.png --image after.png\n'
         "  llavakit run llava:tiny --image https://example.com/cat.jpg < question.txt\n"

@@ -1,7 +1,8 @@
 """Finds pictures in a line of a chat: dropped or typed paths, file:// and http(s) URLs, data: URIs.
 
 Terminals drop a path quoted, with escaped spaces, as a file:// URL or as it is; all four are understood. A word
-that looks like a picture's path but names no file is an error: it must not silently become text.
+that looks like a picture's path but names no file is an error: it must not silently become text. An http(s) URL that
+begins the line was dropped or pasted there; further on only one that ends as pictures do is meant as a picture.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _match(line: str, words: list[_Word], idx: int) -> _Found | None:
             raise ImageSourceError(_not_there(word.value))
         return _Found(path, word.end)
     if "://" in word.value:
-        return _match_url(word) if lowered.startswith(("http://", "https://")) else None
+        return _match_url(word, is_first=idx == 0) if lowered.startswith(("http://", "https://")) else None
     for value in dict.fromkeys((word.value, word.value.rstrip(_TRAILING))):
         file = _existing_file(value)
         # At the start of a line any file is meant; further on only pictures are: sentences name files, too.
@@ -132,8 +133,10 @@ def _match(line: str, words: list[_Word], idx: int) -> _Found | None:
     return None
 
 
-def _match_url(word: _Word) -> _Found | None:
+def _match_url(word: _Word, *, is_first: bool) -> _Found | None:
     url = word.value.rstrip(_TRAILING)
+    if is_first:
+        return _Found(url, word.end)
     try:
         path = urlsplit(url).path
     except ValueError:

@@ -56,7 +56,9 @@ def help_text() -> str:
     width = max(len(command.usage) for command in _COMMANDS.values())
     lines = [f"  {command.usage:<{width}}  {command.about}" for command in _COMMANDS.values()]
     return (
-        "Type a question, press Enter. A picture's path or URL in the line attaches it.\n\n"
+        "Type a question, press Enter. A picture's path in the line attaches it, and so\n"
+        "does its URL: any URL at the line's start, further on one that ends in .png,\n"
+        ".jpg or another picture's suffix.\n\n"
         + "\n".join(lines)
         + '\n\n  """ begins and ends a message of several lines, sent as it stands\n'
         "  Ctrl-C  stops the answer          Ctrl-D  leaves\n"
@@ -252,7 +254,7 @@ def _without_quotes(text: str) -> str:
 
 
 _COMMANDS = {
-    "/image": _Command(_image, "/image PATH ...", "attach pictures to the next question"),
+    "/image": _Command(_image, "/image SOURCE ...", "attach pictures to the next question"),
     "/clear": _Command(_clear, "/clear [images]", "forget the conversation, or the unsent pictures"),
     "/set": _Command(_set, "/set WHAT VALUE", "change how answers are made; 'default' puts it back"),
     "/show": _Command(_show, "/show WHAT", f"show one of: {', '.join(_SHOWN)}"),

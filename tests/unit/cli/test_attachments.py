@@ -29,6 +29,10 @@ from llavakit.core.errors import ImageSourceError
         ("./notes what?", "what?", ["./notes"]),
         ("https://example.com/x/cat.JPG?size=3 what?", "what?", ["https://example.com/x/cat.JPG?size=3"]),
         ("what is https://example.com/cat.webp?", "what is", ["https://example.com/cat.webp"]),
+        ("http://127.0.0.1:8765/ok How many?", "How many?", ["http://127.0.0.1:8765/ok"]),
+        ("  'HTTPS://example.com/view?id=3', what?", "what?", ["HTTPS://example.com/view?id=3"]),
+        ("https://example.com/page", "", ["https://example.com/page"]),
+        ("https://example.com/1 or https://example.com/2?", "or https://example.com/2?", ["https://example.com/1"]),
         ("see data:image/png;base64,AAAA there", "see there", ["data:image/png;base64,AAAA"]),
     ],
 )
