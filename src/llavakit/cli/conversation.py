@@ -101,7 +101,7 @@ def open_picture(source: str, policy: SourcePolicy) -> Picture:
     ImageSourceError, BadImageError
         If it cannot be reached or is no picture.
     """
-    from llavakit.processing.sources import decode_image, open_image
+    from llavakit.processing.sources import decode_image, local_path, open_image, read_picture_file
 
     lowered = source[:8].lower()
     if lowered.startswith(("http://", "https://")):
@@ -112,9 +112,9 @@ def open_picture(source: str, policy: SourcePolicy) -> Picture:
     if lowered.startswith("data:"):
         opened = open_image(source, policy=policy)
         return Picture(f"data URI ({opened.format})", opened, _encoded(source))
-    opened = open_image(source, policy=policy)
-    path = Path(source).expanduser().absolute()
-    return Picture(source, opened, path.read_bytes(), path)
+    path = local_path(source)
+    data, shown = read_picture_file(path, policy=policy)
+    return Picture(source, decode_image(data, shown, policy), data, path.expanduser().absolute())
 
 
 def save_conversation(conversation: Conversation, file: Path, *, model_name: str, embeds: bool = True) -> int:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from llavakit.core.errors import BadImageError, ImageSourceError
 
-__all__ = ["OpenedImage", "SourcePolicy", "decode_image", "open_image", "read_picture_file"]
+__all__ = ["OpenedImage", "SourcePolicy", "decode_image", "local_path", "open_image", "read_picture_file"]
 
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _DECODE_ERRORS = (
@@ -124,8 +124,6 @@ def open_image(source: Any, *, policy: SourcePolicy = SourcePolicy()) -> OpenedI
 
 
 def _from_text(text: str, policy: SourcePolicy) -> OpenedImage:
-    if not text:
-        raise ImageSourceError("a picture's name is empty; pass a path, a URL or a data URI.")
     if match := _DATA_URI.match(text[:1024]):
         return decode_image(_decode_data_uri(text, match, policy), "a data URI", policy)
     scheme = text[:8].lower()
@@ -133,12 +131,28 @@ def _from_text(text: str, policy: SourcePolicy) -> OpenedImage:
         from llavakit.processing.fetch import fetch
 
         return decode_image(fetch(text, policy), _short_url(text), policy)
-    if scheme.startswith("file://"):
+    return _from_path(local_path(text), policy)
+
+
+def local_path(text: str) -> Path:
+    """Return the path that a source which is neither a data URI nor on the web names, as it is or as a file:// URL.
+
+    Raises
+    ------
+    ImageSourceError
+        If it is empty, or a URL that names another machine or is none.
+    """
+    if not text:
+        raise ImageSourceError("a picture's name is empty; pass a path, a URL or a data URI.")
+    if text[:7].lower() != "file://":
+        return Path(text)
+    try:
         parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise ImageSourceError(f"{text[:200]!r} names another machine; only local files can be opened.")
-        return _from_path(Path(unquote_to_bytes(parts.path).decode("utf-8", "surrogateescape")), policy)
-    return _from_path(Path(text), policy)
+    except ValueError as error:
+        raise ImageSourceError(f"{text[:200]!r} is no valid URL ({error}).") from error
+    if parts.netloc not in ("", "localhost"):
+        raise ImageSourceError(f"{text[:200]!r} names another machine; only local files can be opened.")
+    return Path(unquote_to_bytes(parts.path).decode("utf-8", "surrogateescape"))
 
 
 def _from_path(path: Path, policy: SourcePolicy) -> OpenedImage:

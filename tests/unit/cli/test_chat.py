@@ -14,7 +14,7 @@ from PIL import Image
 from llavakit.cli.chat import Chat
 from llavakit.cli.conversation import Conversation, load_conversation, open_picture, save_conversation
 from llavakit.cli.line_editor import LineEditor, history_file
-from llavakit.core.errors import BadImageError, ConfigError, PromptError
+from llavakit.core.errors import BadImageError, ConfigError, ImageSourceError, PromptError
 from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart, TokenEvent
 from llavakit.processing.sources import SourcePolicy
 from tests.unit.cli.fake_model import FakeModel
@@ -367,6 +367,14 @@ def test_open_picture_when_the_picture_is_damaged_then_it_is_refused_at_once(pic
     picture.write_bytes(picture.read_bytes()[:60])
     with pytest.raises(BadImageError):
         open_picture(str(picture), SourcePolicy())
+
+
+def test_open_picture_when_given_a_file_url_then_the_file_is_the_picture(picture: Path) -> None:
+    opened = open_picture(picture.as_uri(), SourcePolicy())
+    assert (opened.path, opened.data, opened.name) == (picture, picture.read_bytes(), picture.as_uri())
+    for url in (f"{picture.as_uri()}.gone", "file://otherhost/a.png", "file://[bad/a.png", ""):
+        with pytest.raises(ImageSourceError):
+            open_picture(url, SourcePolicy())
 
 
 def test_history_file_is_in_the_state_folder(tmp_path: Path) -> None:
