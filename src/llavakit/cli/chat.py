@@ -15,7 +15,7 @@ from llavakit.cli.console import Console, printable
 from llavakit.cli.conversation import Conversation, Picture, Turn, open_picture
 from llavakit.cli.error_text import describe_error, is_output_error
 from llavakit.cli.loading import load_model
-from llavakit.cli.timing_line import timing_line
+from llavakit.cli.timing_line import context_note, timing_line
 from llavakit.core.errors import ConfigError, LlavakitError
 from llavakit.core.types import FinishReason, GenerationResult, Role
 
@@ -74,6 +74,8 @@ def chat(
     if not options.quiet:
         greeting = f"{model.name}, preset {model.preset.name}. Drop a picture and ask; /help lists more; Ctrl-D leaves."
         console.note(describe_use(model, settings) if options.verbose else greeting, style="dim")
+        if note := context_note(session.conversation.sampling, model.config.max_context_tokens):
+            console.note(note, style="dim")
         if editor.notice:
             console.note(editor.notice, style="yellow")
     session.attach(pictures)

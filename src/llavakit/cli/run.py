@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit.cli.answer_writer import AnswerWriter
 from llavakit.cli.console import Console
 from llavakit.cli.loading import load_model
-from llavakit.cli.timing_line import timing_line
+from llavakit.cli.timing_line import context_note, timing_line
 from llavakit.core.errors import BadImageError, ConfigError, ImageSourceError, PromptError
 from llavakit.core.types import GenerationResult, ImagePart, Message, Role, SamplingParams, TextPart
 
@@ -60,6 +60,8 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
     model = load_model(options, console, load)
     if options.verbose:
         console.note(describe_use(model, settings), style="dim")
+    if not options.quiet and (note := context_note(sampling, model.config.max_context_tokens)):
+        console.note(note, style="dim")
     messages = _messages(options.system, prompt, images)
     if options.json:
         return _answer_as_json(model, messages, sampling, console)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.cli.attachments import split_sources
 from llavakit.cli.conversation import Conversation, load_conversation, open_picture, save_conversation
+from llavakit.cli.timing_line import context_note
 from llavakit.core.errors import ConfigError, SamplingError
 from llavakit.core.types import SamplingParams
 
@@ -123,9 +124,11 @@ def _set_parameter(chat: Chat, argument: str) -> None:
         settings.pop(name, None)
     else:
         settings[name] = _parse_value(name, text)
-    value = getattr(SamplingParams(**settings), name)  # checks that the settings go together
+    sampling = SamplingParams(**settings)  # checks that the settings go together
     chat.conversation.settings = settings
-    chat.say(f"{name} = {value!r}")
+    chat.say(f"{name} = {getattr(sampling, name)!r}")
+    if name == "max_new_tokens" and (note := context_note(sampling, chat.model.config.max_context_tokens)):
+        chat.say(note)
 
 
 def _parse_value(name: str, text: str) -> Any:
@@ -169,7 +172,7 @@ def _info(chat: Chat) -> str:
 
 
 def _context_used(chat: Chat) -> str:
-    num_tokens = chat.model.config.text_config.max_position_embeddings
+    num_tokens = chat.model.config.max_context_tokens
     if chat.last_result is None and chat.conversation.turns:  # loaded from a file
         return f"{num_tokens} tokens; how many are used is known after the next answer"
     used = chat.last_result.timings if chat.last_result else None

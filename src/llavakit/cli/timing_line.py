@@ -1,10 +1,10 @@
-"""One line that says where the time of an answer went."""
+"""One line that says where the time of an answer went; and one before it, where no answer can be as long as allowed."""
 
 from __future__ import annotations
 
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
 
-__all__ = ["timing_line"]
+__all__ = ["context_note", "timing_line"]
 
 
 def timing_line(result: GenerationResult, sampling: SamplingParams) -> str:
@@ -21,6 +21,16 @@ def timing_line(result: GenerationResult, sampling: SamplingParams) -> str:
     timings = result.timings
     parts = [_image(timings), _prompt(timings), _answer(timings), _ending(result, sampling)]
     return " | ".join(part for part in parts if part)
+
+
+def context_note(sampling: SamplingParams, num_context_tokens: int) -> str:
+    """Return what to say where the answer may be longer than the context has room for; else nothing."""
+    if sampling.max_new_tokens < num_context_tokens:
+        return ""
+    return (
+        f"{sampling.max_new_tokens} new tokens are allowed, but the context of {num_context_tokens} holds the prompt "
+        "and the answer; the answer ends where it is full."
+    )
 
 
 def _image(timings: Timings) -> str:
@@ -47,6 +57,9 @@ def _answer(timings: Timings) -> str:
 
 def _ending(result: GenerationResult, sampling: SamplingParams) -> str:
     if result.finish_reason is FinishReason.LENGTH:
+        num_tokens = result.timings.num_generated_tokens
+        if 0 < num_tokens < sampling.max_new_tokens:  # 0: a server that did not say
+            return f"cut: the context of {result.timings.num_prompt_tokens + num_tokens} tokens is full"
         return f"cut at max_new_tokens={sampling.max_new_tokens}"
     return "stopped" if result.finish_reason is FinishReason.CANCELLED else ""
 

@@ -85,7 +85,7 @@ class FinishReason(StrEnum):
     """Why an answer ended."""
 
     STOP = "stop"  # end-of-sequence token or a stop string
-    LENGTH = "length"  # max_new_tokens reached
+    LENGTH = "length"  # max_new_tokens reached, or the context full
     CANCELLED = "cancelled"
 
 

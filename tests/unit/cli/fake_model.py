@@ -106,7 +106,7 @@ class FakeModel:
     num_resets: int = 0
 
     tokenizer = FakeTokenizer()
-    config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=4096))
+    config = SimpleNamespace(max_context_tokens=4096)
 
     def stream(self, messages: Sequence[Message], *, sampling: SamplingParams) -> FakeStream:
         question = "".join(part.text for part in messages[-1].parts if isinstance(part, TextPart))

@@ -250,6 +250,11 @@ def test_chat_when_parameters_are_set_then_answers_are_made_with_them() -> None:
     assert "max_new_tokens     512\n" in done.out
 
 
+def test_chat_when_no_answer_can_be_as_long_as_allowed_then_a_note_says_so() -> None:
+    assert "the context of 4096 holds" in _chat("/set parameter max_new_tokens 5000").err
+    assert "the context of 4096" not in _chat("/set parameter max_new_tokens 4000", "/set parameter top_k default").err
+
+
 def test_chat_when_the_preset_is_set_then_another_model_answers_with_the_same_conversation() -> None:
     done = _chat("first", "/set preset hf", "second")
     assert done.model.preset.name == "hf"

@@ -127,9 +127,17 @@ def _result(reason: FinishReason = FinishReason.STOP, **timings: float) -> Gener
             "prompt 700 tokens, 600 cached, 100 tokens/s | answer 1 token",
         ),
         (
-            _result(FinishReason.LENGTH, num_images=1, num_prompt_tokens=1, num_generated_tokens=2, decode_s=12.0),
-            "image: decode 0.0 ms, resize 0.0 ms, encoded before | prompt 1 token | answer 2 tokens, 0.083 tokens/s | "
-            "cut at max_new_tokens=512",
+            _result(FinishReason.LENGTH, num_images=1, num_prompt_tokens=1, num_generated_tokens=512, decode_s=9999.0),
+            "image: decode 0.0 ms, resize 0.0 ms, encoded before | prompt 1 token | answer 512 tokens, "
+            "0.051 tokens/s | cut at max_new_tokens=512",
+        ),
+        (
+            _result(FinishReason.LENGTH, num_prompt_tokens=2036, num_generated_tokens=12),
+            "prompt 2036 tokens | answer 12 tokens | cut: the context of 2048 tokens is full",
+        ),
+        (  # a server that leaves the numbers out
+            _result(FinishReason.LENGTH),
+            "prompt 0 tokens | answer 0 tokens | cut at max_new_tokens=512",
         ),
         (_result(FinishReason.CANCELLED), "prompt 0 tokens | answer 0 tokens | stopped"),
     ],

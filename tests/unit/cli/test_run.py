@@ -64,6 +64,21 @@ def test_run_when_settings_are_given_then_they_reach_the_model() -> None:
     assert "cut at max_new_tokens=5" in err
 
 
+_NOTE = (
+    "5000 new tokens are allowed, but the context of 4096 holds the prompt and the answer; the answer ends where it is "
+    "full.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "note"),
+    [("5000", _NOTE), ("5000 --json", _NOTE), ("4095", ""), ("5000 --quiet", ""), ("4095 --json", "")],
+)
+def test_run_when_no_answer_can_be_as_long_as_allowed_then_a_note_says_so(flags: str, note: str) -> None:
+    status, _, err, _ = _run("x", "--no-timings", "--max-new-tokens", *flags.split())
+    assert (status, err) == (0, note)
+
+
 def test_run_when_json_is_wanted_then_one_object_has_everything() -> None:
     _, out, err, _ = _run("hello", "--json", "--logprobs", "1")
     content = json.loads(out)
