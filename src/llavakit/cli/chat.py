@@ -142,7 +142,7 @@ class Chat:
         if self._is_debugging:
             import traceback
 
-            traceback.print_exception(error, file=self.console.stderr)
+            self.console.tell("".join(traceback.format_exception(error)))
         code, message, _ = describe_error(error)
         self.console.error(code, message)
 

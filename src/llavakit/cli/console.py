@@ -3,10 +3,14 @@
 Answers and data go to ``out``, everything else to ``err``. Colours and line wrapping happen on terminals only;
 ``NO_COLOR`` and ``TERM=dumb`` are honoured. Words of a model are untrusted: on a terminal, control characters
 other than newline and tab are dropped, so that no answer can move the cursor or retitle the window.
+
+That ``out`` cannot be written is an `OutputError`; that nobody reads ``err`` is no failure.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 
@@ -16,10 +20,46 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, TextIO
 
-__all__ = ["Console", "printable"]
+__all__ = ["Console", "OutputError", "mend_streams", "printable", "silence"]
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 _DEFAULT_COLUMNS = 80
+
+
+class OutputError(OSError):
+    """Standard output cannot be written; ``errno`` says why."""
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Stands for a standard output that was closed before the program began: writing fails as the system's would."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def mend_streams() -> None:
+    """Put something in the place of standard streams that were closed before the program began.
+
+    Without it a file that is opened later would get the number 1 or 2, to which libraries write their messages.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - until the end; pathlib is slow
+
+
+def silence(*streams: Any) -> None:
+    """Point streams to nowhere, so that their last flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        try:
+            os.dup2(nowhere, stream.fileno())
+        except (AttributeError, OSError, ValueError):
+            continue
+    os.close(nowhere)
 
 
 class Console:
@@ -79,9 +119,26 @@ class Console:
         return _DEFAULT_COLUMNS
 
     def write(self, text: str) -> None:
-        """Write to standard output at once."""
-        self.stdout.write(text)
-        self.stdout.flush()
+        """Write to standard output at once.
+
+        Raises
+        ------
+        OutputError
+            If that fails.
+        """
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+    def tell(self, text: str) -> None:
+        """Write to standard error as it is."""
+        try:
+            self.stderr.write(text)
+            self.stderr.flush()
+        except OSError:
+            silence(self.stderr)
 
     def line(self, text: str = "") -> None:
         """Write one line to standard output."""
@@ -91,8 +148,7 @@ class Console:
         """Write one line to standard error; on a terminal, broken between words where it is too long."""
         if self.is_error_terminal:
             text = _wrap(text, self.columns - 1)
-        self.stderr.write(f"{self.styled(text, style) if style else text}\n")
-        self.stderr.flush()
+        self.tell(f"{self.styled(text, style) if style else text}\n")
 
     def error(self, code: str, message: str) -> None:
         """Write an error: one line, whatever the message holds."""
@@ -100,15 +156,13 @@ class Console:
         text = f"{label} {one_line}"
         if self.is_error_terminal:
             text = _wrap(text, self.columns - 1)
-        self.stderr.write(f"{self.styled(label, 'red')}{text[len(label) :]}\n")
-        self.stderr.flush()
+        self.tell(f"{self.styled(label, 'red')}{text[len(label) :]}\n")
 
     def status(self, text: str) -> None:
         """Show a passing line on an error terminal; an empty text wipes it. Nothing when it is not a terminal."""
         if self.is_error_terminal:
             shown = text[: self.columns - 1]
-            self.stderr.write(f"\r\x1b[K{self.styled(shown, 'dim') if shown else ''}")
-            self.stderr.flush()
+            self.tell(f"\r\x1b[K{self.styled(shown, 'dim') if shown else ''}")
 
     def styled(self, text: str, style: str, *, on_output: bool = False) -> str:
         """Return ``text`` in a colour or weight, or as it is where colours are not wanted."""

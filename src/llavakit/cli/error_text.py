@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import errno
 
-from llavakit.core.errors import CapacityError, LlavakitError
+from llavakit.cli.console import OutputError
+from llavakit.core.errors import CapacityError, DiskFullError, LlavakitError
 
 __all__ = ["describe_error", "is_output_error"]
 
@@ -16,17 +17,24 @@ def describe_error(error: BaseException) -> tuple[str, str, int]:
     """Return code, message and exit status of an error; one that is not ours is a fault of llavakit."""
     if isinstance(error, LlavakitError):
         return error.code, str(error), error.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _number(error) == errno.ENOMEM:
         advice = "The machine ran out of memory. Choose a smaller model, or --dtype bfloat16."
         return CapacityError.code, advice, CapacityError.exit_code
     if is_output_error(error):
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         return "output", f"the output cannot be written: {reason}.", _EXIT_OUTPUT
+    if _number(error) in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"a file cannot be written ({error}). Make room and run the same command again."
+        return DiskFullError.code, advice, DiskFullError.exit_code
     fault = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     advice = "This is a fault in llavakit: please report it with what the same command prints with --debug."
     return "internal", f"{fault.rstrip('.')}. {advice}", _EXIT_INTERNAL
 
 
 def is_output_error(error: BaseException) -> bool:
-    """Whether writing to a standard stream failed: such errors name no file."""
-    return isinstance(error, OSError) and error.filename is None and error.errno is not None
+    """Whether standard output cannot be written, or nobody reads it any more."""
+    return isinstance(error, OutputError | BrokenPipeError)
+
+
+def _number(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None

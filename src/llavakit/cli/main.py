@@ -7,10 +7,10 @@ llavakit; 74 the output cannot be written; 130 interrupted; 141 the reader of ou
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 
-from llavakit.cli.console import Console
+from llavakit.cli.console import Console, OutputError, mend_streams, silence
 from llavakit.cli.error_text import describe_error
 from llavakit.cli.overview import ABOUT, OVERVIEW, PROGRAM
 from llavakit.core.errors import ConfigError
@@ -33,6 +33,7 @@ _ALIASES = {"ls": "list", "remove": "rm"}
 
 def main() -> NoReturn:
     """Run the command of this process's arguments and leave with its exit status."""
+    mend_streams()
     if sys.argv[1:] in ([], ["-h"], ["--help"], ["--version"]):
         sys.exit(run_command(sys.argv[1:]))  # over before a handler would be of use
     import signal
@@ -88,21 +89,22 @@ def run_command(
     wants_json = "--json" in arguments
     try:
         status = _dispatch(list(arguments), console, load)
-        console.stdout.flush()
     except SystemExit as leaving:  # argparse after --help
         return leaving.code if isinstance(leaving.code, int) else 0
     except BaseException as error:
         if was_interrupted() or isinstance(error, KeyboardInterrupt):
             return _report(console, "interrupted", "stopped by Ctrl-C.", _EXIT_INTERRUPTED, wants_json=wants_json)
-        if isinstance(error, BrokenPipeError):
-            _silence(console)
+        if isinstance(error, OutputError):
+            silence(console.stdout)
+        if isinstance(error, BrokenPipeError) or (isinstance(error, OutputError) and error.errno == errno.EPIPE):
+            silence(console.stdout, console.stderr)
             return _EXIT_BROKEN_PIPE
         if "--debug" in arguments:
             import traceback
 
-            traceback.print_exception(error, file=console.stderr)
+            console.tell("".join(traceback.format_exception(error)))
         code, message, status = describe_error(error)
-        return _report(console, code, message, status, wants_json=wants_json)
+        return _report(console, code, message, status, wants_json=wants_json and not isinstance(error, OutputError))
     return status
 
 
@@ -195,25 +197,15 @@ def _unknown_command(name: str, known: list[str]) -> str:
 
 def _report(console: Console, code: str, message: str, status: int, *, wants_json: bool) -> int:
     """Say what went wrong, in one line; return the exit status."""
-    try:
-        if wants_json:
-            import json
+    if wants_json:
+        import json
 
-            console.line(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
-        else:
-            console.status("")
-            console.error(code, message)
-    except OSError:  # there is nobody left to tell
-        _silence(console)
-    return status
-
-
-def _silence(console: Console) -> None:
-    """Point the standard streams to nowhere, so that their last flush cannot fail."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (console.stdout, console.stderr):
         try:
-            os.dup2(nowhere, stream.fileno())
-        except (AttributeError, OSError, ValueError):
-            continue
-    os.close(nowhere)
+            console.line(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+        except OutputError:  # then the other stream has it
+            silence(console.stdout)
+        else:
+            return status
+    console.status("")
+    console.error(code, message)
+    return status

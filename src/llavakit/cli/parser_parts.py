@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 
+from llavakit.cli.console import Console
 from llavakit.cli.overview import PROGRAM
 from llavakit.core.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 __all__ = ["MODEL_HELP", "add_output_options", "new_parser"]
 
@@ -32,7 +33,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises our own error instead of printing the usage and leaving."""
+    """Raises our own error instead of printing the usage and leaving, and one where the help cannot be written."""
+
+    def print_help(self, file: Any = None) -> None:
+        Console(stdout=file).write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix(PROGRAM).strip()

@@ -94,7 +94,6 @@ def _run(settings: ServerSettings, options: argparse.Namespace, console: Console
 
     def announce() -> None:
         console.line(f"serving {settings.model} at {url}  (Ctrl-C stops)")
-        console.stdout.flush()
         if not options.no_state_file:
             remember_server(url, settings.model, os.getpid(), needs_key=bool(settings.api_keys))
 

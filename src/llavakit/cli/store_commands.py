@@ -108,8 +108,7 @@ def remove(options: argparse.Namespace, console: Console) -> int:
     if is_stored and not options.yes:
         if options.json or not console.is_input_terminal:
             raise ConfigError("removing a model needs a yes, and nobody can be asked here. Add --yes.")
-        console.stderr.write(f"Remove {options.model} from this machine? [y/N] ")
-        console.stderr.flush()
+        console.tell(f"Remove {options.model} from this machine? [y/N] ")
         if console.stdin.readline().strip().lower() not in _YES:
             console.note("kept")
             return 0

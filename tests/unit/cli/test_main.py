@@ -14,7 +14,7 @@ from llavakit.cli.overview import ABOUT
 from llavakit.core.errors import ConfigError, LlavakitError
 from llavakit.core.version import __version__
 from tests.unit.cli.fake_model import FakeModel, make_load
-from tests.unit.cli.streams import make_console
+from tests.unit.cli.streams import Stream, make_console
 
 
 def _errors(tree: type[LlavakitError] = LlavakitError) -> list[type[LlavakitError]]:
@@ -69,15 +69,81 @@ def test_run_command_when_interrupted_then_130_whatever_a_library_made_of_it(err
     assert (status, out, err) == (130, "", "error[interrupted]: stopped by Ctrl-C.\n")
 
 
-def test_run_command_when_the_output_is_full_then_74() -> None:
-    status, _, err = _run_with_error(OSError(28, "No space left on device"))
-    assert (status, err) == (74, "error[output]: the output cannot be written: No space left on device.\n")
+class _Full(Stream):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
 
 
-def test_run_command_when_a_file_fails_then_it_is_not_called_an_output_error() -> None:
-    status, _, err = _run_with_error(FileNotFoundError(2, "No such file or directory", "weights.bin"))
-    assert status == 70
-    assert "weights.bin" in err
+@pytest.mark.parametrize("arguments", [["--version"], ["run", "--help"], ["run", "m", "hello", "--json"]])
+def test_run_command_when_the_output_is_full_then_74(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    console = make_console()
+    console.stdout = _Full()
+    monkeypatch.setattr("sys.stdout", console.stdout)  # where the help of a command goes
+    assert run_command(arguments, console=console, load=make_load(FakeModel())) == 74
+    assert console.stderr.getvalue() == "error[output]: the output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "weights.bin"), "internal", 70),
+        (OSError(5, "Input/output error"), "internal", 70),  # of a disk that is read
+        (OSError(12, "Cannot allocate memory"), "capacity", 6),
+        (OSError(12, "Cannot allocate memory", "weights.bin"), "capacity", 6),
+        (OSError(28, "No space left on device"), "disk-full", 4),
+        (OSError(24, "Too many open files"), "internal", 70),
+    ],
+)
+def test_run_command_when_something_else_than_the_output_fails_then_it_is_not_called_an_output_error(
+    error: OSError, code: str, status: int
+) -> None:
+    found, _, err = _run_with_error(error)
+    assert found == status
+    assert err.startswith(f"error[{code}]: ")
+    assert code == "capacity" or str(error) in err
+
+
+def _run_with_closed(stream: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "tests.unit.cli.fake_main", *arguments]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {stream}&-', "sh", *program], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "run m hello", "run m hello --json"])
+def test_program_when_its_output_is_closed_then_one_line_says_so(arguments: str) -> None:
+    done = _run_with_closed(">", *arguments.split())
+    assert done.returncode == 74
+    assert done.stderr == "error[output]: the output cannot be written: Bad file descriptor.\n"
+
+
+def test_program_when_its_output_is_closed_then_other_errors_are_said_on_the_other_stream() -> None:
+    done = _run_with_closed(">", "run", "m", "hello", "--json", "--frobnicate")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[config]: unrecognized arguments: --frobnicate.")
+
+
+def test_program_when_its_error_stream_is_closed_then_that_is_no_failure() -> None:
+    done = _run_with_closed("2>", "run", "m", "hello")
+    assert (done.returncode, done.stdout) == (0, "I see 0 and read: hello\n")
+    assert _run_with_closed("2>", "nonsense").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_program_when_its_error_stream_is_full_then_that_is_no_failure() -> None:
+    program = [sys.executable, "-m", "tests.unit.cli.fake_main", "run", "m", "hello"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "I see 0 and read: hello\n")
+
+
+def test_mend_streams_when_streams_are_closed_then_no_later_file_takes_their_place() -> None:
+    code = (
+        "import os; from llavakit.cli.console import mend_streams; mend_streams();"
+        "os._exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=False)
+    assert done.returncode > 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
