@@ -6,8 +6,6 @@ its home when it is first used (PEP 562), so that the command line can print its
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from llavakit.core.version import __version__
 from llavakit.core.waiting import wait_briefly
 
@@ -122,6 +120,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         advice = f": {_SUBSTITUTES[name]}" if name in _SUBSTITUTES else ""
         raise AttributeError(f"module 'llavakit' has no attribute {name!r}{advice}")
+    from importlib import import_module  # not before it is needed: the program starts with this file
+
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

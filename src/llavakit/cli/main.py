@@ -1,14 +1,17 @@
-"""The entry point: finds the command, runs it, and turns whatever happens into one line and an exit status.
+"""Finds the command, runs it, and turns whatever happens into one line and an exit status.
 
 Nothing heavy is imported before the command is known, so that help and version appear as fast as Python starts.
-Exit statuses: 0 done; 1 a check failed; 2 to 8 the error classes of `llavakit.core.errors`; 70 a fault of
+Exit statuses: 0 done; 1 a check failed; 2 to 9 the error classes of `llavakit.core.errors`; 70 a fault of
 llavakit; 74 the output cannot be written; 130 interrupted; 141 the reader of our output went away.
 """
 
 from __future__ import annotations
 
+import _thread
 import errno
+import signal
 import sys
+import time
 
 from llavakit.cli.console import Console, OutputError, mend_streams, silence
 from llavakit.cli.error_text import describe_error
@@ -20,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from sys import UnraisableHookArgs
     from types import FrameType
     from typing import Any, NoReturn
 
@@ -27,25 +31,24 @@ __all__ = ["main", "run_command"]
 
 _EXIT_INTERRUPTED = 130  # what shells say of a program that SIGINT ended
 _EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
+_UNTIL_PRESSED_AGAIN_S = 0.01
 _MAPS_FILES = ("run", "serve", "convert", "calibrate", "quality", "verify", "bench")
 _ALIASES = {"ls": "list", "remove": "rm"}
 
 
 def main() -> NoReturn:
     """Run the command of this process's arguments and leave with its exit status."""
-    mend_streams()
-    if sys.argv[1:] in ([], ["-h"], ["--help"], ["--version"]):
-        sys.exit(run_command(sys.argv[1:]))  # over before a handler would be of use
-    import signal
-
     watch = _InterruptWatch()
-    signal.signal(signal.SIGINT, watch)
+    sys.unraisablehook = watch.press_again
     try:
+        signal.signal(signal.SIGINT, watch)
+        mend_streams()
         status = run_command(sys.argv[1:], was_interrupted=lambda: watch.was_interrupted)
+        # From here on only the interpreter shuts down: Ctrl-C may end it, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         status = _EXIT_INTERRUPTED
-    # From here on only the interpreter shuts down: Ctrl-C may end it, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
 
 
@@ -58,6 +61,18 @@ class _InterruptWatch:
     def __call__(self, _signum: int, _frame: FrameType | None) -> NoReturn:
         self.was_interrupted = True
         raise KeyboardInterrupt
+
+    def press_again(self, lost: UnraisableHookArgs) -> None:
+        """Stand in for ``sys.unraisablehook``: Ctrl-C in a callback or a destructor ends nothing but that."""
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            _thread.start_new_thread(_interrupt_soon, ())
+        else:
+            sys.__unraisablehook__(lost)
+
+
+def _interrupt_soon() -> None:
+    time.sleep(_UNTIL_PRESSED_AGAIN_S)
+    _thread.interrupt_main()
 
 
 def run_command(

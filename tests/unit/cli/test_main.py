@@ -103,6 +103,44 @@ def test_run_command_when_something_else_than_the_output_fails_then_it_is_not_ca
     assert code == "capacity" or str(error) in err
 
 
+def _run_code(code: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr
+
+
+def test_program_when_interrupted_while_it_is_imported_then_130_and_no_traceback() -> None:
+    code = """
+import os, signal, sys, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "llavakit.cli.console":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+sys.meta_path.insert(0, Finder())
+from llavakit.__main__ import main
+main()
+"""
+    assert _run_code(code) == (130, "")
+
+
+def test_program_when_an_interrupt_is_lost_in_a_destructor_then_it_comes_again() -> None:
+    code = """
+import os, signal, sys, time
+import llavakit.cli.main as cli
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+def run_command(arguments, **options):
+    Lost()
+    time.sleep(30)
+    return 0
+cli.run_command = run_command
+cli.main()
+"""
+    assert _run_code(code) == (130, "")
+
+
 def _run_with_closed(stream: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "tests.unit.cli.fake_main", *arguments]
     return subprocess.run(
