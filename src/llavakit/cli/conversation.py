@@ -13,7 +13,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from llavakit.core.errors import ConfigError
 from llavakit.core.types import ImagePart, Message, Role, SamplingParams, TextPart
@@ -105,10 +104,10 @@ def open_picture(source: str, policy: SourcePolicy) -> Picture:
 
     lowered = source[:8].lower()
     if lowered.startswith(("http://", "https://")):
-        from llavakit.processing.fetch import fetch
+        from llavakit.processing.fetch import fetch, shown_url
 
         data = fetch(source, policy)
-        return Picture(source, decode_image(data, repr(_short(source)), policy), data)
+        return Picture(source, decode_image(data, shown_url(source), policy), data)
     if lowered.startswith("data:"):
         opened = open_image(source, policy=policy)
         return Picture(f"data URI ({opened.format})", opened, _encoded(source))
@@ -244,11 +243,6 @@ def _encoded(uri: str) -> bytes:
     from urllib.parse import unquote_to_bytes
 
     return unquote_to_bytes(body)
-
-
-def _short(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:120]
 
 
 def _may_overwrite(file: Path) -> bool:

@@ -23,7 +23,7 @@ from llavakit.core.errors import BadImageError, ImageSourceError
 if TYPE_CHECKING:
     from llavakit.processing.sources import SourcePolicy
 
-__all__ = ["Resolver", "fetch", "is_global_address"]
+__all__ = ["Resolver", "fetch", "is_global_address", "shown_url"]
 
 Resolver = Callable[[str, int], list[str]]
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -60,7 +60,7 @@ def fetch(url: str, policy: SourcePolicy, *, resolve: Resolver | None = None) ->
         return future.result(timeout=policy.timeout_s)
     except TimeoutError as error:
         raise ImageSourceError(
-            f"{_shown(urlsplit(url))} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
+            f"{shown_url(url)} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
         ) from error
 
 
@@ -81,9 +81,9 @@ def _follow(url: str, policy: SourcePolicy, resolver: Resolver) -> bytes:
         try:
             previous, url = parts, urljoin(url, outcome)
         except ValueError as error:
-            raise ImageSourceError(f"{_shown(parts)} redirects to an invalid address ({error}).") from error
+            raise ImageSourceError(f"{shown_url(parts)} redirects to an invalid address ({error}).") from error
         if previous.scheme == "https" and urlsplit(url).scheme != "https":
-            raise ImageSourceError(f"{_shown(previous)} redirects from https to an unencrypted address; refused.")
+            raise ImageSourceError(f"{shown_url(previous)} redirects from https to an unencrypted address; refused.")
     raise ImageSourceError(f"{url[:200]!r} was reached over more than {policy.max_redirects} redirects; refused.")
 
 
@@ -120,8 +120,8 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
         raise ImageSourceError(f"the URL of {host!r} carries a user name or password; remove it.")
     if port not in (None, 80, 443) and not policy.allow_private_hosts:
         raise ImageSourceError(
-            f"{_shown(parts)} uses port {port}; without leave for private hosts (--allow-private-urls) only 80 and 443 "
-            "are allowed."
+            f"{shown_url(parts)} uses port {port}; without leave for private hosts (--allow-private-urls) only 80 and "
+            "443 are allowed."
         )
     try:
         addresses = resolve(host, port or (443 if parts.scheme == "https" else 80))
@@ -133,7 +133,7 @@ def _check_url(url: str, policy: SourcePolicy, resolve: Resolver) -> tuple[Split
         raise ImageSourceError(f"the host {host!r} has no address.")
     if not policy.allow_private_hosts and not all(is_global_address(address) for address in addresses):
         raise ImageSourceError(
-            f"{_shown(parts)} is not a public address; private and local ones are refused. "
+            f"{shown_url(parts)} is not a public address; private and local ones are refused. "
             "Download the picture and pass the file, or allow private hosts (--allow-private-urls)."
         )
     return parts, addresses[0]
@@ -159,14 +159,14 @@ def _request(parts: SplitResult, address: str, policy: SourcePolicy, deadline: f
             if response.status_code in _REDIRECTS and "location" in response.headers:
                 return response.headers["location"]
             if response.status_code != 200:
-                raise ImageSourceError(f"{_shown(parts)} answered {response.status_code} {response.reason_phrase}.")
+                raise ImageSourceError(f"{shown_url(parts)} answered {response.status_code} {response.reason_phrase}.")
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise ImageSourceError(f"{_shown(parts)} sends a compressed body, which was not asked for; refused.")
+                raise ImageSourceError(f"{shown_url(parts)} sends a compressed body, which was not asked for; refused.")
             return _read(response, parts, policy, deadline)
     except httpx.TimeoutException as error:
         raise _too_slow(parts, policy) from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise ImageSourceError(f"{_shown(parts)} cannot be fetched ({error or type(error).__name__}).") from error
+        raise ImageSourceError(f"{shown_url(parts)} cannot be fetched ({error or type(error).__name__}).") from error
 
 
 def _read(response: httpx.Response, parts: SplitResult, policy: SourcePolicy, deadline: float) -> bytes:
@@ -174,7 +174,9 @@ def _read(response: httpx.Response, parts: SplitResult, policy: SourcePolicy, de
     for chunk in response.iter_raw():  # as they arrive: waiting for full blocks would let a slow server outlast us
         body += chunk
         if len(body) > policy.max_bytes:
-            raise BadImageError(f"{_shown(parts)} sends more than {policy.max_bytes} bytes, the limit for a picture.")
+            raise BadImageError(
+                f"{shown_url(parts)} sends more than {policy.max_bytes} bytes, the limit for a picture."
+            )
         if time.monotonic() > deadline:
             raise _too_slow(parts, policy)
     return bytes(body)
@@ -183,16 +185,18 @@ def _read(response: httpx.Response, parts: SplitResult, policy: SourcePolicy, de
 def _remaining(deadline: float, parts: SplitResult) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise ImageSourceError(f"{_shown(parts)} was not reached in time.")
+        raise ImageSourceError(f"{shown_url(parts)} was not reached in time.")
     return left
 
 
 def _too_slow(parts: SplitResult, policy: SourcePolicy) -> ImageSourceError:
     return ImageSourceError(
-        f"{_shown(parts)} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
+        f"{shown_url(parts)} did not deliver within {policy.timeout_s:g} s. Try again, or pass a file."
     )
 
 
-def _shown(parts: SplitResult) -> str:
-    text = f"{parts.scheme}://{parts.hostname}{parts.path}"
+def shown_url(url: str | SplitResult) -> str:
+    """Return an address as messages show it: in quotes, without a user's name and what is asked of the server."""
+    parts = urlsplit(url) if isinstance(url, str) else url
+    text = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     return repr(text if len(text) <= 120 else f"{text[:120]}...")

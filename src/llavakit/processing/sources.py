@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import io
 import re
 import struct
@@ -18,7 +19,7 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llavakit.core.errors import BadImageError, ImageSourceError
 
@@ -34,6 +35,7 @@ _MAGIC = (
     (b"<!DOCTYPE", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML or SVG file"),
     (b"<svg", "an SVG file"),
     (b"PK\x03\x04", "a ZIP archive"), (b"%PDF", "a PDF file"), (b"\x1f\x8b", "a gzip archive"), (b"{", "JSON or text"),
+    (b"version https://git-lfs.", "a Git LFS pointer, which `git lfs pull` replaces by the picture"),
     (b"\x00\x00\x00\x18ftypmp4", "a video"), (b"\x1aE\xdf\xa3", "a video"),
 )  # fmt: skip
 
@@ -128,9 +130,9 @@ def _from_text(text: str, policy: SourcePolicy) -> OpenedImage:
         return decode_image(_decode_data_uri(text, match, policy), "a data URI", policy)
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
-        from llavakit.processing.fetch import fetch
+        from llavakit.processing.fetch import fetch, shown_url
 
-        return decode_image(fetch(text, policy), _short_url(text), policy)
+        return decode_image(fetch(text, policy), shown_url(text), policy)
     return _from_path(local_path(text), policy)
 
 
@@ -253,6 +255,7 @@ def decode_image(data: bytes, what: str, policy: SourcePolicy) -> OpenedImage:
             raise BadImageError(f"{what} has too many pixels ({error}).") from error
         except _DECODE_ERRORS as error:
             raise BadImageError(f"{what} ({len(data)} bytes) cannot be opened as a picture ({error}).") from error
+        _check_decoder(image, what)
         _check_size(image.size, what, policy)
         try:
             image.load()
@@ -273,6 +276,20 @@ def _check_size(size: tuple[int, int], what: str, policy: SourcePolicy) -> None:
             f"{what} has {width}x{height} = {width * height} pixels; at most {policy.max_pixels} are decoded. "
             "Make it smaller."
         )
+
+
+def _check_decoder(image: Image.Image, what: str) -> None:
+    """Refuse what Pillow recognizes but leaves to other programs, before it is called damaged."""
+    if image.format == "EPS":
+        from PIL.EpsImagePlugin import has_ghostscript
+
+        if not has_ghostscript():
+            raise BadImageError(
+                f"{what} is EPS, a program that draws a picture; only Ghostscript runs it, which is not installed "
+                "here. Convert the picture to PNG."
+            )
+    if isinstance(image, ImageFile.StubImageFile):
+        raise BadImageError(f"{what} is {image.format}, which no program here decodes. Convert the picture to PNG.")
 
 
 def _from_pil(image: Image.Image, policy: SourcePolicy) -> OpenedImage:
@@ -314,14 +331,10 @@ def _looks_like(data: bytes) -> str:
     for magic, name in _MAGIC:
         if start[: len(magic)].lower() == magic.lower():
             return name
+    if not any(data):
+        return "what an unfinished copy leaves, zeros only"
     try:
-        data[:512].decode("utf-8")
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[:512])  # a letter may be cut at the end
     except UnicodeDecodeError:
-        return f"binary data starting with {data[:8].hex(' ')}"
-    return "plain text"
-
-
-def _short_url(url: str) -> str:
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-    return repr(shown if len(shown) <= 120 else f"{shown[:120]}...")
+        text = "\0"
+    return f"binary data starting with {data[:8].hex(' ')}" if "\0" in text else "plain text"

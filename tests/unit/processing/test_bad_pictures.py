@@ -51,7 +51,16 @@ def _png(width: int, height: int, *extra: bytes) -> bytes:
     [
         (b"", "empty"),
         (b"\x00", "1 bytes"),
-        (b"\x00" * 5000, "no picture"),
+        (b"\x00" * 5000, "no picture that can be decoded; it looks like what an unfinished copy leaves, zeros only"),
+        (b"words\x00and more", "binary data starting with 77 6f 72 64"),
+        ("é".encode() * 300 + b" ", "plain text"),
+        (b"x" + "é".encode() * 300, "plain text"),  # a letter lies across the end of what is looked at
+        (b"\xff" * 600, "binary data"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "a Git LFS pointer, which `git lfs pull`",
+        ),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5, which no program here decodes. Convert"),
         (b"just words, called a.png", "plain text"),
         (b"<!doctype html><title>404</title>", "an HTML page"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG file"),
@@ -65,6 +74,13 @@ def test_what_is_no_picture_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(BadImageError, match=message) as caught:
         open_image(data)
     assert caught.value.code == "bad-image"
+
+
+def test_eps_where_there_is_no_ghostscript_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: False)
+    with pytest.raises(BadImageError, match=r"Ghostscript runs it, which is not installed here\. Convert") as caught:
+        open_image(_encoded("EPS"))
+    assert "damaged" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file_format", _FORMATS)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llavakit.core.errors import BadImageError, ImageSourceError
-from llavakit.processing.fetch import fetch, is_global_address
+from llavakit.processing.fetch import fetch, is_global_address, shown_url
 from llavakit.processing.sources import SourcePolicy
 
 _LOCAL = SourcePolicy(allow_private_hosts=True, timeout_s=20.0, max_bytes=10_000)
@@ -147,6 +147,13 @@ def test_written_forms_of_this_machine_are_refused(host: str) -> None:
 def test_url_that_is_refused_before_any_connection(url: str, message: str) -> None:
     with pytest.raises(ImageSourceError, match=message):
         fetch(url, SourcePolicy(), resolve=lambda host, port: ["1.1.1.1"])
+
+
+def test_messages_show_the_port_and_no_user(port: int) -> None:
+    with pytest.raises(ImageSourceError, match=f"'http://a.example:{port}/missing/a' answered 404"):
+        fetch(f"http://a.example:{port}/missing/a?key=secret", _LOCAL, resolve=_here)
+    assert shown_url("http://u:p@[::1]:8080/a.png?key=secret#part") == "'http://[::1]:8080/a.png'"
+    assert len(shown_url(f"https://a.example/{'long/' * 100}")) < 130
 
 
 def test_switches() -> None:
