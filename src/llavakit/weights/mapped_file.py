@@ -19,6 +19,8 @@ __all__ = ["MappedFile", "RawTensor"]
 
 # Linux: reserve no swap for a private mapping, which may be larger than the memory it will ever touch.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+# What a repository's clone without Git LFS holds in place of large files.
+_LFS_POINTER = b"version https://git-lfs."
 
 
 class MappedFile:
@@ -27,7 +29,7 @@ class MappedFile:
     Raises
     ------
     FormatError
-        If the file is empty or cannot be mapped.
+        If the file is empty, cannot be mapped, or only stands for the real one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +45,11 @@ class MappedFile:
         except (OSError, ValueError) as error:
             raise FormatError(f"{path.name} cannot be read ({error}).") from error
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+        if self._bytes[: len(_LFS_POINTER)].tobytes() == _LFS_POINTER:
+            raise FormatError(
+                f"{path.name} is a Git LFS pointer of {self.num_bytes} bytes and not the file it stands for. Run "
+                f"`git lfs pull` in {str(path.parent)!r}, or fetch the model again."
+            )
 
     def _open(self, fileno: int) -> mmap.mmap:
         if sys.platform == "win32":

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from llavakit.core.errors import FormatError, LlavakitError
 from llavakit.weights.checkpoint import open_checkpoint
+from llavakit.weights.gguf_checkpoint import open_gguf_checkpoint
 from llavakit.weights.safetensors_file import open_safetensors
+from llavakit.weights.torch_file import open_torch_file
 from tests.unit.weights import builders as b
 
 STATE = {"first": np.arange(6, dtype=np.float32).reshape(2, 3), "second": np.ones(4, np.float16)}
@@ -40,6 +42,15 @@ def test_the_honest_file_opens(tmp_path: Path) -> None:
 def test_truncated_anywhere(tmp_path: Path, length: int) -> None:
     with pytest.raises(FormatError, match=r"model\.safetensors"):
         opened(tmp_path, GOOD[:length])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "llava.gguf"])
+def test_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4998\n")
+    read = {".safetensors": open_safetensors, ".bin": open_torch_file, ".gguf": open_gguf_checkpoint}[path.suffix]
+    with pytest.raises(FormatError, match=f"{name} is a Git LFS pointer of 69 bytes .* `git lfs pull` in '{tmp_path}'"):
+        read(path)  # type: ignore[operator]
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
