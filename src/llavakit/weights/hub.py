@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # public, imported lazily
 from tqdm import tqdm
 
-from llavakit.core.errors import DiskFullError, DownloadError, FormatError, ModelNotFoundError
+from llavakit.core.errors import DiskFullError, DownloadError, FormatError, ModelNotFoundError, StoreError
 from llavakit.weights.checkpoint import read_json
 from llavakit.weights.fetch import fetch_file, partial_path
 
@@ -101,6 +101,8 @@ def download(hub_id: str, *, on_progress: OnProgress | None = None, with_weights
         If the disk has not enough room, before or during the download.
     DownloadError
         If the network fails.
+    StoreError
+        If the store's folder cannot be used.
     """
     with _clear_errors(hub_id):
         info = HfApi(endpoint=constants.ENDPOINT).model_info(hub_id, files_metadata=True)
@@ -270,6 +272,12 @@ def _clear_errors(hub_id: str) -> Iterator[None]:
             raise DiskFullError(
                 f"the disk became full while fetching {hub_id!r}. What was complete is kept; make room and run the "
                 "same command again, it goes on where it stopped."
+            ) from error
+        if error.filename is not None:  # a file of this machine: errors of the network name none
+            raise StoreError(
+                f"{hub_id!r} could not be fetched: {str(error.filename)!r} in the store's folder cannot be used "
+                f"({error.strerror}). Models are kept in {str(constants.HF_HUB_CACHE)!r}; make that a folder that can "
+                "be written, or set HF_HOME to another one."
             ) from error
         raise _download_error(hub_id, error) from error
     # The library checks itself with assertions, and its transport's errors derive from HTTPError.

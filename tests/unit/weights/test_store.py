@@ -267,6 +267,20 @@ def test_a_disk_that_fills_up_keeps_what_was_complete(remote: Hub, monkeypatch: 
     assert "model-00001-of-00002.safetensors" not in remote.sent_bytes
 
 
+def test_a_store_that_is_no_folder_is_not_blamed_on_the_network(
+    remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "cache").write_text("a file where the store should be")
+    with pytest.raises(StoreError, match=r"in the store's folder cannot be used \(.*set HF_HOME") as caught:
+        store.pull(NAME)
+    assert (caught.value.code, str(tmp_path / "cache") in str(caught.value)) == ("store", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "cache" / "token"))  # what is read first of all
+    with pytest.raises(StoreError, match="cache/token' in the store's folder cannot be used"):
+        store.pull(NAME)
+
+
 def test_an_update_that_fails_leaves_the_version_before_in_use(remote: Hub, tmp_path: Path) -> None:
     old = store.pull(NAME).folder
     remote.repos[NAME]["README.md"] = b"# newer\n"
