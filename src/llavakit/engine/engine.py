@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from llavakit.core.errors import NonFiniteError
 from llavakit.core.types import SamplingParams, TokenEvent
 from llavakit.engine.beam import BeamSearch, EarlyStopping
 from llavakit.engine.generation import (
@@ -30,7 +31,7 @@ from llavakit.engine.runner import ModelRunner, position_keys
 from llavakit.engine.sampler import apply_penalties, forbid_ends
 from llavakit.engine.text_stream import TextStream, TokenDecoder
 from llavakit.model.llava import Llava
-from llavakit.model.weights_state import read_weights_state
+from llavakit.model.weights_state import find_non_finite, read_weights_state
 from llavakit.scheduling.blocks import PositionKey
 
 __all__ = ["Engine"]
@@ -136,7 +137,26 @@ class Engine:
         ------
         TokenEvent
             For each request one event per token, the last of them with a finish reason.
+
+        Raises
+        ------
+        NonFiniteError
+            If the logits hold NaN or infinity; the damaged weight is named, where it is one.
         """
+        try:
+            yield from self._compute(generations, should_stop)
+        except NonFiniteError as error:
+            name = find_non_finite(self.model)
+            if name is None:
+                raise
+            raise NonFiniteError(
+                f"the tensor {name!r} holds NaN or infinity, and so does the model's output: no token can be chosen. "
+                "The file is damaged or its training diverged: fetch it again."
+            ) from error
+
+    def _compute(
+        self, generations: Sequence[Generation], should_stop: Callable[[], bool] | None
+    ) -> Iterator[TokenEvent]:
         self._forget_what_other_weights_made()
         for generation in [g for g in generations if g.params.num_beams > 1]:
             yield from self._run_beams(generation, should_stop)

@@ -26,7 +26,7 @@ __all__ = ["StoredTensor", "build_meta_model", "load_model"]
 
 # Tensors up to this size are checked for NaN and infinity at load: norms and biases. Checking all weights would read
 # the whole file, which is what mapping it avoids, and the tower's alone take a second; a NaN elsewhere is met at the
-# first token.
+# first token, and then looked for.
 _MAX_CHECKED_BYTES = 1 << 20
 _HALVES = ("float16", "bfloat16")
 

@@ -94,6 +94,15 @@ class StoredMatrix:
             rows = torch.from_numpy(chosen).view(getattr(torch, self.dtype)).float()
         return rows.view(*indices.shape, self.shape[1])
 
+    def is_finite(self) -> bool:
+        """Whether it holds neither NaN nor infinity; widens a few rows at a time."""
+        num_rows, step = self.shape[0], max(1, _QUANTIZED_WEIGHTS // self.shape[1])
+        starts = range(0, num_rows, step)
+        return all(
+            bool(torch.isfinite(self.look_up(torch.arange(start, min(start + step, num_rows)))).all())
+            for start in starts
+        )
+
     def expand(self) -> Tensor:
         """Return the whole matrix (N, K) in float32."""
         type_id = type_by_name(self.dtype).type_id

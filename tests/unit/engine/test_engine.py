@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from llavakit.engine.kv_cache import KVCache, PrefillView
 from llavakit.engine.naive import decode_greedily
 from llavakit.model.llava import Llava
 from llavakit.model.stored_matrix import StoredMatrix
-from llavakit.model.weights_state import read_weights_state
+from llavakit.model.weights_state import find_non_finite, read_weights_state
 from tests.tiny.random_model import NumberDecoder, RawPrompt, make_config, make_model, make_prompt
 
 _GREEDY = SamplingParams(max_new_tokens=24)
@@ -223,8 +224,27 @@ def test_damaged_weights_are_an_error_not_an_answer() -> None:
     broken.language_model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
     engine = _engine(broken)
     prompt = make_prompt(broken, num_images=0, seed=0)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"'language_model\.layers\.0\.mlp\.down_proj\.weight' holds NaN"):
         _run(engine, [prompt])
+
+
+def test_an_overflow_is_not_blamed_on_a_weight() -> None:
+    broken = make_model()
+    broken.language_model.norm.weight.fill_(3e38)
+    with pytest.raises(NonFiniteError, match="the dtype overflows"):
+        _run(_engine(broken), [make_prompt(broken, num_images=0, seed=0)])
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("bfloat16", 128), ("q8_0", 68)])
+def test_damage_is_found_in_matrices_that_stay_as_stored(dtype: str, num_bytes: int) -> None:
+    broken = make_model()
+    layer = broken.language_model.layers[1].mlp.up_proj
+    data = np.zeros(num_bytes, dtype=np.uint8)
+    layer.matrix = StoredMatrix(data, dtype, (2, 32))
+    layer.register_parameter("weight", None)
+    assert find_non_finite(broken) is None
+    data[-34:-32] = 0xFF  # the last block's scale, or one number
+    assert find_non_finite(broken) == "language_model.layers.1.mlp.up_proj.weight"
 
 
 def test_reset_gives_conversations_and_pictures_back(model: Llava) -> None:
