@@ -39,8 +39,9 @@ options:
   --version    show the version
 
 exit status:
-  0 done, 1 a check failed, 2 to 9 by kind of error (docs/errors.md), 70 a fault in llavakit,
-  74 the output cannot be written, 130 Ctrl-C, 141 nobody reads the output
+  0 done, 1 a check failed, 2 to 9 by kind of error (docs/errors.md),
+  70 a fault in llavakit, 74 the output cannot be written, 130 Ctrl-C,
+  141 nobody reads the output
 
 examples:
   llavakit run llava:tiny "How many red circles are there?" --image shapes.png

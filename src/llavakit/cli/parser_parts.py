@@ -18,18 +18,33 @@ if TYPE_CHECKING:
 __all__ = ["MODEL_HELP", "add_output_options", "new_parser"]
 
 _HELP_WIDTH = 100
+_EXAMPLES = "examples:"
 MODEL_HELP = (
     "llava:tiny (comes with llavakit), llava:7b, llava:13b, a Hugging Face id such as "
     "llava-hf/llava-1.5-7b-hf, a folder, or a .gguf file"
 )
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Raw examples, and a fixed width where the terminal is wider: long lines of help are hard to read."""
+class _Formatter(argparse.HelpFormatter):
+    """Examples as they are, and a fixed width where the terminal is wider: long lines of help are hard to read.
+
+    Lines end between words: a name with hyphens is often copied.
+    """
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
         self._width = min(self._width, _HELP_WIDTH - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(_EXAMPLES):
+            return text
+        paragraphs = [self._split_lines(paragraph, width - len(indent)) for paragraph in text.split("\n\n")]
+        return "\n\n".join("\n".join(f"{indent}{line}" for line in lines) for lines in paragraphs)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        import textwrap
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +65,7 @@ def new_parser(command: str, usage: str, description: str, examples: str) -> arg
         prog=f"{PROGRAM} {command}",
         usage=f"{PROGRAM} {command} {usage}",
         description=description,
-        epilog=f"examples:\n{examples}",
+        epilog=f"{_EXAMPLES}\n{examples}",
         formatter_class=_Formatter,
         allow_abbrev=False,
         add_help=False,

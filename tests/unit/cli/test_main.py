@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,23 @@ def test_help_of_each_command_has_examples_that_parse(name: str, capsys: pytest.
         parse(words[0], words[1:])
         shown.append(words[0])
     assert shown[0] == name
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_help_of_each_command_fits_a_terminal_of_80_columns_and_breaks_no_name(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command([name, "--help"]) == 0
+    text = capsys.readouterr().out.split("examples:\n")[0]
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert [line for line in text.splitlines() if re.search(r"[a-z]-$", line)] == []
+
+
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    console = make_console()
+    run_command([], console=console)
+    assert max(map(len, console.stdout.getvalue().splitlines())) <= 80
 
 
 def test_every_option_has_a_help_text() -> None:
