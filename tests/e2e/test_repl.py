@@ -100,7 +100,7 @@ def test_chat_when_the_model_is_real_then_further_turns_reuse_the_prefix(
         terminal.enter("/clear")
         terminal.wait_for("the conversation is empty now")
         terminal.enter(f"/load {saved}")
-        terminal.wait_for("loaded 4 messages and 1 pictures")
+        terminal.wait_for("loaded 4 messages and 1 picture ")
         terminal.enter("/set preset hf")
         terminal.wait_for("template llava-hf")
         terminal.enter("And in the end?")

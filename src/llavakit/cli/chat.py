@@ -18,6 +18,7 @@ from llavakit.cli.loading import load_model
 from llavakit.cli.timing_line import context_note, timing_line
 from llavakit.core.errors import ConfigError, LlavakitError
 from llavakit.core.types import FinishReason, GenerationResult, Role
+from llavakit.core.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -220,8 +221,7 @@ class Chat:
             self.model.reset()
 
     def _prompt(self) -> str:
-        count = len(self.waiting)
-        return _PROMPT if not count else f"[{count} {'picture' if count == 1 else 'pictures'}] {_PROMPT}"
+        return f"[{counted(len(self.waiting), 'picture')}] {_PROMPT}" if self.waiting else _PROMPT
 
     def _read_fenced(self, line: str) -> str:
         """Read up to the closing quotes; what is between them is text and nothing else. Ctrl-D gives it up."""

@@ -9,6 +9,7 @@ from llavakit.cli.console import Console
 from llavakit.cli.loading import set_threads
 from llavakit.cli.progress import human_bytes, pull_with_progress, show_stage
 from llavakit.cli.tables import print_pairs
+from llavakit.core.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -53,7 +54,7 @@ def print_quality(report: QualityReport, console: Console) -> None:
     console.line(f"{report.quantized}: {human_bytes(report.quantized_bytes)}, {share:.0%} of {report.model}")
     for group in report.groups:
         kind = "with pictures" if group.name == "pictures" else "without pictures"
-        console.line(f"\n{group.num_prompts} prompts {kind}, {group.num_tokens:,} tokens of answers")
+        console.line(f"\n{counted(group.num_prompts, 'prompt')} {kind}, {group.num_tokens:,} tokens of answers")
         change = f"{group.perplexity:.4f} became {group.quantized_perplexity:.4f}"
         num = group.num_prompts
         pairs = [

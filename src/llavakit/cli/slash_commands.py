@@ -14,6 +14,7 @@ from llavakit.cli.conversation import Conversation, load_conversation, open_pict
 from llavakit.cli.timing_line import context_note
 from llavakit.core.errors import ConfigError, SamplingError
 from llavakit.core.types import SamplingParams
+from llavakit.core.wording import counted
 
 if TYPE_CHECKING:
     from llavakit.cli.chat import Chat
@@ -216,7 +217,7 @@ def _save(chat: Chat, argument: str) -> None:
     embeds = not argument.startswith("--paths ")
     file = _file_argument(argument.removeprefix("--paths "), "/save")
     num_bytes = save_conversation(chat.conversation, file, model_name=chat.model.name, embeds=embeds)
-    chat.say(f"saved {len(chat.conversation.turns)} messages to '{file}' ({num_bytes} bytes)")
+    chat.say(f"saved {counted(len(chat.conversation.turns), 'message')} to '{file}' ({num_bytes} bytes)")
 
 
 def _load(chat: Chat, argument: str) -> None:
@@ -226,7 +227,8 @@ def _load(chat: Chat, argument: str) -> None:
         _use_preset(chat, loaded.preset)
     loaded.preset = chat.model.preset.name
     chat.conversation, chat.waiting, chat.last_result = loaded, [], None
-    chat.say(f"loaded {len(loaded.turns)} messages and {len(loaded.pictures)} pictures from '{file}'")
+    num_messages, num_pictures = len(loaded.turns), len(loaded.pictures)
+    chat.say(f"loaded {counted(num_messages, 'message')} and {counted(num_pictures, 'picture')} from '{file}'")
 
 
 def _leave(_chat: Chat, _argument: str) -> None:

@@ -11,6 +11,7 @@ from llavakit.cli.console import Console
 from llavakit.cli.progress import human_bytes, pull_with_progress
 from llavakit.cli.tables import print_pairs, print_table
 from llavakit.core.errors import ConfigError
+from llavakit.core.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -94,7 +95,8 @@ def show(options: argparse.Namespace, console: Console) -> int:
         pairs.append(("  template", preset["template"]))
         pairs.append(("  prompt", preset["prompt"].replace("\n", "\\n")))
     if content["num_skipped_tensors"]:
-        pairs += [("", ""), ("not used", f"{content['num_skipped_tensors']} tensors of the files; --json lists them")]
+        num_skipped = counted(content["num_skipped_tensors"], "tensor")
+        pairs += [("", ""), ("not used", f"{num_skipped} of the files; listed by --json")]
     print_pairs(console, pairs)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings
+from llavakit.core.wording import counted
 
 __all__ = ["context_note", "timing_line"]
 
@@ -48,11 +49,11 @@ def _image(timings: Timings) -> str:
 
 def _prompt(timings: Timings) -> str:
     cached = f", {timings.num_cached_tokens} cached" if timings.num_cached_tokens else ""
-    return f"prompt {_tokens(timings.num_prompt_tokens)}{cached}{_rate(timings.prefill_tokens_per_s)}"
+    return f"prompt {counted(timings.num_prompt_tokens, 'token')}{cached}{_rate(timings.prefill_tokens_per_s)}"
 
 
 def _answer(timings: Timings) -> str:
-    return f"answer {_tokens(timings.num_generated_tokens)}{_rate(timings.decode_tokens_per_s)}"
+    return f"answer {counted(timings.num_generated_tokens, 'token')}{_rate(timings.decode_tokens_per_s)}"
 
 
 def _ending(result: GenerationResult, sampling: SamplingParams) -> str:
@@ -62,10 +63,6 @@ def _ending(result: GenerationResult, sampling: SamplingParams) -> str:
             return f"cut: the context of {result.timings.num_prompt_tokens + num_tokens} tokens is full"
         return f"cut at max_new_tokens={sampling.max_new_tokens}"
     return "stopped" if result.finish_reason is FinishReason.CANCELLED else ""
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token" if count == 1 else f"{count} tokens"
 
 
 def _rate(tokens_per_s: float) -> str:

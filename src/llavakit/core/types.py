@@ -72,7 +72,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role is not Role.USER and any(isinstance(part, ImagePart) for part in self.parts):
             raise PromptError(
-                f"a {self.role.value} message holds an image; only user messages can. Move the image to a user message."
+                f"a message of the role {self.role.value!r} holds an image; only a user's can. Move the image to one."
             )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llavakit.core.errors import ContextOverflowError, SamplingError
 from llavakit.core.types import FinishReason, GenerationResult, SamplingParams, Timings, TokenEvent, TokenLogprob
+from llavakit.core.wording import counted
 from llavakit.engine.beam import Beam, EarlyStopping
 from llavakit.engine.sampler import Sampler, TokenMask
 from llavakit.engine.text_stream import TextStream, TokenDecoder
@@ -169,7 +170,7 @@ def make_generation(
     room = context - num_prompt_tokens
     if room < 1:
         raise ContextOverflowError(
-            f"the prompt has {num_prompt_tokens} tokens ({len(prompt.image_keys)} pictures of "
+            f"the prompt has {num_prompt_tokens} tokens ({counted(len(prompt.image_keys), 'picture')} of "
             f"{model.config.num_image_tokens} each included), but the context is {context}, which "
             "must also hold the answer. Shorten the prompt, drop pictures or clear the conversation."
         )

@@ -13,6 +13,7 @@ import numpy as np
 from llavakit.core.config import LlavaConfig
 from llavakit.core.errors import PromptError
 from llavakit.core.types import Message
+from llavakit.core.wording import counted
 from llavakit.processing.chat import ImageSegment, Segment, TextSegment, render
 from llavakit.processing.image import ImageProcessing, preprocess
 from llavakit.processing.pixel_cache import PixelCache, PreparedPicture
@@ -89,8 +90,8 @@ def prepare_text(
     chunks = prompt.split(IMAGE_TOKEN)
     if len(chunks) - 1 != len(images):
         raise PromptError(
-            f"the prompt has {len(chunks) - 1} {IMAGE_TOKEN} placeholders but {len(images)} pictures were given; "
-            "they must be as many."
+            f"the prompt has {counted(len(chunks) - 1, f'{IMAGE_TOKEN} placeholder')} for "
+            f"{counted(len(images), 'picture')}; they must be as many."
         )
     ids: list[int] = [tokenizer.bos_token_id]
     starts = []

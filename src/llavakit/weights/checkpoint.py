@@ -14,6 +14,7 @@ from llavakit.core.config import LlavaConfig
 from llavakit.core.config_json import is_original_config, parse_llava_config
 from llavakit.core.errors import FormatError, MissingTensorError, ShapeError, UnexpectedTensorError
 from llavakit.core.shapes import expected_tensors
+from llavakit.core.wording import counted
 from llavakit.weights.mapped_file import RawTensor
 from llavakit.weights.names import Dialect, canonical_name, find_dialect, skip_reason
 from llavakit.weights.safetensors_file import open_safetensors
@@ -196,8 +197,8 @@ def _open_shards(folder: Path, index: str) -> dict[str, RawTensor]:
             raise FormatError(f"{index} names {shard!r}, which is no weights file; refused.")
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise FormatError(
-            f"{len(missing)} of {len(shards)} shards are missing: {_listed(missing)}. The download is not complete; "
-            "fetch the model again."
+            f"{folder.name!r} lacks {len(missing)} of {len(shards)} shards: {_listed(missing)}. The download is not "
+            "complete; fetch the model again."
         )
     tensors: dict[str, RawTensor] = {}
     for shard in shards:
@@ -251,12 +252,12 @@ def account(
             used[name] = replace(tensor, name=name)
     if missing := [f"{name} {shape}" for name, shape in expected.items() if name not in used]:
         raise MissingTensorError(
-            f"{len(missing)} of {len(expected)} tensors are missing in {path.name!r}: {_listed(missing)}. "
+            f"{path.name!r} lacks {len(missing)} of {len(expected)} tensors: {_listed(missing)}. "
             "The checkpoint is incomplete, or config.json is of another model."
         )
     if unexpected:
         raise UnexpectedTensorError(
-            f"{len(unexpected)} tensors in {path.name!r} are not part of LLaVA-1.5: {_listed(unexpected)}. "
+            f"{path.name!r} has {counted(len(unexpected), 'tensor')} that LLaVA-1.5 has not: {_listed(unexpected)}. "
             "The checkpoint is of another model, or quantized."
         )
     wrong = [
@@ -265,8 +266,10 @@ def account(
         if tensor.shape != expected[name]
     ]
     if wrong:
-        raise ShapeError(f"{len(wrong)} tensors have another shape than config.json asks for: {_listed(wrong)}. "
-                         "config.json is probably of another size of the model.")  # fmt: skip
+        raise ShapeError(
+            f"{path.name!r} has {counted(len(wrong), 'tensor')} of another shape than config.json asks for: "
+            f"{_listed(wrong)}. config.json is probably of another size of the model."
+        )
     if stored := [
         f"{tensor.file_name}: {tensor.dtype}"
         for name, tensor in used.items()
@@ -274,8 +277,8 @@ def account(
         and not (is_quantization_allowed and tensor.is_quantized and len(expected[name]) == _MATRIX_DIMS)
     ]:
         raise FormatError(
-            f"{len(stored)} tensors are stored in a type that is not supported: {_listed(stored)}. Weights are "
-            f"{', '.join(_WEIGHT_DTYPES)}; quantized checkpoints are not read here."
+            f"{path.name!r} has {counted(len(stored), 'tensor')} of a type that is not supported: {_listed(stored)}. "
+            f"Weights are {', '.join(_WEIGHT_DTYPES)}; quantized checkpoints are not read here."
         )
     return Checkpoint(config=config, dialect=dialect, tensors=used, skipped=tuple(skipped))
 

@@ -299,7 +299,7 @@ def test_chat_when_saved_and_loaded_then_it_goes_on_as_if_never_left(flag: str, 
     assert image.get("url", "data:image/png;base64,").startswith("data:image/png;base64,")
     assert "context   4096 tokens; how many are used is known" in _chat(f"/load {file}", "/show info").out
     after = _chat(f"/load {file}", "second")
-    assert "loaded 2 messages and 1 pictures" in after.err
+    assert "loaded 2 messages and 1 picture " in after.err
     messages, sampling = after.asked[0]
     assert sampling.seed == 5
     assert [message.role for message in messages] == [Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.USER]

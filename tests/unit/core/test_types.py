@@ -83,7 +83,7 @@ def test_settings_cannot_be_changed_later() -> None:
 
 @pytest.mark.parametrize("role", [Role.SYSTEM, Role.ASSISTANT])
 def test_only_user_messages_hold_images(role: Role) -> None:
-    with pytest.raises(PromptError, match=f"a {role.value} message holds an image"):
+    with pytest.raises(PromptError, match=f"a message of the role {role.value!r} holds an image"):
         Message(role, (TextPart("see"), ImagePart("cat.png")))
 
 

@@ -60,7 +60,7 @@ def _user(content: Any) -> list[dict[str, Any]]:
         ([*_user("x"), {"role": "system", "content": "x"}], "message 1 is a system message"),
         ([*_user("x"), *[{"role": "system", "content": "x"}] * 2], "message 1 is a system message"),
         ([{"role": "system", "content": "x"}, *_user("x"), {"role": "system", "content": "y"}], "message 2 is a"),
-        ([{"role": "system", "content": [{"type": "image", "url": "x"}]}], "a system message holds an image"),
+        ([{"role": "system", "content": [{"type": "image", "url": "x"}]}], "the role 'system' holds an image"),
     ],
 )  # fmt: skip
 def test_conversation_that_makes_no_sense_is_refused(conversation: Any, message: str) -> None:

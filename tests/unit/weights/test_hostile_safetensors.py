@@ -186,7 +186,7 @@ def sharded(tmp_path: Path) -> Path:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FormatError, match="1 of 3 shards are missing: model-00002-of-00003"):
+    with pytest.raises(FormatError, match="lacks 1 of 3 shards: model-00002-of-00003"):
         open_checkpoint(folder)
 
 
