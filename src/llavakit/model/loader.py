@@ -107,7 +107,7 @@ def load_model(
     model = build_meta_model(config)
     names = [name for name, _ in model.named_parameters()]
     if missing := [name for name in names if name not in tensors]:
-        raise MissingTensorError(f"{counted(len(missing), 'tensor')} missing, the first is {missing[0]!r}.")
+        raise MissingTensorError(f"{counted(len(missing), 'tensor')} missing; the first is {missing[0]!r}.")
     is_kept = is_storage_kept and device.type == "cpu"
     for done, name in enumerate(names, start=1):
         _fill(model, name, tensors[name], dtype=dtype, device=device, is_kept=is_kept)
