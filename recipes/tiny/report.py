@@ -21,14 +21,8 @@ _TITLES = {
 }  # fmt: skip
 
 
-_IN_ONE_GO = "These weights were made so in one go."
-_PROLONGED = """\
-These very weights were not made in one go: the recipe grew its later stages while a run went on, and rounds of
-`python -m recipes.tiny.train --prolong` have taken the result further. The recipe now has the same stages in the order
-in which they belong, and has been repeated from nothing in one go since, in two and a half hours on two Zen 5 cores.
-That model reads and names colours as well, but takes one object for another more often: 89.9 % of shapes, 89.3 % of
-"is it there", 87.2 % of counts and 78.3 % of easy-vqa, at a loss that was still falling. `recipes/tiny/repeated/` has
-its whole table and its curves; `--prolong` goes on from there."""
+_NOT_PROLONGED = "These weights were made so, without further rounds."
+_PROLONGED = "Rounds of `python -m recipes.tiny.train --prolong` have taken these weights further."
 
 
 def draw_loss_curve(log: Path, picture: Path) -> None:
@@ -83,8 +77,8 @@ works, on any machine, in a second. It knows simple shapes, signs and bar charts
 
 It describes scenes, names colours and shapes, counts up to six, compares positions and sizes, answers yes or no,
 reads a word of capital letters, reads simple bar charts, and says when something asked about is not there. It does not
-know multiple choice (it answers with a letter, and no better than by chance), and three and more objects of one colour
-*and* one shape, which are rare in its scenes, it often counts as two.
+know multiple choice (it answers with a letter, and no better than by chance), and is less sure of three and more objects
+of one colour *and* one shape, which are rare in its scenes.
 
 ## Evaluation
 
@@ -111,7 +105,7 @@ heads of its attention are told where to look.
 `recipes/tiny/settings.py` has
 sizes and steps, `recipes/tiny/loss.png` the curves, `recipes/tiny/results.json` the figures above. Weights are float16.
 
-{_PROLONGED if is_prolonged else _IN_ONE_GO}
+{_PROLONGED if is_prolonged else _NOT_PROLONGED}
 """
 
 
