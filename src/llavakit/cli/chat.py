@@ -75,7 +75,7 @@ def chat(
     if not options.quiet:
         greeting = f"{model.name}, preset {model.preset.name}. Drop a picture and ask; /help lists more; Ctrl-D leaves."
         console.note(describe_use(model, settings) if options.verbose else greeting, style="dim")
-        if note := context_note(session.conversation.sampling, model.config.max_context_tokens):
+        if note := context_note(options.max_new_tokens, model.config.max_context_tokens):
             console.note(note, style="dim")
         if editor.notice:
             console.note(editor.notice, style="yellow")

@@ -60,7 +60,8 @@ def run(options: argparse.Namespace, console: Console, *, load: Callable[..., An
     model = load_model(options, console, load)
     if options.verbose:
         console.note(describe_use(model, settings), style="dim")
-    if not options.quiet and (note := context_note(sampling, model.config.max_context_tokens)):
+    note = context_note(options.max_new_tokens, model.config.max_context_tokens)
+    if note and not options.quiet:
         console.note(note, style="dim")
     messages = _messages(options.system, prompt, images)
     if options.json:

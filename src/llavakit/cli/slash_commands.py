@@ -128,7 +128,8 @@ def _set_parameter(chat: Chat, argument: str) -> None:
     sampling = SamplingParams(**settings)  # checks that the settings go together
     chat.conversation.settings = settings
     chat.say(f"{name} = {getattr(sampling, name)!r}")
-    if name == "max_new_tokens" and (note := context_note(sampling, chat.model.config.max_context_tokens)):
+    note = context_note(settings.get("max_new_tokens"), chat.model.config.max_context_tokens)
+    if note and name == "max_new_tokens":
         chat.say(note)
 
 

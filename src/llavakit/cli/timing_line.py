@@ -24,12 +24,12 @@ def timing_line(result: GenerationResult, sampling: SamplingParams) -> str:
     return " | ".join(part for part in parts if part)
 
 
-def context_note(sampling: SamplingParams, num_context_tokens: int) -> str:
-    """Return what to say where the answer may be longer than the context has room for; else nothing."""
-    if sampling.max_new_tokens < num_context_tokens:
+def context_note(max_new_tokens: int | None, num_context_tokens: int) -> str:
+    """Return what to say where an answer was asked for that is longer than the context; else nothing."""
+    if max_new_tokens is None or max_new_tokens < num_context_tokens:
         return ""
     return (
-        f"{sampling.max_new_tokens} new tokens are allowed, but the context of {num_context_tokens} holds the prompt "
+        f"{max_new_tokens} new tokens are allowed, but the context of {num_context_tokens} holds the prompt "
         "and the answer; the answer ends where it is full."
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,12 @@ _NOTE = (
 def test_run_when_no_answer_can_be_as_long_as_allowed_then_a_note_says_so(flags: str, note: str) -> None:
     status, _, err, _ = _run("x", "--no-timings", "--max-new-tokens", *flags.split())
     assert (status, err) == (0, note)
+
+
+def test_run_when_the_context_is_short_and_nothing_was_said_of_the_answer_then_there_is_no_note() -> None:
+    model = FakeModel()
+    model.config = SimpleNamespace(max_context_tokens=100)  # type: ignore[misc]
+    assert _run("x", "--no-timings", model=model)[2] == ""
 
 
 def test_run_when_json_is_wanted_then_one_object_has_everything() -> None:
