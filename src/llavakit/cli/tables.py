@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 
@@ -47,7 +48,8 @@ def print_table(
         table.add_row(*(Text(printable(cell, keep="\n"), style=_VERDICT_STYLES.get(cell, "")) for cell in row))
     is_terminal = console.is_output_terminal
     terminal = RichConsole(
-        file=console.stdout,
+        # Only for its encoding: rich writes even what is captured, and its errors would not be the console's.
+        file=io.TextIOWrapper(io.BytesIO(), encoding=getattr(console.stdout, "encoding", None) or "utf-8"),
         width=console.columns if is_terminal else _FILE_COLUMNS,
         no_color=not console.has_colors,
         force_terminal=is_terminal and console.has_colors,

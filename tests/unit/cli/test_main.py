@@ -149,7 +149,7 @@ def _run_with_closed(stream: str, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize("arguments", ["--help", "run --help", "run m hello", "run m hello --json"])
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "list", "run m hello", "run m hello --json"])
 def test_program_when_its_output_is_closed_then_one_line_says_so(arguments: str) -> None:
     done = _run_with_closed(">", *arguments.split())
     assert done.returncode == 74
@@ -174,6 +174,17 @@ def test_program_when_its_error_stream_is_full_then_that_is_no_failure() -> None
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(program, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "I see 0 and read: hello\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", ["list", "--help", "show llava:tiny"])
+def test_program_when_its_output_is_full_then_one_line_says_so(arguments: str) -> None:
+    program = [sys.executable, "-m", "tests.unit.cli.fake_main", *arguments.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (
+        74, "error[output]: the output cannot be written: No space left on device.\n",
+    )  # fmt: skip
 
 
 def test_mend_streams_when_streams_are_closed_then_no_later_file_takes_their_place() -> None:
