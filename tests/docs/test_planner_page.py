@@ -35,7 +35,7 @@ def test_the_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_tables_are_true() -> None:
     for row in compare_memory():
-        cells = [str(row[name]).split(" ")[0] for name in ("logged GB", "llavakit", "catalogue", "llmfit")]
+        cells = [str(row[name]).split(" ")[0] for name in ("sum of parts, GB", "llavakit", "catalogue", "llmfit")]
         line = next(line for line in _PAGE.splitlines() if line.startswith(f"| {row['type']} |"))
         assert [cell.split(" ")[0] for cell in line.strip("| ").split(" | ")[1:5]] == cells
     for kind, words in (("decode", "answers, llavakit"), ("prompt", "prompts, llavakit")):

@@ -106,7 +106,7 @@ def test_weights_are_not_copied(tmp_path: Path) -> None:
     ("metadata", "error", "message"),
     [
         ({"clip.vision.block_count": 5}, ConfigError, "says it has 5 vision blocks"),
-        ({"llama.block_count": 3}, llavakit.LlavakitError, "missing"),
+        ({"llama.block_count": 3}, llavakit.LlavakitError, "lacks 9 of 71 tensors"),
         ({"llama.embedding_length": None}, ConfigError, "embedding_length.*missing"),
         ({"llama.attention.head_count": 7}, ConfigError, "7 attention heads"),
         ({"llama.rope.dimension_count": 8}, ConfigError, "8 of 32 dimensions"),

@@ -280,14 +280,10 @@ def _check_size(size: tuple[int, int], what: str, policy: SourcePolicy) -> None:
 
 def _check_decoder(image: Image.Image, what: str) -> None:
     """Refuse what Pillow recognizes but leaves to other programs, before it is called damaged."""
-    if image.format == "EPS":
-        from PIL.EpsImagePlugin import has_ghostscript
-
-        if not has_ghostscript():
-            raise BadImageError(
-                f"{what} is EPS, a program that draws a picture; only Ghostscript runs it, which is not installed "
-                "here. Convert the picture to PNG."
-            )
+    if image.format == "EPS":  # whether Ghostscript is installed or not: programs of strangers are not run
+        raise BadImageError(
+            f"{what} is EPS, a program that draws a picture, and none is run here. Convert the picture to PNG."
+        )
     if isinstance(image, ImageFile.StubImageFile):
         raise BadImageError(f"{what} is {image.format}, which no program here decodes. Convert the picture to PNG.")
 
