@@ -77,8 +77,8 @@ works, on any machine, in a second. It knows simple shapes, signs and bar charts
 
 It describes scenes, names colours and shapes, counts up to six, compares positions and sizes, answers yes or no,
 reads a word of capital letters, reads simple bar charts, and says when something asked about is not there. It does not
-know multiple choice (it answers with a letter, and no better than by chance), and is less sure of three and more objects
-of one colour *and* one shape, which are rare in its scenes.
+know multiple choice (it answers with a letter, and no better than by chance), and is less sure of three and more
+objects of one colour *and* one shape, which are rare in its scenes.
 
 ## Evaluation
 
