@@ -143,7 +143,7 @@ def _summary(runs: Sequence[MeasuredRun], found: Sequence[dict[str, Residual]]) 
 
 
 def _rules_section() -> str:
-    """Other rules beside ours: memory that logs print, and the measured answers."""
+    """Other rules beside ours: memory of the 13B, and the measured answers."""
     proof = load_proof()
     names = ("sum of parts, GB", "llavakit", "catalogue", "llmfit", "whichllm")
     memory = [(row["type"].upper(), *(str(row[name] or "-") for name in names)) for row in proof["memory_rules"]]
@@ -158,9 +158,10 @@ def _rules_section() -> str:
     ]
     return (
         "<section><h2>Other rules</h2><p>Memory of LLaVA-1.5 13B on llama.cpp, all layers on a device, 4,096 tokens, "
-        "without the driver's share: the sum of the parts that its logs print, and what each rule makes of it, in GB. "
+        "without the driver's share: the sum of the parts (weights, projector and cache as its logs print them, the "
+        "compute buffer by its formula), and what each rule makes of it, in GB. "
         "Catalogue: parameters times the type's bits and half a gigabyte.</p>"
-        + make_table(("Type", "Logged", *names[1:]), memory, numbers=range(1, 6), label="Memory by each rule")
+        + make_table(("Type", "Sum", *names[1:]), memory, numbers=range(1, 6), label="Memory by each rule")
         + "<p>Speed, on the measured rows below. llmfit takes 0.55 of the bandwidth; the other factor is the best one "
         "for these rows, and has seen them. Both are given the true bytes.</p>"
         + make_table(("Rule", "Rows", "Mean error", "Worst"), speed, numbers=range(1, 4), label="Speed by each rule")
@@ -272,7 +273,7 @@ def make_method_page() -> str:
     )  # fmt: skip
     body = (
         "<h1>Method and errors</h1><p>Sizes follow from tensor shapes and are exact. Buffers of llama.cpp follow "
-        "formulas that reproduce its logged figures. The driver's share is a line through two published figures. "
+        "formulas that reproduce figures it logs. The driver's share is a line through two published figures. "
         f"Speeds are fitted, and their error is that of devices the fit has not seen.</p>{''.join(sections)}"
     )
     return document("Method and errors of the LLaVA-1.5 planner", body, root="")
