@@ -42,6 +42,7 @@ ProgressFn = Callable[[str, int, int], None]
 _QUESTION = "What is in this picture?"
 _WORD = " word"
 _MACHINE_SECONDS = 2.0
+_BEFORE_FIRST_TOKEN = ("picture file", "resize", "vision tower", "projector", "prompt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +60,8 @@ class BenchPart:
     amount, unit : float, str
         How much of what is done in one run: ``640 tokens``.
     limit_s : float or None
-        The least time that the machine's measured limits allow; None where they do not apply.
+        The least time that the machine's measured limits allow; None where they do not apply: a load maps files, and
+        reads hardly any of them.
     bound_by : str or None
         ``memory`` or ``arithmetic``: which of the two limits that is.
     """
@@ -191,7 +193,7 @@ def bench_model(
     measured = bench_loaded(
         loaded, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, on_progress=on_progress
     )
-    return replace(measured, parts=(*parts, *measured.parts), cached_share=cached_share)
+    return replace(measured, parts=tuple(_with_first_token_limit([*parts, *measured.parts])), cached_share=cached_share)
 
 
 def bench_loaded(
@@ -226,6 +228,7 @@ def bench_loaded(
     limits = _Limits(loaded, machine)
     parts = _picture_parts(loaded, picture, limits, repeats, report)
     parts += _answer_parts(loaded, prompt, limits, new_tokens, repeats, report)
+    parts = _with_first_token_limit(parts)
     num_tokens = len(prompt.token_ids)
     return BenchReport(
         model=loaded.name,
@@ -287,6 +290,19 @@ class _Limits:
         return {"limit_s": max(arithmetic_s, memory_s), "bound_by": bound_by}
 
 
+def _with_first_token_limit(parts: list[BenchPart]) -> list[BenchPart]:
+    """Give first tokens the sum of the limits of what has to be done before them."""
+    before = [part for part in parts if part.name in _BEFORE_FIRST_TOKEN and part.limit_s is not None]
+    if not before:
+        return parts
+    least_s = sum(part.limit_s or 0.0 for part in before)
+    bound_by = max(before, key=lambda part: part.limit_s or 0.0).bound_by
+    return [
+        replace(part, limit_s=least_s, bound_by=bound_by) if part.name.startswith("first token") else part
+        for part in parts
+    ]
+
+
 def _picture_parts(
     loaded: LoadedModel, picture: bytes, limits: _Limits, repeats: int, report: ProgressFn
 ) -> list[BenchPart]:
@@ -297,13 +313,15 @@ def _picture_parts(
 
     image = decode()
     config, model = loaded.config, loaded.model
+    num_levels = 3 * image.width * image.height  # of a byte; what is read or written at least
     pixels = torch.from_numpy(preprocess(image, loaded.preset.image))[None].to(loaded.device)
     with torch.inference_mode():
         patches = model.vision_tower(pixels)
         return [
-            _timed("picture file", decode, loaded, repeats, report, amount=1, unit="picture"),
+            _timed("picture file", decode, loaded, repeats, report, amount=1, unit="picture",
+                   **limits.of(flops=0, num_bytes=len(picture) + num_levels)),
             _timed("resize", lambda: preprocess(image, loaded.preset.image), loaded, repeats, report, amount=1,
-                   unit="picture"),
+                   unit="picture", **limits.of(flops=0, num_bytes=num_levels + pixels.nbytes)),
             _timed("vision tower", lambda: model.vision_tower(pixels), loaded, repeats, report, amount=1,
                    unit="picture", **limits.of(flops=vision_flops(config), num_bytes=limits.tower_bytes)),
             _timed("projector", lambda: model.multi_modal_projector(patches), loaded, repeats, report, amount=1,

@@ -69,7 +69,9 @@ def test_shares_follow_from_the_limits(folder: Path) -> None:
     prompt = _part(report, "prompt")
     assert prompt.bound_by == "arithmetic"
     assert prompt.amount == 200
-    assert _part(report, "resize").share is None
+    assert all(part.bound_by == "memory" for part in (_part(report, "picture file"), _part(report, "resize")))
+    before = ("picture file", "resize", "vision tower", "projector", "prompt")
+    assert _part(report, "first token").limit_s == pytest.approx(sum(_part(report, name).limit_s for name in before))
     # The first token needs the prompt and more.
     assert _part(report, "first token").median_s > prompt.median_s
 
