@@ -56,7 +56,7 @@ bench: $(INSTALLED) ## where the time goes with the embedded model, as shares of
 docs: $(INSTALLED) ## write the generated pages anew
 	$(BIN)/python tools/make_docs.py
 
-tiny: $(INSTALLED) ## train llava:tiny again from nothing (two and a half hours on two Zen 5 cores)
+tiny: $(INSTALLED) ## train llava:tiny again from nothing (an hour and three quarters on two Zen 5 cores)
 	$(BIN)/python -m recipes.tiny.train
 
 clean: ## remove what can be built again, .venv excepted

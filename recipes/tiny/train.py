@@ -392,7 +392,7 @@ def main() -> None:
         "--out", type=Path, default=_EMBEDDED, help="folder of the finished model (default: the embedded one)"
     )
     parser.add_argument(
-        "--prolong", type=int, metavar="STEPS", help="go on from the finished model by so many steps of practice"
+        "--prolong", type=int, metavar="STEPS", help="go on from the finished model by so many steps of tuning"
     )
     parser.add_argument(
         "--first-batch", type=int, default=20_000, help="with --prolong: the first batch of conversations, none met yet"
