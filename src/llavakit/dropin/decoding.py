@@ -157,13 +157,14 @@ def make_plan(config: GenerationConfig, *, num_rows: int, prompt_len: int, seed:
     if pad_token_id is None and eos_token_ids:
         pad_token_id = eos_token_ids[0]
     num_beams = config.num_beams or 1
-    has_length_penalty = num_beams > 1 and config.length_penalty is not None  # without beams it has no effect there
+    # Without beams it has no effect in transformers, where ours is an error.
+    length_penalty = 1.0 if num_beams == 1 or config.length_penalty is None else config.length_penalty
     base = SamplingParams(
         max_new_tokens=_max_new_tokens(config, prompt_len),
         min_new_tokens=max(config.min_new_tokens or 0, (config.min_length or 0) - prompt_len),
         repetition_penalty=1.0 if config.repetition_penalty is None else config.repetition_penalty,
         num_beams=num_beams,
-        length_penalty=config.length_penalty if has_length_penalty else 1.0,  # type: ignore[arg-type]
+        length_penalty=length_penalty,
         stop=_as_stops(config.stop_strings),
     )
     if is_sampling:

@@ -158,9 +158,8 @@ def _count_parameters(model: PlannedModel) -> dict[str, int]:
 def run_commands(model: PlannedModel, quant: str) -> list[tuple[str, str]]:
     """Return commands that run a model, by program."""
     name, path = model.name, Path(model.name)
-    source = shlex.quote(
-        str(path.parent) if path.suffix == ".json" else name
-    )  # a configuration lies beside its weights
+    # A configuration lies beside its weights.
+    source = shlex.quote(str(path.parent) if path.suffix == ".json" else name)
     stem = name.replace("llava:", "llava-1.5-") if name in HUB_IDS else "model"
     found = [
         ("quantize", f"llavakit convert {source} {stem}-{quant}.gguf --type {quant}"),
