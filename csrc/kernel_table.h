@@ -41,7 +41,7 @@ struct ManyRowsProduct {
   void (*pack)(const float *x, int64_t ld, int num_rows, int64_t k, int64_t num_vectors, void *packed);
   // `next` is the strip that this thread takes next, as many columns or fewer, to be fetched meanwhile; or null.
   void (*multiply)(const uint8_t *weights, int64_t row_bytes, int num_columns, int64_t k, const void *packed,
-                   int64_t num_vectors, void *columns, float *sums, const uint8_t *next);
+                   int64_t num_rows, void *columns, float *sums, const uint8_t *next);
 };
 
 // Products of few rows, whose vectors hold numbers of one row.

@@ -194,7 +194,7 @@ void many_body(void *context, int32_t) {
     // A last strip that is not whole is left alone: what is fetched must lie in the matrix.
     const uint8_t *next = ahead + num <= product.num_columns ? product.weights + ahead * product.row_bytes : nullptr;
     shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
-                           shared->packed, shared->num_vectors, columns.get(), sums, next);
+                           shared->packed, product.num_rows, columns.get(), sums, next);
     product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld,
                              product.bias == nullptr ? nullptr : product.bias + first, product.activation);
     first = ahead;

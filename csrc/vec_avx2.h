@@ -70,6 +70,16 @@ struct Vec256 {
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
   }
+  // Lane i: the sum of vector i.
+  static inline Ints sum_each(const Ints (&x)[8]) {
+    Ints fours[2];  // half h, lane i of fours[n]: what is in half h of vector 4n + i
+    for (int i = 0; i < 2; ++i) {
+      const Ints *at = x + 4 * i;
+      fours[i] = _mm256_hadd_epi32(_mm256_hadd_epi32(at[0], at[1]), _mm256_hadd_epi32(at[2], at[3]));
+    }
+    return _mm256_add_epi32(_mm256_permute2x128_si256(fours[0], fours[1], 0x20),
+                            _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
+  }
 
 #if defined(LLK_DPBUSD_256)
   static constexpr bool kHasByteDot = true;

@@ -49,6 +49,24 @@ struct Vec512 {
   static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 
+  // Lane i: the sum of vector i.
+  static inline Ints sum_each(const Ints (&x)[16]) {
+    Ints fours[4];  // quarter q, lane i of fours[n]: what is in quarter q of vector 4n + i
+    for (int i = 0; i < 4; ++i) {
+      const Ints *at = x + 4 * i;
+      const Ints one = _mm512_add_epi32(_mm512_unpacklo_epi32(at[0], at[1]), _mm512_unpackhi_epi32(at[0], at[1]));
+      const Ints two = _mm512_add_epi32(_mm512_unpacklo_epi32(at[2], at[3]), _mm512_unpackhi_epi32(at[2], at[3]));
+      fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(one, two), _mm512_unpackhi_epi64(one, two));
+    }
+    Ints eights[2];
+    for (int i = 0; i < 2; ++i) {
+      eights[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0x44),
+                                   _mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0xee));
+    }
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(eights[0], eights[1], 0x88),
+                            _mm512_shuffle_i32x4(eights[0], eights[1], 0xdd));
+  }
+
 #if defined(__AVX512VNNI__)
   static constexpr bool kHasByteDot = true;
   template <int kMaxByte>

@@ -64,6 +64,12 @@ struct VecPortable {
   static inline Floats multiply(Floats a, Floats b) { return a * b; }
   static inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
   static inline float sum(Floats a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+  // Lane i: the sum of vector i.
+  static inline Ints sum_each(const Ints (&x)[4]) {
+    Ints sums;
+    for (int i = 0; i < 4; ++i) sums[i] = (x[i][0] + x[i][1]) + (x[i][2] + x[i][3]);
+    return sums;
+  }
 
   template <int kMaxByte>
   static inline Ints dot_bytes(Ints acc, Ints u, Ints s) {

@@ -86,8 +86,8 @@ class CLIPEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, D) to (N, T, D)."""
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))  # type: ignore[no-any-return]
+        x = self.self_attn(self.layer_norm1(x)).add_(x)  # into what nobody else has seen: no third tensor passes the caches
+        return self.mlp(self.layer_norm2(x)).add_(x)  # type: ignore[no-any-return]
 
 
 class CLIPEncoder(nn.Module):

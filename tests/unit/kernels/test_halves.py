@@ -60,6 +60,18 @@ def test_equal_to_the_oracle_at_every_number_of_rows(dtype: str, level: Instruct
         _assert_product(run(x, stored, dtype, level=level), x, weights)
 
 
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize("dtype", _TYPES)
+def test_a_row_is_the_same_wherever_it_lies(dtype: str, level: InstructionSet) -> None:
+    """The last of 17, 33 and 577 rows has a vector to itself, and is multiplied along the row."""
+    rng = np.random.default_rng(4)
+    stored, _ = _store(rng.standard_normal((77, 300)), dtype)
+    x = rng.standard_normal((592, 300)).astype(np.float32)
+    whole = run(x, stored, dtype, level=level)
+    for num_rows in (17, 25, 33, 577):
+        assert np.array_equal(run(x[:num_rows], stored, dtype, level=level), whole[:num_rows])
+
+
 @given(
     dtype=st.sampled_from(_TYPES), level=st.sampled_from(_LEVELS), num_rows=st.integers(1, 70),
     num_columns=st.integers(1, 70), k=st.integers(1, 400), x_scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e4, 1e30]),

@@ -128,7 +128,7 @@ def test_rotary(level: InstructionSet, is_interleaved: bool) -> None:
 
 
 @pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
-@pytest.mark.parametrize("num_rows", [1, 3, 7, 50])
+@pytest.mark.parametrize("num_rows", [1, 3, 7, 17, 50])
 def test_a_product_ends_with_bias_and_activation(level: InstructionSet, num_rows: int) -> None:
     for num_columns, k in ((1, 64), (45, 100), (70, 256)):
         weights = _random((num_columns, k), 1).half()
