@@ -6,7 +6,8 @@
 
 The first builds llama-cpp-python from its source package for this very machine. Every figure is measured on both sides
 in the order A B B A, and is given with its share of what the machine can do: bytes read a second for single tokens,
-8-bit products a second for prompts, 16-bit ones for pictures. The third compares with transformers in bfloat16, whose
+8-bit products a second for prompts, 16-bit ones for pictures. What it can do is measured again before every round, as a
+machine that others share is not equally fast at all times. The third compares with transformers in bfloat16, whose
 weights are random and made in memory (`benchmarks/transformers_worker.py`): pictures and prompts only.
 """
 
@@ -18,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.common import ROOT, make_manifest, make_table, summarise, write_result
 from llavakit.core.config import LlavaConfig
@@ -34,6 +35,15 @@ from llavakit.weights.opening import open_resolved
 from llavakit.weights.store import resolve
 
 _PACKAGE = "llama-cpp-python"
+_LIMIT_SECONDS = 0.3
+
+
+class Work(NamedTuple):
+    """What has to be done at least: bytes to read, and operations at a rate."""
+
+    num_bytes: float
+    num_ops: float
+    rate: Rate
 
 
 class Side:
@@ -99,15 +109,10 @@ class Comparison:
             else [str(options.peer / "bin/python"), str(ROOT / "benchmarks/llama_cpp_worker.py")],
         }
         self.sides: dict[str, Side] = {}
-        library, threads = load_library(), options.threads
-        self.read_gb_per_s = library.measure_read(num_bytes=1 << 30, num_threads=threads, num_streams=1, seconds=1)
-        int8_gops = library.measure_rate(Rate.INT8_DOT, num_threads=threads, seconds=1)
-        if int8_gops is None:
-            raise SystemExit("this processor has no products of bytes; shares of its limit cannot be given.")
-        self.int8_gops: float = int8_gops
-        bf16_gflops = library.measure_rate(Rate.BF16_DOT, num_threads=threads, seconds=1)
-        # Without products of bfloat16 pictures go through those of 16-bit integers, half as many as of bytes.
-        self.word_gops: float = bf16_gflops if bf16_gflops is not None else int8_gops / 2
+        self.library = load_library()
+        self.read_gb_per_s = self._measure_read(1)
+        self.int8_gops = self._measure_rate(Rate.INT8_DOT, 1)
+        self.word_gops = self._measure_rate(Rate.BF16_DOT, 1)
         self.peer_name = "transformers" if options.transformers else "llama.cpp"
         self.columns = ("measured", "llavakit", self.peer_name, "speed ratio", "share of the limit", "their share")
         self.model_bytes = options.model.stat().st_size
@@ -138,13 +143,13 @@ class Comparison:
             if options.pictures:
                 yield self._compare(
                     "picture through tower and projector", "picture", {"pixels": str(pixels), "size": size},
-                    limit_s=flops / (self.word_gops * 1e9),
+                    work=Work(0, flops, Rate.BF16_DOT),
                 )  # fmt: skip
         for num_tokens in options.prompts:
             ids = [1, *(100 + idx % 20000 for idx in range(num_tokens - 1))]
             flops = prefill_flops(self.config, num_tokens)
             yield self._compare(
-                f"prompt of {num_tokens} tokens", "prompt", {"ids": ids}, limit_s=flops / (self.int8_gops * 1e9)
+                f"prompt of {num_tokens} tokens", "prompt", {"ids": ids}, work=Work(0, flops, Rate.INT8_DOT)
             )
         if options.transformers:
             return
@@ -171,20 +176,42 @@ class Comparison:
 
     def _compare_decode(self, depth: int, batch: int) -> dict[str, Any]:
         num_bytes = self.model_bytes + batch * depth * kv_bytes_per_token(self.config, "float16")
-        flops = batch * decode_flops(self.config, depth)
-        limit_s = max(num_bytes / (self.read_gb_per_s * 1e9), flops / (self.int8_gops * 1e9))
+        work = Work(num_bytes, batch * decode_flops(self.config, depth), Rate.INT8_DOT)
         name = f"one token of {batch} sequences" if batch > 1 else f"one token at depth {depth}"
-        return self._compare(name, "decode", {"depth": depth, "steps": 16, "batch": batch}, limit_s=limit_s)
+        return self._compare(name, "decode", {"depth": depth, "steps": 16, "batch": batch}, work=work)
 
-    def _compare(self, name: str, op: str, arguments: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+    def _measure_read(self, seconds: float) -> float:
+        return self.library.measure_read(
+            num_bytes=1 << 30, num_threads=self.options.threads, num_streams=1, seconds=seconds
+        )
+
+    def _measure_rate(self, rate: Rate, seconds: float) -> float:
+        gops = self.library.measure_rate(rate, num_threads=self.options.threads, seconds=seconds)
+        if gops is not None:
+            return gops
+        if rate is Rate.BF16_DOT:
+            # Pictures then go through products of 16-bit integers, half as many as of bytes.
+            return self._measure_rate(Rate.INT8_DOT, seconds) / 2
+        raise SystemExit("this processor has no products of bytes; shares of its limit cannot be given.")
+
+    def _measure_limit(self, work: Work) -> float:
+        """Return the seconds that the machine, as fast as it is now, needs at least."""
+        seconds = work.num_ops / (self._measure_rate(work.rate, _LIMIT_SECONDS) * 1e9)
+        if work.num_bytes:
+            seconds = max(seconds, work.num_bytes / (self._measure_read(_LIMIT_SECONDS) * 1e9))
+        return seconds
+
+    def _compare(self, name: str, op: str, arguments: dict[str, Any], *, work: Work) -> dict[str, Any]:
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        limits = []
         for idx in range(self.options.rounds):
+            limits.append(self._measure_limit(work))
             for side in ("ours", "theirs") if idx % 2 == 0 else ("theirs", "ours"):
                 times[side].append(self.sides[side].ask(op, **arguments)["seconds"])
-        return self._row(name, times["ours"], times["theirs"], limit_s=limit_s)
+        return self._row(name, times["ours"], times["theirs"], limits=limits)
 
     def _row(
-        self, name: str, ours: list[float], theirs: list[float], *, limit_s: float | None = None
+        self, name: str, ours: list[float], theirs: list[float], *, limits: Sequence[float] = ()
     ) -> dict[str, Any]:
         row: dict[str, Any] = {
             "measured": name,
@@ -194,9 +221,11 @@ class Comparison:
             "ours": {**summarise(ours), "all_s": ours},
             "theirs": {**summarise(theirs), "all_s": theirs},
         }
-        if limit_s is not None:
-            row["share of the limit"] = f"{100 * limit_s / median(ours):.0f} %"
-            row["their share"] = f"{100 * limit_s / median(theirs):.0f} %"
+        if limits:
+            row["limits_s"] = list(limits)
+            for column, times in (("share of the limit", ours), ("their share", theirs)):
+                share = median(limit / seconds for limit, seconds in zip(limits, times, strict=True))
+                row[column] = f"{100 * share:.0f} %"
         return row
 
     def close(self) -> None:

@@ -42,6 +42,9 @@ struct ManyRowsProduct {
   // `next` is the strip that this thread takes next, as many columns or fewer, to be fetched meanwhile; or null.
   void (*multiply)(const uint8_t *weights, int64_t row_bytes, int num_columns, int64_t k, const void *packed,
                    int64_t num_rows, void *columns, float *sums, const uint8_t *next);
+  // Finishes a strip of block_k columns as Ops::store_strip does, and packs them as the rows' block of the next product that
+  // `packed` points to: what `pack` would make of them. Or null.
+  void (*pack_strip)(const float *sums, int64_t num_rows, const float *bias, int activation, void *packed);
 };
 
 // Products of few rows, whose vectors hold numbers of one row.

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature or a meaning below changes. */
-#define LLK_ABI_VERSION 7
+#define LLK_ABI_VERSION 8
 
 enum llk_status {
   LLK_OK = 0,
@@ -125,6 +125,19 @@ LLK_EXPORT int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, in
                               const float *x, int64_t num_rows, const float *bias, int32_t activation, float *out,
                               int64_t out_ld, int32_t num_threads);
 
+/* A stored matrix of num_columns rows of k. With is_interleaved its products are pairs of rotary positions side by side. */
+typedef struct llk_matrix {
+  const void *weights;
+  int64_t num_columns, k;
+  int32_t type, is_interleaved;
+} llk_matrix;
+
+/* llk_matmul of the first matrix with `activation`, and of its result with the second, whose k is the columns of the first.
+ * To the bit what two calls compute; with many rows and weights of 16 bits what lies between is not stored as floats. */
+LLK_EXPORT int32_t llk_matmul_pair(int32_t isa, const llk_matrix *first, const float *first_bias, int32_t activation,
+                                   const llk_matrix *second, const float *second_bias, const float *x, int64_t num_rows,
+                                   float *out, int32_t num_threads);
+
 /* Quantize num_rows rows of k weights, k a multiple of the block length, so that the sum over the weights of
  * importance[column] * (weight - stored)^2 is small. importance is one positive number per column, or null for ones.
  * Weights must be finite. The bytes depend neither on num_threads nor on the instruction set.
@@ -183,13 +196,6 @@ typedef struct llk_attention_call {
 } llk_attention_call;
 
 LLK_EXPORT int32_t llk_attention(int32_t isa, const llk_attention_call *call, int32_t num_threads);
-
-/* A stored matrix of num_columns rows of k. With is_interleaved its products are pairs of rotary positions side by side. */
-typedef struct llk_matrix {
-  const void *weights;
-  int64_t num_columns, k;
-  int32_t type, is_interleaved;
-} llk_matrix;
 
 typedef struct llk_decoder_layer {
   const float *attention_norm, *mlp_norm;

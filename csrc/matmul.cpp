@@ -156,7 +156,8 @@ struct ManyContext {
   const Product *product;
   const ManyRowsProduct *with;
   unsigned char *packed;
-  int64_t num_vectors, num_blocks;
+  unsigned char *packed_out;  // the rows of the next product, in place of a result; or null
+  int64_t num_vectors;
   int strip_columns;
   std::atomic<int64_t> next{0};
   std::atomic<bool> is_out_of_memory{false};
@@ -195,29 +196,61 @@ void many_body(void *context, int32_t) {
     const uint8_t *next = ahead + num <= product.num_columns ? product.weights + ahead * product.row_bytes : nullptr;
     shared->with->multiply(product.weights + first * product.row_bytes, product.row_bytes, num, product.k,
                            shared->packed, product.num_rows, columns.get(), sums, next);
-    product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld,
-                             product.bias == nullptr ? nullptr : product.bias + first, product.activation);
+    const float *bias = product.bias == nullptr ? nullptr : product.bias + first;
+    if (shared->packed_out != nullptr) {
+      unsigned char *out = shared->packed_out + first / strip * shared->num_vectors * shared->with->packed_bytes;
+      shared->with->pack_strip(sums, product.num_rows, bias, product.activation, out);
+    } else {
+      product.ops->store_strip(sums, ld, product.num_rows, num, product.out + first, product.out_ld, bias,
+                               product.activation);
+    }
     first = ahead;
   }
 }
 
-int32_t multiply_many(const Product &product, const ManyRowsProduct &with) {
+int64_t count_vectors(const Product &product, const ManyRowsProduct &with) {
+  return (product.num_rows + with.num_lanes - 1) / with.num_lanes;
+}
+
+// Bytes of k numbers of all rows.
+int64_t count_packed_bytes(const Product &product, const ManyRowsProduct &with, int64_t k) {
+  return (k + with.block_k - 1) / with.block_k * count_vectors(product, with) * with.packed_bytes;
+}
+
+int count_strip_columns(const Product &product, const ManyRowsProduct &with) {
+  static const int64_t cache_bytes = find_cache_bytes();
+  const bool is_wide = count_vectors(product, with) * with.packed_bytes >= kWideRowsBytes && cache_bytes >= kWideCacheBytes &&
+                       product.num_columns >= int64_t{4} * kWideStrips * LLK_STRIP_COLUMNS * product.num_threads;
+  return is_wide ? kWideStrips * LLK_STRIP_COLUMNS : LLK_STRIP_COLUMNS;
+}
+
+void pack(const Product &product, const ManyRowsProduct &with, unsigned char *packed) {
   ManyContext context;
   context.product = &product;
   context.with = &with;
-  context.num_vectors = (product.num_rows + with.num_lanes - 1) / with.num_lanes;
-  context.num_blocks = (product.k + with.block_k - 1) / with.block_k;
-  const Buffer packed = allocate(context.num_blocks * context.num_vectors * with.packed_bytes);
-  if (!packed) return LLK_NO_MEMORY;
-  context.packed = packed.get();
-  static const int64_t cache_bytes = find_cache_bytes();
-  const bool is_wide = context.num_vectors * with.packed_bytes >= kWideRowsBytes && cache_bytes >= kWideCacheBytes &&
-                       product.num_columns >= int64_t{4} * kWideStrips * LLK_STRIP_COLUMNS * product.num_threads;
-  context.strip_columns = is_wide ? kWideStrips * LLK_STRIP_COLUMNS : LLK_STRIP_COLUMNS;
+  context.packed = packed;
+  context.num_vectors = count_vectors(product, with);
   run_on_pool(context.num_vectors > 1 ? product.num_threads : 1, pack_body, &context);
-  context.next.store(0);
+}
+
+int32_t multiply_packed(const Product &product, const ManyRowsProduct &with, unsigned char *packed,
+                        unsigned char *packed_out) {
+  ManyContext context;
+  context.product = &product;
+  context.with = &with;
+  context.packed = packed;
+  context.packed_out = packed_out;
+  context.num_vectors = count_vectors(product, with);
+  context.strip_columns = count_strip_columns(product, with);
   run_on_pool(product.num_threads, many_body, &context);
   return context.is_out_of_memory.load() ? LLK_NO_MEMORY : LLK_OK;
+}
+
+int32_t multiply_many(const Product &product, const ManyRowsProduct &with) {
+  const Buffer packed = allocate(count_packed_bytes(product, with, product.k));
+  if (!packed) return LLK_NO_MEMORY;
+  pack(product, with, packed.get());
+  return multiply_packed(product, with, packed.get(), nullptr);
 }
 
 int32_t multiply(Product product) {
@@ -235,6 +268,84 @@ int32_t multiply(Product product) {
     product.x += product.num_rows * product.k;
     product.out += product.num_rows * product.out_ld;
   }
+  return LLK_OK;
+}
+
+// Of as many rows as product has; weights in float32 have no `with`.
+int32_t compute(const Product &product) {
+  if (product.with != nullptr) return multiply(product);
+  multiply_floats(product);
+  return LLK_OK;
+}
+
+// ---- one product of another's result
+
+bool is_chainable(const Product &first, const Product &second) {
+  if (first.with == nullptr || second.with == nullptr || first.num_rows <= first.with->narrow.num_lanes) return false;
+  const ManyRowsProduct &with = first.with->wide;
+  return with.pack_strip != nullptr && second.with->wide.pack == with.pack &&
+         count_strip_columns(first, with) == with.block_k && first.num_columns % with.block_k == 0;
+}
+
+// What the first product computes is packed for the second as it is computed, and never stored as floats.
+int32_t compute_chain(const Product &first, const Product &second) {
+  const ManyRowsProduct &with = first.with->wide;
+  const Buffer packed = allocate(count_packed_bytes(first, with, first.k));
+  const Buffer between = allocate(count_packed_bytes(first, with, first.num_columns));
+  if (!packed || !between) return LLK_NO_MEMORY;
+  pack(first, with, packed.get());
+  const int32_t status = multiply_packed(first, with, packed.get(), between.get());
+  return status != LLK_OK ? status : multiply_packed(second, second.with->wide, between.get(), nullptr);
+}
+
+int32_t compute_pair(Product first, Product second) {
+  const int64_t num_rows = first.num_rows;
+  Buffer between;
+  for (int64_t row = 0; row < num_rows; row += kChunkRows) {
+    first.num_rows = second.num_rows = num_rows - row < kChunkRows ? num_rows - row : kChunkRows;
+    int32_t status;
+    if (is_chainable(first, second)) {
+      status = compute_chain(first, second);
+    } else {
+      if (!between) between = allocate(first.num_rows * first.num_columns * static_cast<int64_t>(sizeof(float)));
+      if (!between) return LLK_NO_MEMORY;
+      first.out = reinterpret_cast<float *>(between.get());
+      second.x = first.out;
+      status = compute(first);
+      if (status == LLK_OK) status = compute(second);
+    }
+    if (status != LLK_OK) return status;
+    first.x += first.num_rows * first.k;
+    second.out += first.num_rows * second.out_ld;
+  }
+  return LLK_OK;
+}
+
+// The product of a matrix, less its rows and its result.
+int32_t make_product(const KernelTable *table, const llk_matrix &matrix, const float *bias, int32_t activation,
+                     int32_t num_threads, Product *product) {
+  const bool is_float = matrix.type == LLK_TYPE_F32;
+  const Products *products = is_float ? nullptr : products_of(table, matrix.type);
+  if (products == nullptr && !is_float) return LLK_UNSUPPORTED;
+  const int64_t block_length = is_float ? 1 : products->block_length;
+  if (matrix.num_columns < 0 || matrix.num_columns > kMaxSize || matrix.k <= 0 || matrix.k > kMaxSize ||
+      matrix.k % block_length || activation < LLK_ACTIVATION_NONE || activation > LLK_ACTIVATION_QUICK_GELU ||
+      num_threads < 1 || num_threads > kMaxThreads) {
+    return LLK_BAD_ARGUMENT;
+  }
+  *product = {};
+  product->with = products;
+  if (!is_float) {
+    product->few = matrix.type == LLK_TYPE_BF16 && table->bf16 != nullptr ? table->bf16 : &products->few;
+  }
+  product->ops = table->ops;
+  product->weights = static_cast<const uint8_t *>(matrix.weights);
+  product->row_bytes = is_float ? matrix.k * static_cast<int64_t>(sizeof(float)) : matrix.k / block_length * products->block_bytes;
+  product->num_columns = matrix.num_columns;
+  product->k = matrix.k;
+  product->bias = bias;
+  product->activation = activation;
+  product->num_threads = num_threads;
   return LLK_OK;
 }
 
@@ -265,26 +376,35 @@ int32_t llk_matmul(int32_t isa, int32_t type, const void *weights, int64_t num_c
                    int32_t num_threads) {
   const KernelTable *table = table_of(isa);
   if (table == nullptr) return LLK_UNSUPPORTED;
-  const bool is_float = type == LLK_TYPE_F32;
-  const Products *products = is_float ? nullptr : products_of(table, type);
-  if (products == nullptr && !is_float) return LLK_UNSUPPORTED;
-  const int64_t block_length = is_float ? 1 : products->block_length;
-  if (num_columns < 0 || num_columns > kMaxSize || k <= 0 || k > kMaxSize || k % block_length ||
-      num_rows < 0 || num_rows > kMaxSize || activation < LLK_ACTIVATION_NONE ||
-      activation > LLK_ACTIVATION_QUICK_GELU || out_ld < num_columns || num_threads < 1 || num_threads > kMaxThreads) {
-    return LLK_BAD_ARGUMENT;
-  }
+  Product product;
+  const int32_t status = make_product(table, {weights, num_columns, k, type, 0}, bias, activation, num_threads, &product);
+  if (status != LLK_OK) return status;
+  if (num_rows < 0 || num_rows > kMaxSize || out_ld < num_columns) return LLK_BAD_ARGUMENT;
   if (num_columns == 0 || num_rows == 0) return LLK_OK;
-  if (is_float) {
-    const int64_t row_bytes = k * static_cast<int64_t>(sizeof(float));
-    multiply_floats({nullptr, nullptr, table->ops, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x,
-                     num_rows, bias, activation, out, out_ld, num_threads});
-    return LLK_OK;
-  }
-  const int64_t row_bytes = k / block_length * products->block_bytes;
-  const FewRowsProduct *few = type == LLK_TYPE_BF16 && table->bf16 != nullptr ? table->bf16 : &products->few;
-  return multiply({products, few, table->ops, static_cast<const uint8_t *>(weights), row_bytes, num_columns, k, x, num_rows,
-                   bias, activation, out, out_ld, num_threads});
+  product.x = x;
+  product.num_rows = num_rows;
+  product.out = out;
+  product.out_ld = out_ld;
+  return compute(product);
+}
+
+int32_t llk_matmul_pair(int32_t isa, const llk_matrix *first, const float *first_bias, int32_t activation,
+                        const llk_matrix *second, const float *second_bias, const float *x, int64_t num_rows, float *out,
+                        int32_t num_threads) {
+  const KernelTable *table = table_of(isa);
+  if (table == nullptr) return LLK_UNSUPPORTED;
+  Product one, two;
+  int32_t status = make_product(table, *first, first_bias, activation, num_threads, &one);
+  if (status == LLK_OK) status = make_product(table, *second, second_bias, LLK_ACTIVATION_NONE, num_threads, &two);
+  if (status != LLK_OK) return status;
+  if (num_rows < 0 || num_rows > kMaxSize || second->k != first->num_columns) return LLK_BAD_ARGUMENT;
+  if (second->num_columns == 0 || num_rows == 0) return LLK_OK;
+  one.x = x;
+  one.num_rows = num_rows;
+  one.out_ld = first->num_columns;
+  two.out = out;
+  two.out_ld = second->num_columns;
+  return compute_pair(one, two);
 }
 
 }  // extern "C"

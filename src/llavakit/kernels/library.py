@@ -18,7 +18,7 @@ import numpy as np
 
 from llavakit.core.errors import CapacityError, ConfigError, MissingDependencyError
 from llavakit.core.version import __version__
-from llavakit.kernels.structures import AttentionCall, DecoderCall
+from llavakit.kernels.structures import AttentionCall, DecoderCall, Matrix
 
 __all__ = [
     "ABI_VERSION",
@@ -31,7 +31,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 _FILE_NAMES = {"darwin": "libllavakit_kernels.dylib", "win32": "llavakit_kernels.dll"}
 _BAD_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _NO_THREAD = 1, 2, 3, 4
@@ -107,6 +107,21 @@ class KernelLibrary:
             "llk_matmul": (
                 int32,
                 [int32, int32, address, int64, int64, address, int64, address, int32, address, int64, int32],
+            ),
+            "llk_matmul_pair": (
+                int32,
+                [
+                    int32,
+                    ctypes.POINTER(Matrix),
+                    address,
+                    int32,
+                    ctypes.POINTER(Matrix),
+                    address,
+                    address,
+                    int64,
+                    address,
+                    int32,
+                ],
             ),
             "llk_swiglu": (int32, [int32, address, address, int64, address, int32]),
             "llk_rms_norm": (int32, [int32, address, address, ctypes.c_float, int64, int64, address, int32]),
@@ -347,6 +362,37 @@ class KernelLibrary:
         )  # fmt: skip
         if status:
             _check_status(status, f"the product ({num_rows}, {k}) x ({num_columns}, {k}) of type {block_type}", chosen)
+
+    def matmul_pair(
+        self,
+        first: Matrix,
+        second: Matrix,
+        x_address: int,
+        out_address: int,
+        *,
+        num_rows: int,
+        num_threads: int,
+        first_bias_address: int | None = None,
+        second_bias_address: int | None = None,
+        activation: Activation = Activation.NONE,
+        level: InstructionSet | None = None,
+    ) -> None:
+        """Multiply as ``matmul`` does with ``activation``, and the result with another matrix, to the same bits.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range, or the matrices do not fit together.
+        CapacityError
+            If memory is short, this machine lacks the instruction set, or the library a type.
+        """
+        chosen = self.best if level is None else level
+        status = self._library.llk_matmul_pair(
+            chosen, first, first_bias_address, activation, second, second_bias_address, x_address, num_rows,
+            out_address, num_threads,
+        )  # fmt: skip
+        shapes = f"({num_rows}, {first.k}) x ({first.num_columns}, {first.k}) x ({second.num_columns}, {second.k})"
+        _check_status(status, f"the products {shapes} of types {first.type} and {second.type}", chosen)
 
     def swiglu(
         self,

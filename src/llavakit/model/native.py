@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 
 from llavakit.kernels.library import Activation
-from llavakit.kernels.structures import AttentionCall
+from llavakit.kernels.structures import AttentionCall, Matrix
 from llavakit.model import kv_blocks
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.ggml_types import type_by_name
 
-__all__ = ["KV_TYPES", "attend_blocks", "attend_native", "multiply_stored", "rms_norm", "rotate", "swiglu"]
+__all__ = [
+    "KV_TYPES",
+    "attend_blocks",
+    "attend_native",
+    "multiply_stored",
+    "multiply_stored_pair",
+    "rms_norm",
+    "rotate",
+    "swiglu",
+]
 
 KV_TYPES = {torch.float32: 0, torch.float16: 1, kv_blocks.BLOCKS: 8}
 """What keys and values may be stored as, numbered as in GGUF."""
@@ -35,10 +44,7 @@ def multiply_stored(
     """``activation(x @ weight.T + bias)`` of (..., K) with stored weights (N, K), in float32, as the dtype of ``x``."""
     *others, k = x.shape
     is_float = x.dtype is torch.float32
-    # Hundreds of times a token: an operation of torch that changes nothing takes its microsecond all the same.
-    rows = x if is_float and x.is_contiguous() else x.float().contiguous()
-    if bias is not None and not (bias.dtype is torch.float32 and bias.is_contiguous()):
-        bias = bias.float().contiguous()
+    rows, bias = _to_floats(x), None if bias is None else _to_floats(bias)
     out = torch.empty((*others, num_columns), dtype=torch.float32)
     load_shared_library().matmul(
         address, type_by_name(dtype).type_id, rows.data_ptr(), out.data_ptr(), num_rows=math.prod(others),
@@ -46,6 +52,27 @@ def multiply_stored(
         bias_address=None if bias is None else bias.data_ptr(), activation=activation,
     )  # fmt: skip
     return out if is_float else out.to(x.dtype)
+
+
+def multiply_stored_pair(
+    first: Matrix, first_bias: Tensor | None, second: Matrix, second_bias: Tensor | None, x: Tensor, *,
+    activation: Activation,
+) -> Tensor:  # fmt: skip
+    """``multiply_stored`` of (..., K) with ``activation``, and the same of its result, to the same bits."""
+    rows = _to_floats(x)
+    biases = [None if bias is None else _to_floats(bias) for bias in (first_bias, second_bias)]
+    addresses = [None if bias is None else bias.data_ptr() for bias in biases]
+    out = torch.empty((*x.shape[:-1], second.num_columns), dtype=torch.float32)
+    load_shared_library().matmul_pair(
+        first, second, rows.data_ptr(), out.data_ptr(), num_rows=math.prod(x.shape[:-1]), num_threads=count_threads(),
+        first_bias_address=addresses[0], second_bias_address=addresses[1], activation=activation,
+    )  # fmt: skip
+    return out if x.dtype is torch.float32 else out.to(x.dtype)
+
+
+def _to_floats(x: Tensor) -> Tensor:
+    # Hundreds of times a token: an operation of torch that changes nothing takes its microsecond all the same.
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

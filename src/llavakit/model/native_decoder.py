@@ -195,8 +195,4 @@ def _describe_matrix(linear: nn.Module) -> Matrix:
             weights=linear.weight.data_ptr(), num_columns=linear.out_features, k=linear.in_features,
             type=type_by_name("float32").type_id, is_interleaved=linear.interleaved_head_dim is not None,
         )  # fmt: skip
-    num_columns, k = linear.matrix.shape
-    return Matrix(
-        weights=linear.matrix.address, num_columns=num_columns, k=k, type=type_by_name(linear.matrix.dtype).type_id,
-        is_interleaved=linear.interleaved_head_dim is not None,
-    )  # fmt: skip
+    return linear.matrix.describe(is_interleaved=linear.interleaved_head_dim is not None)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llavakit.core.errors import NonFiniteError, ShapeError
 from llavakit.kernels.library import Activation
-from llavakit.model.native import multiply_stored
+from llavakit.kernels.structures import Matrix
+from llavakit.model.native import multiply_stored, multiply_stored_pair
 from llavakit.model.threads import count_threads, load_shared_library
 from llavakit.weights.dequantize import dequantize
 from llavakit.weights.ggml_types import is_quantized, stored_bytes, type_by_name
@@ -84,6 +85,26 @@ class StoredMatrix:
     def multiply(self, x: Tensor, bias: Tensor | None = None, *, activation: Activation = Activation.NONE) -> Tensor:
         """Map (..., K) to (..., N): ``activation(x @ matrix.T + bias)``, in float32, as the dtype of ``x``."""
         return multiply_stored(self.address, self.dtype, self.shape[0], x, bias, activation=activation)
+
+    def multiply_twice(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        second: StoredMatrix,
+        second_bias: Tensor | None,
+        *,
+        activation: Activation,
+    ) -> Tensor:
+        """Return ``second.multiply(self.multiply(x, bias, activation=activation), second_bias)``, bit for bit.
+
+        Where rows are many and weights have 16 bits, what lies between is handed on as it is rounded, and not stored.
+        """
+        return multiply_stored_pair(self.describe(), bias, second.describe(), second_bias, x, activation=activation)
+
+    def describe(self, *, is_interleaved: bool = False) -> Matrix:
+        """Return what the native library is told of it; the matrix has to outlive that."""
+        num_columns, k = self.shape
+        return Matrix(self.address, num_columns, k, type_by_name(self.dtype).type_id, is_interleaved)
 
     def look_up(self, indices: Tensor) -> Tensor:
         """Return rows (..., K) in float32 for integer indices (...)."""

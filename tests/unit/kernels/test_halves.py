@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavakit.kernels.library import InstructionSet, load_library
+from llavakit.core.errors import CapacityError, ConfigError
+from llavakit.kernels.library import Activation, InstructionSet, load_library
+from llavakit.kernels.structures import Matrix
+from llavakit.model.stored_matrix import StoredMatrix
 from llavakit.weights.ggml_types import type_by_name
 from tests.unit.kernels.guarded_product import run
 
@@ -161,3 +164,63 @@ def test_expansion_is_exact(dtype: str, level: InstructionSet) -> None:
     is_nan = np.isnan(numbers)
     assert np.array_equal(np.isnan(found), is_nan)
     assert np.array_equal(found[~is_nan], numbers[~is_nan])
+
+
+@pytest.mark.parametrize("level", _LEVELS, ids=lambda level: level.name.lower())
+@pytest.mark.parametrize(
+    ("num_rows", "k", "num_between", "num_columns"),
+    # A row to itself, vectors that are not full, more rows than go at once; few rows; columns that fill no strip.
+    [(33, 300, 1024, 70), (57, 64, 2048, 33), (965, 40, 1024, 16), (3, 128, 1024, 40), (40, 100, 992, 20)],
+)
+def test_a_pair_of_products_is_one_after_the_other(
+    num_rows: int, k: int, num_between: int, num_columns: int, level: InstructionSet
+) -> None:
+    rng, library = np.random.default_rng(6), load_library()
+    x = (rng.standard_normal((num_rows, k)) * np.exp(rng.standard_normal((num_rows, 1)) * 9)).astype(np.float32)
+    x[num_rows // 2] = 0
+    bias = rng.standard_normal(num_between).astype(np.float32)
+    for dtypes in (_TYPES, ("float16", "float16"), ("bfloat16", "q8_0"), ("float32", "float16")):
+        stored = [_encode(rng.standard_normal(shape), dtype) for shape, dtype in zip(
+            ((num_between, k), (num_columns, num_between)), dtypes, strict=True)]  # fmt: skip
+        types = [type_by_name(dtype).type_id for dtype in dtypes]
+        between, expected = (np.empty((num_rows, width), np.float32) for width in (num_between, num_columns))
+        found = np.full(expected.size + 16, np.float32(12345))
+        library.matmul(
+            stored[0].ctypes.data, types[0], x.ctypes.data, between.ctypes.data, num_rows=num_rows, k=k,
+            num_columns=num_between, num_threads=2, bias_address=bias.ctypes.data, activation=Activation.QUICK_GELU,
+            level=level,
+        )  # fmt: skip
+        library.matmul(
+            stored[1].ctypes.data, types[1], between.ctypes.data, expected.ctypes.data, num_rows=num_rows,
+            k=num_between, num_columns=num_columns, num_threads=2, level=level,
+        )  # fmt: skip
+        library.matmul_pair(
+            Matrix(stored[0].ctypes.data, num_between, k, types[0], 0),
+            Matrix(stored[1].ctypes.data, num_columns, num_between, types[1], 0), x.ctypes.data, found.ctypes.data,
+            num_rows=num_rows, num_threads=2, first_bias_address=bias.ctypes.data, activation=Activation.QUICK_GELU,
+            level=level,
+        )  # fmt: skip
+        assert np.array_equal(found[:-16].reshape(expected.shape), expected)
+        assert (found[-16:] == 12345).all()
+
+
+def _encode(weights: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype not in ("float32", *_TYPES):
+        return StoredMatrix.quantize(torch.from_numpy(weights), dtype).data
+    return torch.from_numpy(weights).to(getattr(torch, dtype)).view(torch.uint8).numpy()
+
+
+def test_pairs_that_do_not_fit_are_refused() -> None:
+    library, x = load_library(), np.zeros((4, 64), np.float32)
+    weights = np.zeros((64, 64), np.float16)
+    first = Matrix(weights.ctypes.data, 64, 64, 1, 0)
+    for second in (
+        Matrix(weights.ctypes.data, 64, 32, 1, 0), Matrix(weights.ctypes.data, -1, 64, 1, 0),
+        Matrix(weights.ctypes.data, 64, 64, 12, 0),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            library.matmul_pair(first, second, x.ctypes.data, x.ctypes.data, num_rows=4, num_threads=1)
+    with pytest.raises(CapacityError):
+        library.matmul_pair(
+            first, Matrix(weights.ctypes.data, 64, 64, 99, 0), x.ctypes.data, x.ctypes.data, num_rows=4, num_threads=1
+        )
