@@ -2,12 +2,15 @@
 
 The same engine, loaded once in this process, answers the questions of 16 clients, each of whom asks the next one when
 the last is answered: called directly, and over HTTP with streams read to their end by another process, which does no
-more than that. The sides take turns, and a question says nothing of its side: words of one side only change how long
-its answers are. Every question has words of its own, and with ``--pictures`` a picture of its own, as this server is
-mostly asked. Answers end where the model ends them, or with ``--whole`` after ``--max-tokens``. Where everybody asks on
-at once an answer takes as long as the throughput says; what a server adds to it is seen with ``--load 0.5``, the same
-questions at random moments, half as many as the engine alone can answer. Connections and clients need a processor as
-well: with as many threads of the engine as there are processors, it loses to them what it had taken.
+more than that and keeps its connections, as the official clients do. The sides take turns, and a question says nothing
+of its side: words of one side only change how long its answers are. Every question has words of its own, and with
+``--pictures`` a picture of its own, as this server is mostly asked. Answers end where the model ends them, or with
+``--whole`` after ``--max-tokens``. Where everybody asks on at once an answer takes as long as the throughput says; what
+a server adds to it is seen with ``--load 0.5``, the same questions at random moments, half as many as the engine alone
+can answer. Connections and clients need a processor as well: with as many threads of the engine as there are
+processors, it loses to them what it had taken. So every side's processor time is told apart: of the thread that serves
+(submitting included, which the direct side does as well), of the clients, and of everything else in the server's
+process, which is the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 
@@ -45,7 +48,22 @@ _FIRST_TEXT = re.compile(rb'"content":"[^"]')
 _USAGE = re.compile(rb'"completion_tokens":([0-9]+)')
 Question = tuple[str, bytes | None]  # words, and a picture's file
 Answered = tuple[float, float, int]  # seconds to the first token, to the last, tokens
-_COLUMNS = ("side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms", "tokens_per_answer")
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_END = b"0\r\n\r\n"  # of a body in chunks
+_COLUMNS = (
+    "side", "tokens_per_s", "first_token_p50_ms", "answer_p50_ms", "tokens_per_answer", "serving_cpu_ms",
+    "client_cpu_ms", "engine_cpu_ms",
+)  # fmt: skip
+
+
+class Turn(NamedTuple):
+    """What came of one round of one side; processor seconds of all its answers."""
+
+    seconds: float
+    answers: list[Answered]
+    serving_cpu_s: float
+    client_cpu_s: float
+    process_cpu_s: float  # of the server's process, the serving thread's included
 
 
 def _make_question(place: int, client: int, number: int, *, has_picture: bool) -> Question:
@@ -70,7 +88,7 @@ async def _direct(engine: EngineClient, question: Question, num_tokens: int, *, 
     return first_s, time.perf_counter() - started_s, count
 
 
-async def _over_http(port: int, question: Question, num_tokens: int, *, is_whole: bool) -> Answered:
+async def _over_http(port: int, idle: list[Stream], question: Question, num_tokens: int, *, is_whole: bool) -> Answered:
     started_s, first_s, count = time.perf_counter(), 0.0, 0
     text, picture = question
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -81,17 +99,21 @@ async def _over_http(port: int, question: Question, num_tokens: int, *, is_whole
         "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": num_tokens,
         "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": is_whole,
     })  # fmt: skip
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )
-    while data := await reader.read(1 << 16):
+    end = b""
+    while not end.endswith(_END):
+        if not (data := await reader.read(1 << 16)):
+            raise SystemExit("the server closed a connection in the middle of an answer")
         if not first_s and _FIRST_TEXT.search(data):
             first_s = time.perf_counter() - started_s
         if (found := _USAGE.search(data)) is not None:
             count = int(found[1])
-    writer.close()
+        end = (end + data)[-len(_END) :]
+    idle.append((reader, writer))
     if not first_s or not count:
         raise SystemExit("an answer came without text or without its usage")
     return first_s, time.perf_counter() - started_s, count
@@ -130,12 +152,16 @@ async def _ask_at_random(
 
 def _ask_server(port: int, num_tokens: int, is_whole: bool, work: Connection) -> None:
     """Ask the questions of one round after the other; runs in a process of its own."""
+    idle: list[Stream] = []
 
     async def ask(question: Question) -> Answered:
-        return await _over_http(port, question, num_tokens, is_whole=is_whole)
+        return await _over_http(port, idle, question, num_tokens, is_whole=is_whole)
 
-    while (turn := work.recv()) is not None:
-        work.send(asyncio.run(_take_turn(ask, *turn)))
+    with asyncio.Runner() as runner:
+        while (turn := work.recv()) is not None:
+            cpu_s = time.process_time()
+            seconds, answers = runner.run(_take_turn(ask, *turn))
+            work.send((seconds, answers, time.process_time() - cpu_s))
 
 
 async def _take_turn(
@@ -151,7 +177,7 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(make_config(create_app(host, ServerSettings())))
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
-    found: dict[str, list[tuple[float, list[Answered]]]] = {"direct": [], "server": []}
+    found: dict[str, list[Turn]] = {"direct": [], "server": []}
     work, far_end = multiprocessing.Pipe()
     arguments = (listener.getsockname()[1], options.max_tokens, options.whole, far_end)
     client = multiprocessing.get_context("spawn").Process(target=_ask_server, args=arguments, daemon=True)
@@ -171,32 +197,44 @@ async def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 ]
                 for client in range(options.clients)
             ]
+            serving_s, process_s, client_s = time.thread_time(), time.process_time(), 0.0
             if side == "direct":
-                taken = await _take_turn(ask, questions, per_s)
+                seconds, answers = await _take_turn(ask, questions, per_s)
             else:
                 work.send((questions, per_s))
-                taken = await asyncio.to_thread(work.recv)
+                seconds, answers, client_s = await asyncio.to_thread(work.recv)
+            turn = Turn(
+                seconds, answers, time.thread_time() - serving_s, client_s, time.process_time() - process_s
+            )  # fmt: skip
             if idx:  # the first round warms both sides
-                found[side].append(taken)
+                found[side].append(turn)
             elif side == "direct" and options.load:
-                rate = len(taken[1]) / taken[0]
+                rate = len(answers) / seconds
         if not idx and options.load:
             per_s = options.load * rate
     work.send(None)
     client.join()
     server.should_exit = True
     await running
-    return [
-        {
-            "side": side,
-            "tokens_per_s": median(sum(a[2] for a in answers) / seconds for seconds, answers in rounds),
-            "first_token_p50_ms": 1e3 * median(a[0] for _, answers in rounds for a in answers),
-            "answer_p50_ms": 1e3 * median(a[1] for _, answers in rounds for a in answers),
-            "tokens_per_answer": mean(a[2] for _, answers in rounds for a in answers),
-            "rounds_tokens_per_s": [sum(a[2] for a in answers) / seconds for seconds, answers in rounds],
-        }
-        for side, rounds in found.items()
-    ]
+    return [{"side": side, **_describe(turns)} for side, turns in found.items()]
+
+
+def _describe(turns: list[Turn]) -> dict[str, Any]:
+    answers = [answer for turn in turns for answer in turn.answers]
+
+    def per_answer_ms(seconds: float) -> float:
+        return 1e3 * seconds / len(answers)
+
+    return {
+        "tokens_per_s": median(sum(a[2] for a in turn.answers) / turn.seconds for turn in turns),
+        "first_token_p50_ms": 1e3 * median(a[0] for a in answers),
+        "answer_p50_ms": 1e3 * median(a[1] for a in answers),
+        "tokens_per_answer": mean(a[2] for a in answers),
+        "serving_cpu_ms": per_answer_ms(sum(turn.serving_cpu_s for turn in turns)),
+        "client_cpu_ms": per_answer_ms(sum(turn.client_cpu_s for turn in turns)),
+        "engine_cpu_ms": per_answer_ms(sum(turn.process_cpu_s - turn.serving_cpu_s for turn in turns)),
+        "rounds_tokens_per_s": [sum(a[2] for a in turn.answers) / turn.seconds for turn in turns],
+    }
 
 
 def main() -> None:

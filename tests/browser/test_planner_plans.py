@@ -124,7 +124,7 @@ def test_the_page_lists_what_an_engine_runs(browser: Browser, site: Path) -> Non
     assert "2 x" in browser.run("document.getElementById('verdict').textContent")
     assert not browser.run("document.getElementById('count').disabled")
     assert "with vllm at F16" in browser.run("document.querySelector('#device-table caption').textContent")
-    assert browser.run("['quant', 'kv', 'min-speed'].every((name) => $(name).disabled)")
+    assert browser.run("['quant', 'quant-step', 'kv-step', 'min-speed'].every((name) => $(name).disabled)")
     assert browser.run("$('quant').value") == "f16"
 
 

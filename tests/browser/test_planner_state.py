@@ -41,6 +41,26 @@ def test_the_controls_show_what_the_address_says(browser: Browser, site: Path) -
     assert "5 x" in text_of(browser, "verdict")
 
 
+def test_types_have_sliders_from_the_smallest_to_the_largest(browser: Browser, site: Path) -> None:
+    open_with(browser, site, "kv=q8_0")
+    browser.until("$('kv-value').textContent === 'Q8_0'")
+    assert browser.run("['quant', 'kv'].map((name) => $(`${name}-step`).getAttribute('aria-valuetext'))") == [
+        "Q4_K_M", "Q8_0",
+    ]  # fmt: skip
+    needed = []
+    for place in range(int(browser.run("$('quant-step').max")) + 1):
+        browser.run(f"$('quant-step').value = {place}; $('quant-step').dispatchEvent(new Event('input'))")
+        browser.until(f"$('quant').value === LADDERS[0][2]()[{place}]")
+        assert browser.run("state.quant") == browser.run("$('quant').value")
+        needed.append(browser.run("planFor(deviceOf(state.device), 1, state.quant, settingOf()).needed"))
+    assert needed == sorted(needed)
+    browser.run("$('kv-step').value = 0; $('kv-step').dispatchEvent(new Event('input'))")
+    browser.until("state.kv === 'q4_0' && $('kv-value').textContent === 'Q4_0'")
+    browser.run("$('quant').value = 'q8_0'; $('quant').dispatchEvent(new Event('input'))")
+    browser.until("$('quant-value').textContent === 'Q8_0'")
+    assert "quant=q8_0" in browser.run("location.hash")
+
+
 def test_the_table_is_in_the_address(browser: Browser, site: Path) -> None:
     """What is sought, the kind, whether layers may be on the processor, and the order come back with the link."""
     open_with(browser, site, "search=rtx+40&kind=consumer&partly=1&sort=-price&context=2048")

@@ -24,7 +24,7 @@ MAX_THREADS = 1024
 
 _MIB = 1 << 20
 # The buffer is four times the last cache, so that at most a quarter of the reads can hit it, within these.
-_MIN_BUFFER_BYTES, _MAX_BUFFER_BYTES = 256 * _MIB, 2048 * _MIB
+_MIN_BUFFER_BYTES, _MAX_BUFFER_BYTES = 512 * _MIB, 2048 * _MIB
 _NUM_STREAMS = (1, 2)
 _NUM_ATTEMPTS = 3
 

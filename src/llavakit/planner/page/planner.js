@@ -94,9 +94,33 @@ const SLIDERS = [
   ["layers", "Layers on devices"],
 ];
 
+// Types, from the smallest to the largest.
+const LADDERS = [
+  ["quant", "Quantization", () => sortedBy(D.models[state.model].quants, (quant) => quant.language_bytes)],
+  ["kv", "Keys and values", () => sortedBy(D.kv, (size) => size)],
+];
+
+function sortedBy(table, size) { return Object.keys(table).sort((a, b) => size(table[a]) - size(table[b])); }
+
+// The slider of a type and its name beside it show what is chosen.
+function syncLadders(hasOneType) {
+  for (const [name, , list] of LADDERS) {
+    const [input, shown] = [$(`${name}-step`), hasOneType ? "f16" : state[name]];
+    input.value = list().indexOf(shown);
+    input.setAttribute("aria-valuetext", shown.toUpperCase());
+    $(`${name}-value`).textContent = shown.toUpperCase();
+    input.disabled = hasOneType;
+  }
+}
+
 function makeSliders() {
   const limits = limitsOf(state.model);
   $("sliders").replaceChildren();
+  for (const [name, label, list] of LADDERS) {
+    const id = `${name}-step`;
+    const input = el("input", { type: "range", id, min: 0, max: list().length - 1, step: 1, oninput: () => change(name, list()[input.value]) });
+    $("sliders").append(el("div", { class: "field" }, el("output", { id: `${name}-value`, for: id }), el("label", { for: id }, label), input));
+  }
   for (const [name, label] of SLIDERS) {
     const [least, high, coarse] = limits[name];
     const low = Math.max(0, least); // of layers, -1 stands for all
@@ -110,9 +134,6 @@ function makeSliders() {
     } });
     $("sliders").append(el("div", { class: "field" }, output, el("label", { for: name }, label), input));
   }
-  const kv = el("select", { id: "kv", onchange: () => change("kv", kv.value) }, ...Object.keys(D.kv).map((name) => option(name, name)));
-  kv.value = state.kv;
-  $("sliders").append(el("div", { class: "field" }, el("label", { for: "kv" }, "Keys and values"), kv));
   for (const [name, label] of [["flash", "Flash attention"], ["vision", "Vision tower on the device"]]) {
     const box = el("input", { type: "checkbox", id: name, checked: state[name] === 1, onchange: () => change(name, box.checked ? 1 : 0) });
     $("sliders").append(el("div", { class: "check" }, box, el("label", { for: name }, label)));
@@ -145,7 +166,8 @@ function showAll() {
   $("count").value = $("count").disabled ? 1 : state.count;
   const hasOneType = HALF_ONLY.includes(state.engine);
   $("quant").value = hasOneType ? "f16" : state.quant;
-  for (const name of ["quant", "kv", "min-speed"]) $(name).disabled = hasOneType; // of which it has one, or none is known
+  syncLadders(hasOneType);
+  for (const name of ["quant", "min-speed"]) $(name).disabled = hasOneType; // of which it has one, or none is known
   $("partly").disabled = !LAYERED.includes(state.engine);
   for (const name of ["layers", "vision"]) $(name).disabled = isProcessor(device) || !LAYERED.includes(state.engine);
   $("flash").checked = plan.setting.has_flash_attention;
