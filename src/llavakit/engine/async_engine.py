@@ -340,9 +340,13 @@ class AsyncEngine:
             time.sleep(_CHORE_PAUSE_S / 10)
 
     def _deliver(self, events: list[EngineEvent]) -> None:
-        """Hand events over to the loops they were asked from: each is woken once for all of a step."""
+        """Hand events over to the loops they were asked from: each is woken once for all of a step.
+
+        Answers that end come first: whoever has one may be about to ask the next, and its place is free.
+        """
+        ended = {event.request_id for event in events if event.result is not None or event.error is not None}
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EngineAnswer, EngineEvent]]] = {}
-        for event in events:
+        for event in sorted(events, key=lambda event: event.request_id not in ended):
             answer = self._answers.get(event.request_id)
             if answer is not None and (event.result is not None or event.error is not None):
                 del self._answers[event.request_id]

@@ -16,6 +16,7 @@ __all__ = ["DONE", "TextFrame", "chat_chunk", "chat_logprobs", "finish_name", "n
            "ollama_logprobs", "sse", "timestamp", "usage_of"]  # fmt: skip
 
 DONE = b"data: [DONE]\n\n"
+_MARK = uuid.uuid4().hex  # which no name of a model has
 
 
 def sse(content: dict[str, Any], *, event: str | None = None) -> bytes:
@@ -34,8 +35,7 @@ class TextFrame:
     """
 
     def __init__(self, make: Callable[[str], bytes]) -> None:
-        mark = uuid.uuid4().hex
-        self._before, self._after = make(mark).split(f'"{mark}"'.encode())
+        self._before, self._after = make(_MARK).split(f'"{_MARK}"'.encode())
 
     def fill(self, text: str) -> bytes:
         """Return the piece with this text."""

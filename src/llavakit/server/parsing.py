@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llavakit.core.errors import OverloadedError
 from llavakit.server.failures import body_of, status_of
 from llavakit.server.file_limits import most_connections
+from llavakit.server.outlet import Outlet
 
 __all__ = ["BoundedHttp"]
 
@@ -46,17 +47,22 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first head."""
-        super().connection_made(transport)
+        super().connection_made(Outlet(transport, self.loop))  # type: ignore[arg-type] - as much of one as is used
         if len(self.connections) > most_connections():
-            transport.write(_refusal(len(self.connections) - 1))
-            transport.close()
+            self.transport.write(_refusal(len(self.connections) - 1))
+            self.transport.close()
             return
-        self._head_timer = self.loop.call_later(_MAX_HEAD_S, transport.close)
+        self._head_timer = self.loop.call_later(_MAX_HEAD_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Let the end of a response go at once."""
+        self.transport.end_response()  # type: ignore[attr-defined] - an Outlet
+        super().on_response_complete()
 
     def _stop_waiting(self) -> None:
         if self._head_timer is not None:

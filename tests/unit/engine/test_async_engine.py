@@ -14,7 +14,7 @@ import pytest
 from llavakit.core.errors import CapacityError, LlavakitError, OverloadedError
 from llavakit.core.requests import EngineStats
 from llavakit.core.types import FinishReason, SamplingParams, TokenEvent
-from llavakit.engine.async_engine import AsyncEngine
+from llavakit.engine.async_engine import AsyncEngine, EngineAnswer
 from llavakit.engine.paged_engine import EngineEvent, PagedEngine
 
 
@@ -142,6 +142,37 @@ class _Answering(_Engine):
     def step(self) -> list[EngineEvent]:
         self._left -= 1
         return [event for request_id in list(self.open) for event in self._end(request_id)] if self._left == 0 else []
+
+
+class _Talking(_Engine):
+    """Gives the first request a word for every step, and the second one its last two, when both are there."""
+
+    def step(self) -> list[EngineEvent]:
+        if len(self.open) < 2:
+            return []
+        first, second = self.open
+        word = TokenEvent(request_idx=0, text="a", token_id=5, logprob=None, finish_reason=None)
+        words = [EngineEvent(request_id=asked, event=word, result=None) for asked in (first, second)]
+        return [*words, *self._end(second)]
+
+
+def test_who_has_the_last_word_is_told_first_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        EngineAnswer, "receive", lambda _answer, event: told.append((event.request_id, event.result is not None))
+    )
+
+    async def run() -> None:
+        engine = AsyncEngine(cast(PagedEngine, _Talking()), max_open=9, max_pixel_bytes=1000)
+        first = await engine.submit(cast(Any, _Prompt(None)), SamplingParams())
+        await engine.submit(cast(Any, _Prompt(None)), SamplingParams())
+        while len(told) < 3:
+            await asyncio.sleep(0)
+        assert told[:3] == [(1, False), (1, True), (0, False)]
+        first.cancel()
+        await asyncio.to_thread(engine.close, grace_s=5)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def _pieces(done: list[int], num_pieces: int) -> Generator[None, None, str]:
