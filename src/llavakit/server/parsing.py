@@ -47,7 +47,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first head."""
-        super().connection_made(Outlet(transport, self.loop))  # type: ignore[arg-type] - as much of one as is used
+        self._outlet = Outlet(transport, self.loop)
+        super().connection_made(self._outlet)  # type: ignore[arg-type]  # as much of a transport as is used
         if len(self.connections) > most_connections():
             self.transport.write(_refusal(len(self.connections) - 1))
             self.transport.close()
@@ -61,7 +62,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Let the end of a response go at once."""
-        self.transport.end_response()  # type: ignore[attr-defined] - an Outlet
+        self._outlet.end_response()
         super().on_response_complete()
 
     def _stop_waiting(self) -> None:
