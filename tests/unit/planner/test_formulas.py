@@ -82,6 +82,21 @@ def test_logged_buffers(logged_13b: PlannedModel) -> None:
     assert other_memory.host_buffer_bytes(llama3, setting) / MIB == pytest.approx(24.01, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "context", "without", "flash"),
+    [
+        ("llava:7b", 512, 105.51, 97.01), ("llava:7b", 2048, 188.01, 98.51), ("llava:7b", 4096, 320.01, 100.51),
+        ("llava:13b", 512, 132.01, 121.51), ("llava:13b", 2048, 234.01, 123.01), ("llava:13b", 4096, 398.01, 125.01),
+    ],
+)  # fmt: skip
+def test_buffers_that_llama_cpp_logs_on_a_processor(name: str, context: int, without: float, flash: float) -> None:
+    """Source: benchmarks/results/llama_cpp_buffers.jsonl, llama-cpp-python 0.3.36."""
+    for has_flash, logged in ((False, without), (True, flash)):
+        setting = Setting(num_context_tokens=context, has_flash_attention=has_flash)
+        size = formulas.processor_buffer_bytes(find_model(name).sizes, setting)
+        assert size / MIB == pytest.approx(logged, rel=1e-3)
+
+
 def test_reference_parameters(logged_13b: PlannedModel) -> None:
     """Source: the published count, with the tower's block and norm that nothing uses."""
     assert logged_13b.sizes.num_reference_parameters == 13_350_839_296

@@ -21,7 +21,7 @@ from llavakit.planner.formulas.common import (
 )
 from llavakit.planner.formulas.engine_memory import llavakit_activation_bytes
 from llavakit.planner.formulas.engine_time import row_seconds
-from llavakit.planner.formulas.other_memory import compute_buffer_bytes
+from llavakit.planner.formulas.other_memory import compute_buffer_bytes, processor_buffer_bytes
 from llavakit.planner.formulas.other_time import operation_cost, prompt_rate
 from llavakit.planner.formulas.times import (
     answer_seconds,
@@ -45,9 +45,9 @@ from llavakit.planner.formulas.verdicts import (
 __all__ = [
     "MODULES", "answer_seconds", "cached_tokens", "compute_buffer_bytes", "decode_seconds", "device_weights",
     "energy_joules", "first_token_seconds", "fits_in", "image_seconds", "kv_bytes", "largest_context",
-    "llavakit_activation_bytes", "most_device_layers", "operation_cost", "parts_of", "place_totals", "prompt_rate",
-    "prompt_seconds", "prompt_tokens", "row_seconds", "slower_of", "usable_bytes", "usable_places", "verdict_of",
-    "vision_seconds",
+    "llavakit_activation_bytes", "most_device_layers", "operation_cost", "parts_of", "place_totals",
+    "processor_buffer_bytes", "prompt_rate", "prompt_seconds", "prompt_tokens", "row_seconds", "slower_of",
+    "usable_bytes", "usable_places", "verdict_of", "vision_seconds",
 ]  # fmt: skip
 
 # In the order in which one may use the other.

@@ -18,7 +18,7 @@ from llavakit.planner.formulas.common import (
 )
 from llavakit.planner.records import DeviceNumbers, ModelSizes, QuantSizes, Setting
 
-__all__ = ["compute_buffer_bytes", "llama_cpp_parts", "torch_parts", "vllm_parts"]
+__all__ = ["compute_buffer_bytes", "llama_cpp_parts", "processor_buffer_bytes", "torch_parts", "vllm_parts"]
 
 
 def compute_buffer_bytes(model: ModelSizes, setting: Setting, is_partial: bool) -> int:
@@ -41,6 +41,22 @@ def host_buffer_bytes(model: ModelSizes, setting: Setting) -> int:
     """llama.cpp's buffer on the host: mask and input of one batch."""
     batch = min(setting.micro_batch, setting.num_context_tokens)
     return 4 * batch * (setting.num_context_tokens + model.hidden_size)
+
+
+def processor_buffer_bytes(model: ModelSizes, setting: Setting) -> int:
+    """llama.cpp's buffer where there is no device, of a build of 2026: scores, a layer's work or logits, and the input.
+
+    Reproduces what it logs (``benchmarks/llama_cpp_buffers.py``). Three rows of the feed-forward part are there at a
+    time, since its activation is an operation of its own.
+    """
+    batch = min(setting.micro_batch, setting.num_context_tokens)
+    work = 3 * model.intermediate_size + 4 * model.hidden_size
+    mask = 2 * batch * setting.num_context_tokens
+    if not setting.has_flash_attention:
+        scores = 7 * model.hidden_size + setting.num_context_tokens * (1 + model.num_heads)
+        work = max(work + model.hidden_size + setting.num_context_tokens, scores)
+        mask = 0
+    return 4 * batch * max(work, model.hidden_size + model.vocab_size) + mask
 
 
 def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devices: Sequence[DeviceNumbers]) -> Any:
@@ -70,7 +86,7 @@ def llama_cpp_parts(model: ModelSizes, quant: QuantSizes, setting: Setting, devi
         parts.append(part("vision buffer", model.vision_buffer_bytes, HOST, "logged"))
     if host["layers"] > 0:
         parts.append(part("key-value cache", kv_bytes(model, setting, host["layers"], positions), HOST, "exact"))
-    size = host_buffer_bytes(model, setting) if has_device else compute_buffer_bytes(model, setting, False)
+    size = host_buffer_bytes(model, setting) if has_device else processor_buffer_bytes(model, setting)
     parts.append(part("compute buffer", size, HOST, "logged"))
     parts.append(part("program", 150 * MIB, HOST, "assumed"))
     return parts
