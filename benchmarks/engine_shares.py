@@ -33,8 +33,7 @@ import numpy as np
 
 from benchmarks.planner_error import RUNS, Run, instructions_of, key_of, read_done, read_stored, setting_of
 from benchmarks.product_shares import ProductShares, fit_products
-from llavakit.diagnostics.plan_check import best_limits, machine_numbers
-from llavakit.kernels.machine import MachineLimits
+from llavakit.diagnostics.plan_check import limits_of, machine_numbers
 from llavakit.planner.models import find_model
 from llavakit.planner.records import DeviceNumbers, EngineFit
 from llavakit.planner.runs import planned_seconds
@@ -67,14 +66,15 @@ def make_fit(values: np.ndarray, instruction_set: str, products: ProductShares) 
 
 
 @lru_cache(maxsize=64)
-def _numbers(limits: str) -> DeviceNumbers:
-    return machine_numbers(best_limits([MachineLimits(**found) for found in json.loads(limits)]))
+def _numbers(measured: str) -> DeviceNumbers:
+    return machine_numbers(limits_of(json.loads(measured)))
 
 
 def predict(run: Run, measured: dict[str, Any], fit: EngineFit) -> dict[str, float]:
     """Return planned over measured seconds of a run."""
     setting = replace(setting_of(run), engine="llavakit")
-    numbers, tokens = _numbers(json.dumps(measured["limits"])), measured["num_prompt_tokens"]
+    limits = {name: measured.get(name) for name in ("limits", "token_read_gb_per_s")}
+    numbers, tokens = _numbers(json.dumps(limits)), measured["num_prompt_tokens"]
     whole = replace(
         fit, row_operations=with_alike(fit.row_operations), pass_operations=with_alike(fit.pass_operations),
         pass_rates=with_alike(fit.pass_rates),
@@ -92,8 +92,11 @@ def has_fast_reads(run: Run, done: dict[str, Any]) -> bool:
     """Whether the memory was read about as fast during a run as during the fastest.
 
     On a shared host it is read half as fast for minutes. Where such minutes meet the measuring of the limit and not the
-    answer, a token seems to have used more than all of the bandwidth, so that nothing can be told of shares.
+    answer, a token seems to have used more than all of the bandwidth, so that nothing can be told of shares. Runs that
+    measured reads beside every token have no such minutes.
     """
+    if done[key_of(run)].get("token_read_gb_per_s") is not None:
+        return True
     reads = {key: max(limits["read_gb_per_s"] for limits in found["limits"]) for key, found in done.items()}
     return bool(reads[key_of(run)] >= _FAST_SHARE * max(reads.values()))
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 from benchmarks.engine_shares import is_seen
 from benchmarks.planner_error import RUNS, compare_memory, compare_speeds, key_of, read_stored, setting_of
-from llavakit.diagnostics.plan_check import best_limits
+from llavakit.diagnostics.plan_check import limits_of
 from llavakit.kernels.machine import MachineLimits
 
 _DATA = Path(__file__).parents[1] / "src" / "llavakit" / "planner" / "data" / "proof.json"
@@ -38,7 +38,7 @@ def make_machines() -> list[dict[str, Any]]:
 
 
 def _run(run: tuple[str, str, int, int, int, str], measured: dict[str, Any]) -> dict[str, Any]:
-    limits = best_limits([MachineLimits(**entry) for entry in measured["limits"]])
+    limits = limits_of(measured)
     setting = setting_of(run)
     return {
         "model": run[0], "quant": run[1], "num_images": setting.num_images, "num_text_tokens": setting.num_text_tokens,

@@ -32,9 +32,9 @@ from llavakit.planner.speed import engine_fit
 __all__ = [
     "CheckRow",
     "PlanCheck",
-    "best_limits",
     "check_plan",
     "compare",
+    "limits_of",
     "machine_numbers",
     "measure_run",
     "run_worker",
@@ -207,10 +207,10 @@ def compare(
     measured : dict
         What `run_worker` returned.
     machine : MachineLimits, optional
-        By default the best of what the run measured between its answers.
+        By default what the run measured: `limits_of`.
     """
     if machine is None:
-        machine = best_limits([MachineLimits(**limits) for limits in measured["limits"]])
+        machine = limits_of(measured)
     parts = formulas.parts_of(model.sizes, model.quantize(quant), setting, [], PROGRAM_BYTES)
     rows = (*_memory_rows(parts, measured), *_speed_rows(model, quant, setting, machine, measured))
     summary = (
@@ -219,6 +219,13 @@ def compare(
         f"{measured['num_prompt_tokens']} tokens of prompt, {setting.num_new_tokens} of answer"
     )
     return PlanCheck(summary, rows, machine, measured)
+
+
+def limits_of(measured: dict[str, Any]) -> MachineLimits:
+    """Return what a run's machine could do: the best between its answers, and reads as they were beside its tokens."""
+    limits = best_limits([MachineLimits(**found) for found in measured["limits"]])
+    read_gb_per_s = measured.get("token_read_gb_per_s")  # which older runs did not measure
+    return limits if read_gb_per_s is None else replace(limits, read_gb_per_s=read_gb_per_s)
 
 
 def best_limits(limits: list[MachineLimits]) -> MachineLimits:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from statistics import fmean, harmonic_mean
 from typing import TYPE_CHECKING, Any
 
 from llavakit.diagnostics.memory import read_memory
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _MACHINE_SECONDS = 2.0
+# Beside every token: several times the last cache, and a moment.
+_READ_BYTES, _READ_SECONDS = 256 << 20, 0.05
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +34,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     ``request`` has ``model`` (path or name), ``num_threads``, ``kv_dtype``, ``num_images``, ``num_prompt_tokens``,
     ``num_new_tokens`` and ``num_rounds``. Memory is that of the first answer. Every further round measures the machine
     and answers once more, so that speeds and limits are of the same minutes; the best of each counts, since a neighbour
-    on the machine can only slow them down.
+    on the machine can only slow them down. How fast memory is read can change from one second to the next, so it is
+    measured before and after every further token, too: ``decode_s`` and ``token_read_gb_per_s`` are the means of these.
     """
     import torch
 
@@ -61,28 +67,56 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     params = SamplingParams(max_new_tokens=request["num_new_tokens"], ignore_eos=True)
     times = [_answer(engine, prompt, params)]
     after, limits = read_memory(), []
+    tokens: list[tuple[float, float]] = []
+
+    def measure_read() -> float:
+        return load_library().measure_read(
+            num_bytes=_READ_BYTES, num_threads=request["num_threads"], num_streams=1, seconds=_READ_SECONDS
+        )
+
     for _ in range(request["num_rounds"] - 1):
         limits.append(measure_machine(_MACHINE_SECONDS, num_threads=request["num_threads"]))
         engine.reset()
-        times.append(_answer(engine, prompt, params))
+        times.append(_answer(engine, prompt, params, measure_read, tokens))
+    found = {name: min(found[name] for found in times) for name in times[0]}
+    if tokens:
+        found["decode_s"] = fmean(seconds for seconds, _ in tokens)
     return {
         "program_bytes": None if before is None else before.resident,
         "peak_bytes": None if after is None else after.peak_resident,
         "anonymous_bytes": None if after is None else after.anonymous,
         "file_bytes": None if after is None else after.file_backed,
-        **{name: min(found[name] for found in times) for name in times[0]},
+        **found,
+        "token_read_gb_per_s": harmonic_mean([read for _, read in tokens]) if tokens else None,
         "num_prompt_tokens": len(prompt.token_ids),
         "instruction_set": load_library().best.name.lower(),
         "rounds": times,
+        "tokens": tokens,
         "limits": [asdict(limit) for limit in limits],
     }
 
 
-def _answer(engine: Engine, prompt: EnginePrompt, params: SamplingParams) -> dict[str, float]:
-    """Answer once; seconds of the pictures, of the prompt and of a further token."""
+def _answer(
+    engine: Engine, prompt: EnginePrompt, params: SamplingParams, measure_read: Callable[[], float] | None = None,
+    tokens: list[tuple[float, float]] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Answer once; seconds of the pictures, of the prompt and of a further token.
+
+    With ``measure_read``, append to ``tokens`` the seconds of every further one, and the mean of the reads around it.
+    """
     (generation,) = engine.submit([prompt], [params])
-    for _ in engine.run([generation]):
-        pass
+    events = engine.run([generation])
+    next(events)
+    before = measure_read() if measure_read is not None else 0.0
+    while True:
+        began = time.perf_counter()
+        if next(events, None) is None:
+            break
+        seconds = time.perf_counter() - began
+        if measure_read is not None and tokens is not None:
+            after = measure_read()
+            tokens.append((seconds, (before + after) / 2))
+            before = after
     timings = generation.timings
     return {
         "vision_s": timings.image_encode_s,
