@@ -161,6 +161,8 @@ def _ask_server(port: int, num_tokens: int, is_whole: bool, work: Connection) ->
         while (turn := work.recv()) is not None:
             cpu_s = time.process_time()
             seconds, answers = runner.run(_take_turn(ask, *turn))
+            while idle:  # the server lets go of those that wait for long
+                idle.pop()[1].close()
             work.send((seconds, answers, time.process_time() - cpu_s))
 
 

@@ -31,6 +31,9 @@ class _Sent:
     def get_extra_info(self, name: str) -> Any:
         return None
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
 
 async def _turn() -> None:
     await asyncio.sleep(0)
@@ -54,12 +57,11 @@ def test_a_stream_is_paced_but_for_its_beginning_and_its_end() -> None:
         sent, loop = _Sent(), asyncio.get_running_loop()
         outlet = Outlet(sent, loop)
         for response in range(2):  # the second one begins like the first
-            before = len(sent.pieces)
+            before, began_s = len(sent.pieces), loop.time()
             for piece in (b"head", b"one"):
                 outlet.write(piece)
                 await _turn()
             assert sent.pieces[before:] == [b"head", b"one"], response
-            began_s = loop.time()
             outlet.write(b"two ")
             await _turn()
             outlet.write(b"three")
@@ -124,8 +126,19 @@ def test_the_first_word_waits_for_no_acknowledgement(address: str) -> None:
 def test_the_server_sends_through_it() -> None:
     async def run() -> None:
         protocol = BoundedHttp(make_config(FastAPI()), server_state=ServerState(), app_state={})
-        protocol.connection_made(_Sent())  # type: ignore[arg-type]
+        sent = _Sent()
+        protocol.connection_made(sent)  # type: ignore[arg-type]
         assert isinstance(protocol.transport, Outlet)
+        for piece in (b"head", b"one", b"two"):
+            protocol.transport.write(piece)
+            await _turn()
+        protocol.on_response_complete()  # whose last piece waits for nothing
+        assert b"".join(sent.pieces) == b"headonetwo"
+        for piece in (b"head", b"one", b"next"):
+            protocol.transport.write(piece)
+            await _turn()
         protocol.connection_lost(None)
+        await asyncio.sleep(2 * PACE_S)
+        assert b"next" not in b"".join(sent.pieces[3:])
 
     asyncio.run(run())

@@ -69,9 +69,11 @@ class CLIPMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, D) to (N, T, D)."""
-        first, second = self.fc1.matrix, self.fc2.matrix
-        if self.fc1.is_native(x) and self.activation is quick_gelu and first is not None and second is not None:
-            return first.multiply_twice(x, self.fc1.bias, second, self.fc2.bias, activation=Activation.QUICK_GELU)
+        if self.fc1.is_native(x) and self.activation is quick_gelu and self.fc1.matrix is not None:
+            first, second, end = self.fc1.matrix, getattr(self.fc2, "matrix", None), Activation.QUICK_GELU
+            if second is None:  # an adapter is around it
+                return self.fc2(first.multiply(x, self.fc1.bias, activation=end))  # type: ignore[no-any-return]
+            return first.multiply_twice(x, self.fc1.bias, second, self.fc2.bias, activation=end)
         return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
 
 
@@ -87,10 +89,13 @@ class CLIPEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, D) to (N, T, D)."""
-        x = self.self_attn(self.layer_norm1(x)).add_(
-            x
-        )  # into what nobody else has seen: no third tensor passes the caches
-        return self.mlp(self.layer_norm2(x)).add_(x)  # type: ignore[no-any-return]
+        x = _add(self.self_attn(self.layer_norm1(x)), x)
+        return _add(self.mlp(self.layer_norm2(x)), x)
+
+
+def _add(fresh: Tensor, x: Tensor) -> Tensor:
+    """Add, into what nobody else has seen: a third tensor need not pass the caches. Autocast's halves stay apart."""
+    return fresh.add_(x) if fresh.dtype == x.dtype else fresh + x
 
 
 class CLIPEncoder(nn.Module):

@@ -6,6 +6,7 @@ Handing a piece to the system costs more of the event loop than what is in it: t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
@@ -33,11 +34,12 @@ class Outlet:
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        # asyncio sets it only for sockets that were made with TCP's number, which those of a listener are not. Without it
-        # the first word waits, on a connection that was used before, some 40 ms for the head to be acknowledged.
+        # asyncio sets it only for sockets that were made with TCP's number, which those of a listener are not. Without
+        # it the first word waits, on a connection that was used before, some 40 ms for the head to be acknowledged.
         found = transport.get_extra_info("socket")
         if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # of a client that has gone already
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._waiting: list[bytes] = []
         self._num_bytes = self._num_sent = 0  # that wait, and pieces of this response
         self._last_s = 0.0
@@ -48,6 +50,8 @@ class Outlet:
 
     def write(self, data: bytes) -> None:
         """Send soon."""
+        if not data:
+            return
         self._waiting.append(data)
         self._num_bytes += len(data)
         if self._num_bytes >= _MAX_WAITING_BYTES:
@@ -68,6 +72,11 @@ class Outlet:
         """Send what waits, and close."""
         self._flush()
         self._transport.close()
+
+    def drop(self) -> None:
+        """Forget what waits: the connection is lost."""
+        self._waiting.clear()
+        self._flush()
 
     def _flush(self) -> None:
         if self._handle is not None:

@@ -58,6 +58,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._stop_waiting()
+        self._outlet.drop()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
