@@ -102,14 +102,23 @@ def test_tab_goes_through_it_in_order_and_shows_where_it_is(browser: Browser, si
         assert browser.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
-def test_moving_a_slider_moves_nothing_else(browser: Browser, site: Path) -> None:
-    browser.resize(768, 900)
+@pytest.mark.parametrize("width", [768, 1280])
+@pytest.mark.parametrize("name", ["quant-step", "kv-step", "context", "images"])
+def test_moving_a_slider_moves_nothing_else(browser: Browser, site: Path, name: str, width: int) -> None:
+    browser.resize(width, 900)
     _open(browser, site / "index.html")
-    browser.run("document.querySelector('input[type=range]').focus()")
-    before = browser.run("document.documentElement.scrollHeight")
+    browser.run(f"$('{name}').focus()")
+    place = f"$('{name}').getBoundingClientRect().top + scrollY"
+    before, top = browser.run("document.documentElement.scrollHeight"), browser.run(place)
     for _ in range(3):
         browser.press("ArrowLeft")
     assert browser.run("window.shifts") == []
+    if name.endswith("-step"):  # from what fits to what does not; the table of devices may be as long as it is
+        for step in range(int(browser.run(f"$('{name}').max")) + 1):
+            browser.run(f"$('{name}').value = {step}; $('{name}').dispatchEvent(new Event('input'))")
+            browser.until("!pending")
+            assert browser.run(place) == top
+        return
     assert abs(browser.run("document.documentElement.scrollHeight") - before) < 200
 
 

@@ -52,7 +52,7 @@ def test_types_have_sliders_from_the_smallest_to_the_largest(browser: Browser, s
         browser.run(f"$('quant-step').value = {place}; $('quant-step').dispatchEvent(new Event('input'))")
         browser.until(f"$('quant').value === LADDERS[0][2]()[{place}]")
         assert browser.run("state.quant") == browser.run("$('quant').value")
-        needed.append(browser.run("planFor(deviceOf(state.device), 1, state.quant, settingOf()).needed"))
+        needed.append(browser.run("neededBytes(planFor(deviceOf(state.device), 1, state.quant, settingOf()))"))
     assert needed == sorted(needed)
     browser.run("$('kv-step').value = 0; $('kv-step').dispatchEvent(new Event('input'))")
     browser.until("state.kv === 'q4_0' && $('kv-value').textContent === 'Q4_0'")

@@ -65,7 +65,14 @@ def test_exact_products_give_the_logits_of_the_floats(
         out = out if bias is None else out + bias
         return quick_gelu(out) if activation else out
 
+    def multiply_twice(
+        self: StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None, second: StoredMatrix,
+        second_bias: torch.Tensor | None, *, activation: int,
+    ) -> Any:  # fmt: skip
+        return multiply(second, multiply(self, x, bias, activation=activation), second_bias)
+
     monkeypatch.setattr(StoredMatrix, "multiply", multiply)
+    monkeypatch.setattr(StoredMatrix, "multiply_twice", multiply_twice)
     assert relative_error(_logits(loaded.model), _logits(_float_model(_config(), weights))) < 1e-5
 
 

@@ -119,7 +119,7 @@ function makeSliders() {
   for (const [name, label, list] of LADDERS) {
     const id = `${name}-step`;
     const input = el("input", { type: "range", id, min: 0, max: list().length - 1, step: 1, oninput: () => change(name, list()[input.value]) });
-    $("sliders").append(el("div", { class: "field" }, el("output", { id: `${name}-value`, for: id }), el("label", { for: id }, label), input));
+    $("sliders").append(el("div", { class: "field" }, el("output", { id: `${name}-value`, class: "type", for: id }), el("label", { for: id }, label), input));
   }
   for (const [name, label] of SLIDERS) {
     const [least, high, coarse] = limits[name];
