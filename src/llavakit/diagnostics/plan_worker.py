@@ -6,7 +6,9 @@ python -m llavakit.diagnostics.plan_worker '{"model": ..., ...}'
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _MACHINE_SECONDS = 2.0
-# Beside every token: several times the last cache, and a moment.
-_READ_BYTES, _READ_SECONDS = 256 << 20, 0.05
+# Beside every token: not much, since each time it is allocated anew, and for a moment.
+_LEAST_READ_BYTES, _READ_SECONDS = 256 << 20, 0.05
+_MEASURED_TOKENS = 16  # of an answer, evenly spread
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     ``num_new_tokens`` and ``num_rounds``. Memory is that of the first answer. Every further round measures the machine
     and answers once more, so that speeds and limits are of the same minutes; the best of each counts, since a neighbour
     on the machine can only slow them down. How fast memory is read can change from one second to the next, so it is
-    measured before and after every further token, too: ``decode_s`` and ``token_read_gb_per_s`` are the means of these.
+    measured before and after further tokens, too: ``decode_s`` and ``token_read_gb_per_s`` are the means of these.
     """
     import torch
 
@@ -44,7 +47,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     from llavakit.diagnostics.generated import make_picture
     from llavakit.engine.engine import Engine
     from llavakit.kernels.library import load_library
-    from llavakit.kernels.machine import measure_machine
+    from llavakit.kernels.machine import choose_buffer_bytes, measure_machine
     from llavakit.processing.tokenizer import StreamDecoder
 
     load_library()
@@ -69,9 +72,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     after, limits = read_memory(), []
     tokens: list[tuple[float, float]] = []
 
+    num_bytes = choose_buffer_bytes(request["num_threads"], least_bytes=_LEAST_READ_BYTES)
+
     def measure_read() -> float:
         return load_library().measure_read(
-            num_bytes=_READ_BYTES, num_threads=request["num_threads"], num_streams=1, seconds=_READ_SECONDS
+            num_bytes=num_bytes, num_threads=request["num_threads"], num_streams=1, seconds=_READ_SECONDS
         )
 
     for _ in range(request["num_rounds"] - 1):
@@ -102,21 +107,21 @@ def _answer(
 ) -> dict[str, float]:  # fmt: skip
     """Answer once; seconds of the pictures, of the prompt and of a further token.
 
-    With ``measure_read``, append to ``tokens`` the seconds of every further one, and the mean of the reads around it.
+    With ``measure_read``, append to ``tokens`` the seconds of further ones, and the mean of the reads around each.
     """
     (generation,) = engine.submit([prompt], [params])
+    stride = max(1, math.ceil((params.max_new_tokens - 1) / _MEASURED_TOKENS))
     events = engine.run([generation])
     next(events)
-    before = measure_read() if measure_read is not None else 0.0
-    while True:
+    for idx in itertools.count():
+        is_measured = measure_read is not None and idx % stride == 0
+        before = measure_read() if measure_read is not None and is_measured else 0.0
         began = time.perf_counter()
         if next(events, None) is None:
             break
         seconds = time.perf_counter() - began
-        if measure_read is not None and tokens is not None:
-            after = measure_read()
-            tokens.append((seconds, (before + after) / 2))
-            before = after
+        if measure_read is not None and tokens is not None and is_measured:
+            tokens.append((seconds, (before + measure_read()) / 2))
     timings = generation.timings
     return {
         "vision_s": timings.image_encode_s,

@@ -17,7 +17,7 @@ from llavakit.core.errors import ConfigError
 from llavakit.core.host_memory import list_control_groups, read_available_bytes
 from llavakit.kernels.library import KernelLibrary, Rate, load_library
 
-__all__ = ["MAX_THREADS", "MachineLimits", "count_cpus", "get_cpu_name", "measure_machine"]
+__all__ = ["MAX_THREADS", "MachineLimits", "choose_buffer_bytes", "count_cpus", "get_cpu_name", "measure_machine"]
 
 MAX_THREADS = 1024
 """Of the native library."""
@@ -115,7 +115,7 @@ def _measure_rate(library: KernelLibrary, rate: Rate, num_threads: int, seconds:
 
 
 def _measure_read(library: KernelLibrary, num_threads: int, seconds: float) -> float:
-    num_bytes = _choose_buffer_bytes(num_threads)
+    num_bytes = choose_buffer_bytes(num_threads)
     # Memory may be full before all threads read, and too many walkers disturb each other.
     counts = sorted({1, max(1, num_threads // 2), num_threads})
     slice_s = seconds / (len(counts) * len(_NUM_STREAMS))
@@ -126,8 +126,9 @@ def _measure_read(library: KernelLibrary, num_threads: int, seconds: float) -> f
     )
 
 
-def _choose_buffer_bytes(num_threads: int) -> int:
-    wanted = min(max(4 * _read_last_cache_bytes(), _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
+def choose_buffer_bytes(num_threads: int, *, least_bytes: int = _MIN_BUFFER_BYTES) -> int:
+    """Return the size of a buffer whose reads are memory's: four times the last cache, if there is as much memory."""
+    wanted = min(max(4 * _read_last_cache_bytes(), least_bytes), _MAX_BUFFER_BYTES)
     available = read_available_bytes()
     if available is not None:
         wanted = min(wanted, available // 4)

@@ -103,11 +103,11 @@ def test_buffer_is_four_last_caches_within_memory(tmp_path: Path, monkeypatch: p
     mib = 1 << 20
     monkeypatch.setattr(machine, "_read_last_cache_bytes", lambda: 128 * mib)
     monkeypatch.setattr(machine, "read_available_bytes", lambda: 1 << 40)
-    assert machine._choose_buffer_bytes(2) == 512 * mib
+    assert machine.choose_buffer_bytes(2) == 512 * mib
     monkeypatch.setattr(machine, "read_available_bytes", lambda: 400 * mib)
-    assert machine._choose_buffer_bytes(2) == 100 * mib
+    assert machine.choose_buffer_bytes(2) == 100 * mib
     monkeypatch.setattr(machine, "read_available_bytes", lambda: 1 * mib)
-    assert machine._choose_buffer_bytes(2) == 16 * mib
+    assert machine.choose_buffer_bytes(2) == 16 * mib
 
 
 def test_last_caches_are_counted_once_per_group_of_processors(tmp_path: Path) -> None:
