@@ -55,7 +55,10 @@ def read_log(peer: Path, model: Path, context: int, *, has_flash: bool) -> dict[
     """Return MiB of the cache and of the compute buffer, as logged."""
     command = [str(peer / "bin/python"), "-c", _PROGRAM, str(model), str(context), "1" if has_flash else "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return {name: sum(float(size) for size in line.findall(done.stdout)) for name, line in _LINES.items()}
+    found = {name: line.findall(done.stdout) for name, line in _LINES.items()}
+    if missing := [name for name, sizes in found.items() if not sizes]:
+        raise SystemExit(f"this llama.cpp logs no size of {' and '.join(missing)}; see the expressions in {__file__}.")
+    return {name: sum(map(float, sizes)) for name, sizes in found.items()}
 
 
 def main() -> None:
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="for the models, which stay there")
     parser.add_argument("--contexts", type=int, nargs="*", default=[512, 2048, 4096])
     options = parser.parse_args()
+    options.dir.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest(num_threads=count_cpus())
     manifest["versions"]["llama-cpp-python"] = find_peer_version(options.peer)
     rows: list[dict[str, Any]] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,6 +270,18 @@ def _attend_in_words(query: Tensor, key: Tensor, value: Tensor, num_keys: list[i
             total += weights.sum(1, keepdim=True)
         out[b, :, h] /= total
     return out
+
+
+def test_powers_of_the_weights_in_words_are_right_to_3e_6() -> None:
+    """The polynomial of ``word_power``, with its coefficients, between -1/2 and 1/2 in float32; weights are rounded to 6e-5."""
+    text = (Path(__file__).parents[3] / "csrc" / "attention_words.inc").read_text(encoding="utf-8")
+    coefficients = [np.float32(found) for found in re.findall(r"set1_ps\(([0-9.e-]+)f \* kTop\)", text)]
+    assert len(coefficients) == 5
+    r = np.linspace(-0.5, 0.5, 100_001).astype(np.float32)
+    p = np.full_like(r, coefficients[0])
+    for coefficient in coefficients[1:]:
+        p = p * r + coefficient
+    assert np.abs(p / np.exp2(r.astype(np.float64)) - 1).max() < 3e-6
 
 
 def test_attention_in_words_is_close_to_attention() -> None:
