@@ -273,7 +273,7 @@ def _attend_in_words(query: Tensor, key: Tensor, value: Tensor, num_keys: list[i
 
 
 def test_powers_of_the_weights_in_words_are_right_to_3e_6() -> None:
-    """The polynomial of ``word_power``, with its coefficients, between -1/2 and 1/2 in float32; weights are rounded to 6e-5."""
+    """The polynomial of ``word_power``, with its coefficients, in float32; the weights are then rounded to 6e-5."""
     text = (Path(__file__).parents[3] / "csrc" / "attention_words.inc").read_text(encoding="utf-8")
     coefficients = [np.float32(found) for found in re.findall(r"set1_ps\(([0-9.e-]+)f \* kTop\)", text)]
     assert len(coefficients) == 5
